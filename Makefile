@@ -1,0 +1,50 @@
+# The same commands for a person and for CI. `make` alone lists them.
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+export VENV
+
+# Nothing here may reach for the network or a screen; a test that needs to says so with a marker.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled
+HEADLESS := MUJOCO_GL=$(or $(MUJOCO_GL),egl) TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench freeze clean distclean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## environment in .venv with everything tests and demo need (again: does nothing)
+	@bash scripts/setup.sh
+
+demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, on a CPU, offline
+	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/metaworld/demo.sh $(ARGS)
+
+test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows)
+	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest $(ARGS)
+
+check: setup ## lint, formatting, types, and that documents match the code
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) scripts/check_repo.py
+
+format: setup ## fix what lint and formatting can fix
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: setup ## every benchmark; each ends with one line of JSON
+	@set -e; for script in benchmarks/*.py; do \
+	  [ -e "$$script" ] || { echo "bench: no benchmarks yet"; break; }; \
+	  echo "== $$script"; $(OFFLINE) $(HEADLESS) $(PY) "$$script" $(ARGS); \
+	done
+
+freeze: ## rewrite constraints.txt from the environment
+	@bash scripts/freeze.sh
+
+clean: ## remove caches and build leftovers, keep .venv and outputs/
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests examples benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## clean, and remove .venv and outputs/ too
+	rm -rf "$(VENV)" outputs
