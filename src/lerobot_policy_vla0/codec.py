@@ -1,0 +1,321 @@
+"""Actions as text: normalised actions ⇄ bins ⇄ token ids, vectorised on the device.
+
+Knows nothing about images, prompts, models or physical units: it sees actions in ``[-1, 1]`` and the
+ids of twelve characters. Encoding and decoding are exact inverses on the bins
+(`encode_bins` / `decode_ids`), and lose at most half a bin on the actions
+(`actions_to_bins` / `bins_to_actions`).
+
+The text of a chunk of ``T`` steps of ``D`` dimensions is ``T*D`` integers in ``[0, n_bins]``, step by
+step, one space between them, no leading zeros; then the end-of-turn token and the newline with which
+the chat template closes an assistant message (arXiv 2510.13054, section III).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ActionError, AnswerError, TokenizerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100  # torch's and transformers' label value for "not part of the loss"
+
+
+@dataclass(frozen=True)
+class ActionTokens:
+    """The token ids that action text is made of.
+
+    Attributes:
+        digits: ids of the characters ``0`` to ``9``, in that order.
+        space: id of one space, the separator.
+        end: id of the end-of-turn token (``<|im_end|>``).
+        newline: id of the newline that follows it in the chat template.
+        mask: id of ``?``, which hides a character in masked action augmentation.
+        pad: id used to fill rows of different length; never part of the loss.
+    """
+
+    digits: tuple[int, ...]
+    space: int
+    end: int
+    newline: int
+    mask: int
+    pad: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ActionTokens:
+        """Read the ids off a tokenizer and check that it writes one token per character.
+
+        Raises:
+            TokenizerError: naming the tokenizer and the text it merges or lacks.
+        """
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+        def single(character: str) -> int:
+            ids = tokenizer.encode(character, add_special_tokens=False)
+            if len(ids) != 1:
+                raise TokenizerError(
+                    f"tokenizer {name!r} writes {character!r} as {len(ids)} tokens {ids}, but action text "
+                    "needs one token per character. Use a backbone whose tokenizer splits digits "
+                    "(Qwen2-VL, Qwen2.5-VL, Qwen3-VL)."
+                )
+            return int(ids[0])
+
+        digits = tuple(single(str(d)) for d in range(10))
+        space = single(" ")
+        # Single characters may be single tokens and still merge inside a longer text ("10", " 1"),
+        # which would make the answer's length depend on the values.
+        probe = "0 12 345 1000 99 8 67"
+        expected = [space if c == " " else digits[int(c)] for c in probe]
+        got = list(tokenizer.encode(probe, add_special_tokens=False))
+        if got != expected:
+            raise TokenizerError(
+                f"tokenizer {name!r} merges digits or spaces: {probe!r} became {len(got)} tokens {got}, "
+                f"expected the {len(expected)} single-character tokens {expected}. Use a backbone whose "
+                "tokenizer splits digits (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)."
+            )
+        ids = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        if len(ids) != 1:
+            raise TokenizerError(
+                f"tokenizer {name!r} has no token for the end of a chat turn: '<|im_end|>' became {ids}. "
+                "Use an instruction-tuned Qwen-VL backbone."
+            )
+        pad = tokenizer.pad_token_id
+        return cls(
+            digits=digits,
+            space=space,
+            end=int(ids[0]),
+            newline=single("\n"),
+            mask=single("?"),
+            pad=int(pad) if pad is not None else int(ids[0]),
+        )
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """The text of a batch of chunks, right-padded.
+
+    Attributes:
+        ids: ``(B, L)`` int64 token ids: numbers and spaces, end, newline, then padding.
+        is_text: ``(B, L)`` bool, the digits and spaces (what augmentation may hide).
+        is_token: ``(B, L)`` bool, everything but padding.
+        number: ``(B, L)`` int64 index in ``[0, T*D)`` of the number a token belongs to; the space
+            before a number belongs to it; ``T*D`` for the end token, the newline and padding.
+        place: ``(B, L)`` int64 decimal place of a digit (0 = units); -1 for every other token.
+    """
+
+    ids: Tensor
+    is_text: Tensor
+    is_token: Tensor
+    number: Tensor
+    place: Tensor
+
+
+class ActionCodec:
+    """Converts chunks of ``chunk_size`` x ``action_dim`` normalised actions to token ids and back.
+
+    Args:
+        tokens: the tokenizer's ids.
+        n_bins: the top integer ``B``; an action is one of ``B + 1`` levels.
+        chunk_size: steps per chunk ``T``.
+        action_dim: dimensions per step ``D``.
+    """
+
+    def __init__(self, tokens: ActionTokens, *, n_bins: int, chunk_size: int, action_dim: int) -> None:
+        self.tokens = tokens
+        self.n_bins = n_bins
+        self.chunk_size = chunk_size
+        self.action_dim = action_dim
+        self.max_digits = len(str(n_bins))
+
+    @property
+    def n_numbers(self) -> int:
+        """Integers per chunk, ``T * D``."""
+        return self.chunk_size * self.action_dim
+
+    @property
+    def max_answer_length(self) -> int:
+        """Tokens of the longest possible answer, the end token and newline included."""
+        return self.n_numbers * (self.max_digits + 1) - 1 + 2
+
+    # ---------------------------------------------------------------- actions ⇄ bins
+
+    def actions_to_bins(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantise normalised actions to the nearest of ``n_bins + 1`` levels.
+
+        Values outside ``[-1, 1]`` (quantile normalisation, or a dataset other than the one the
+        statistics come from) are clamped to the range, never wrapped.
+
+        Args:
+            actions: ``(B, T, D)`` float, nominally in ``[-1, 1]``, finite (see `check_finite`).
+
+        Returns:
+            ``(B, T, D)`` int64 bins in ``[0, n_bins]``, and a ``(B, T, D)`` bool tensor that is true
+            where a value was clamped.
+
+        Raises:
+            ActionError: if the shape is not ``(B, chunk_size, action_dim)``.
+
+        >>> tokens = ActionTokens(tuple(range(10)), 10, 11, 12, 13, 14)
+        >>> codec = ActionCodec(tokens, n_bins=10, chunk_size=1, action_dim=3)
+        >>> bins, clipped = codec.actions_to_bins(torch.tensor([[[-1.0, 0.21, 1.5]]]))
+        >>> bins.tolist(), clipped.tolist()
+        ([[[0, 6, 10]]], [[[False, False, True]]])
+        """
+        if actions.ndim != 3 or actions.shape[1:] != (self.chunk_size, self.action_dim):
+            raise ActionError(
+                f"actions have shape {tuple(actions.shape)}, expected (batch, chunk_size={self.chunk_size}, "
+                f"action_dim={self.action_dim}). Check that the dataset's action has {self.action_dim} "
+                "dimensions and that policy.chunk_size matches the checkpoint."
+            )
+        actions = actions.float()
+        # The normaliser computes in float32, so the dataset's own extremes can land an ulp outside.
+        clipped = actions.abs() > 1.0 + 1e-5
+        unit = (actions.clamp(-1.0, 1.0) + 1.0) * 0.5  # [0, 1]
+        return torch.round(unit * self.n_bins).long(), clipped
+
+    def bins_to_actions(self, bins: Tensor) -> Tensor:
+        """Return the normalised action in ``[-1, 1]`` at the centre of each bin (float32, same shape)."""
+        return bins.float() * (2.0 / self.n_bins) - 1.0
+
+    @staticmethod
+    def check_finite(actions: Tensor) -> None:
+        """Raise `ActionError` if any action is NaN or infinite (one host synchronisation)."""
+        bad = ~torch.isfinite(actions)
+        if bool(bad.any()):
+            raise_non_finite_actions(bad)
+
+    # ---------------------------------------------------------------- bins ⇄ ids
+
+    def encode_bins(self, bins: Tensor) -> EncodedChunk:
+        """Write bins as token ids, the whole batch at once.
+
+        Args:
+            bins: ``(B, T, D)`` int64 in ``[0, n_bins]``.
+
+        Returns:
+            The `EncodedChunk`; ``L`` is `max_answer_length`-bounded and equals the longest row.
+        """
+        device = bins.device
+        numbers = bins.reshape(bins.shape[0], -1)  # (B, N)
+        batch, n_numbers = numbers.shape
+        powers = 10 ** torch.arange(self.max_digits - 1, -1, -1, device=device)  # (K,) most significant first
+        digits = numbers.unsqueeze(-1) // powers % 10  # (B, N, K)
+        place = torch.arange(self.max_digits - 1, -1, -1, device=device)  # (K,)
+        n_digits = (numbers.unsqueeze(-1) >= powers[:-1]).sum(-1) + 1  # (B, N); 0 has one digit
+
+        # Slots (B, N, 1 + K): the space before a number, then its digits; unused ones are dropped
+        # by a stable sort, which packs each row to the left.
+        ids = torch.empty(batch, n_numbers, 1 + self.max_digits, dtype=torch.long, device=device)
+        ids[..., 0] = self.tokens.space
+        ids[..., 1:] = torch.tensor(self.tokens.digits, device=device)[digits]
+        used = torch.empty_like(ids, dtype=torch.bool)
+        used[..., 0] = True
+        used[:, 0, 0] = False  # no space before the first number
+        used[..., 1:] = place < n_digits.unsqueeze(-1)
+        number = torch.arange(n_numbers, device=device).view(1, -1, 1).expand_as(ids)
+        places = torch.full_like(ids, -1)
+        places[..., 1:] = place
+
+        def close(slots: Tensor, end: int, newline: int) -> Tensor:
+            """Flatten to (B, S) and append the values for the end token and the newline."""
+            tail = torch.tensor([end, newline], device=device, dtype=slots.dtype).expand(batch, 2)
+            return torch.cat([slots.reshape(batch, -1), tail], dim=1)
+
+        keep = close(used, 1, 1)  # (B, S) bool
+        order = torch.argsort((~keep).long(), dim=1, stable=True)
+        length = keep.sum(1)  # (B,)
+        # The widest row needs one host read on CUDA; the constant bound would pad every batch to it.
+        width = int(length.max())
+        order = order[:, :width]
+        is_token = torch.arange(width, device=device) < length.unsqueeze(1)
+        out = close(ids, self.tokens.end, self.tokens.newline).gather(1, order)
+        number = close(number, n_numbers, n_numbers).gather(1, order)
+        places = close(places, -1, -1).gather(1, order)
+        out = out.masked_fill(~is_token, self.tokens.pad)
+        number = number.masked_fill(~is_token, n_numbers)
+        places = places.masked_fill(~is_token, -1)
+        return EncodedChunk(
+            ids=out, is_text=number < n_numbers, is_token=is_token, number=number, place=places
+        )
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """Read bins back from token ids, the inverse of `encode_bins`.
+
+        Args:
+            ids: ``(B, L)`` int64. Everything from the first end token on is ignored.
+
+        Returns:
+            ``(B, T, D)`` int64 bins in ``[0, n_bins]``.
+
+        Raises:
+            AnswerError: if a row is not exactly ``T*D`` integers in range, without leading zeros, with
+                one space between; the message names the row and shows its text. The decoders'
+                grammar makes this impossible, so it means a bug or foreign token ids.
+        """
+        batch, width = ids.shape
+        device = ids.device
+        lookup = torch.tensor([*self.tokens.digits, self.tokens.space], device=device)
+        match = ids.unsqueeze(-1) == lookup  # (B, L, 11)
+        symbol = torch.where(match.any(-1), match.long().argmax(-1), -1)  # 0-9, 10 = space, -1 = other
+        ended = (ids == self.tokens.end).cumsum(1) > 0
+        symbol = torch.where(ended, torch.full_like(symbol, 11), symbol)  # 11 = after the answer
+        is_digit = (symbol >= 0) & (symbol <= 9)
+        is_space = symbol == 10
+        number = is_space.cumsum(1)  # (B, L) index of the number a digit belongs to
+        n_slots = width + 1
+        # Digit count and last position of each number, by scattering over its digits.
+        position = torch.arange(width, device=device).expand(batch, width)
+        last = torch.full((batch, n_slots), -1, device=device).scatter_reduce(
+            1, number, torch.where(is_digit, position, -1), reduce="amax"
+        )
+        count = torch.zeros(batch, n_slots, dtype=torch.long, device=device).scatter_add(
+            1, number, is_digit.long()
+        )
+        exponent = (last.gather(1, number) - position).clamp(min=0, max=18)
+        value = torch.zeros(batch, n_slots, dtype=torch.long, device=device).scatter_add(
+            1, number, torch.where(is_digit, symbol * 10**exponent, 0)
+        )
+        n = self.n_numbers
+        found = number.amax(1) + 1 if width else number.new_zeros(batch)
+        in_answer = torch.arange(n_slots, device=device) < n
+        # A number written without leading zeros has as many digits as its value needs.
+        natural = (value.unsqueeze(-1) >= 10 ** torch.arange(1, 19, device=device)).sum(-1) + 1
+        bad_number = (count != natural) | (value > self.n_bins) | (count == 0)
+        bad = ((symbol == -1).any(1)) | (found != n) | (bad_number & in_answer).any(1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0, 0])
+            characters = [*"0123456789", " "]
+            shown = "".join(
+                characters[s] if 0 <= s <= 10 else f"<{int(ids[row, i])}>"
+                for i, s in enumerate(symbol[row].tolist())
+                if s != 11
+            )
+            raise AnswerError(
+                f"row {row} is not {self.n_numbers} integers in [0, {self.n_bins}] separated by single "
+                f"spaces (chunk_size={self.chunk_size}, action_dim={self.action_dim}): {shown!r}"
+            )
+        return value[:, :n].reshape(batch, self.chunk_size, self.action_dim)
+
+    # ---------------------------------------------------------------- text, for people
+
+    def bins_to_text(self, bins: Tensor) -> list[str]:
+        """Write bins ``(B, T, D)`` as the strings the model is trained to answer."""
+        return [" ".join(str(v) for v in row) for row in bins.reshape(bins.shape[0], -1).tolist()]
+
+
+def raise_non_finite_actions(bad: Tensor) -> None:
+    """Raise the `ActionError` for NaN/Inf actions.
+
+    Args:
+        bad: ``(B, T, D)`` bool, true where a value is NaN or infinite.
+    """
+    dims = sorted({int(d) for d in bad.nonzero()[:, -1]})
+    raise ActionError(
+        f"actions contain {int(bad.sum())} NaN or infinite values in dimensions {dims}. Repair the dataset "
+        "(or drop the episode) before training; they would be trained on as arbitrary numbers otherwise."
+    )

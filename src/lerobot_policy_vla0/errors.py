@@ -1,0 +1,71 @@
+"""The package's error hierarchy: one class per thing a user can get wrong.
+
+Every message states what was given, what was expected and the fix. All of them are
+``ValueError``s, so code that already guards LeRobot calls keeps working.
+
+::
+
+    ValueError
+    └── Vla0Error
+        ├── ConfigError       an option is out of range, contradicts another one, or would do nothing
+        ├── StatsError        dataset statistics needed to normalise actions are missing or unusable
+        ├── TokenizerError    the tokenizer does not write every digit and the space as one token
+        ├── PromptError       the task text is missing, not text, or the prompt is too long
+        ├── ImageError        an image tensor has the wrong shape, type, range or NaN/Inf
+        │   └── CameraError   the cameras in a batch are not the ones the policy was built for
+        ├── ActionError       an action tensor has the wrong shape, or NaN/Inf
+        ├── AnswerError       token ids are not "chunk_size x action_dim" integers in [0, n_bins]
+        ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
+        ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
+        └── SharedPolicyError one policy object is driven from several threads
+"""
+
+from __future__ import annotations
+
+
+class Vla0Error(ValueError):
+    """Base class of every error this package raises on purpose."""
+
+
+class ConfigError(Vla0Error):
+    """An option is out of range, contradicts another option, or would have no effect."""
+
+
+class StatsError(Vla0Error):
+    """Dataset statistics needed to normalise actions are missing or unusable."""
+
+
+class TokenizerError(Vla0Error):
+    """The tokenizer cannot express action text one character per token."""
+
+
+class PromptError(Vla0Error):
+    """The task text is missing or of the wrong type, or the prompt is too long."""
+
+
+class ImageError(Vla0Error):
+    """An image tensor has the wrong shape, type or value range, or contains NaN/Inf."""
+
+
+class CameraError(ImageError):
+    """The cameras of a batch are not the cameras the policy was built for."""
+
+
+class ActionError(Vla0Error):
+    """An action tensor has the wrong shape, or contains NaN/Inf."""
+
+
+class AnswerError(Vla0Error):
+    """Token ids do not spell exactly ``chunk_size * action_dim`` integers in ``[0, n_bins]``."""
+
+
+class DecodeError(Vla0Error):
+    """The model returned NaN/Inf logits, so no action can be derived from them."""
+
+
+class CheckpointError(Vla0Error):
+    """A checkpoint misses files or tensors, or contradicts the configuration it is loaded with."""
+
+
+class SharedPolicyError(Vla0Error):
+    """One policy object is used by several threads; its queue and ensembler belong to one rollout."""

@@ -1,0 +1,426 @@
+"""Camera images to the patches Qwen2.5-VL reads: crop, resize, jitter, truncate, tile, patchify.
+
+::
+
+    (B, 3, H, W) per camera, any H and W          select_cameras: names and shapes checked
+      ─ crop_box ─ random or centre crop ─ bilinear resize ─ colour jitter ─ truncation ─▶
+    (B, 3, h, w) uint8 per camera                 transform
+      ─ side by side ─▶ (B, 3, h, n*w) uint8      tile
+      ─ rescale, normalise, reorder ─▶            patchify
+    pixel_values (patches, 1176) float32, grid_thw (images, 3) int64
+
+Pure functions on tensors, on whatever device the images are. Every one runs in a fixed number of kernels,
+whatever the batch size, and none waits for an accelerator: random numbers and constants are copied to the
+device without blocking, and value checks are packed for one later transfer (`image_problems`).
+
+Knows the image half of the VLA-0 protocol (arXiv 2510.13054) and the patch layout of Qwen2-VL's image
+processor. Knows nothing about prompts, tokens, configuration objects, LeRobot or transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lerobot_policy_vla0.color_jitter import jitter
+from lerobot_policy_vla0.errors import CameraError, ConfigError, ImageError
+
+CAMERA_PREFIX = "observation.image"  # LeRobot's OBS_IMAGE; also the start of "observation.images.<name>"
+_PAD_SUFFIX = "_is_pad"  # LeRobot's marker of frames repeated at an episode's end: flags, not pixels
+
+RANGE_TOLERANCE = 1e-3
+"""How far a float pixel may lie outside [0, 1]: resizing and decoding overshoot by rounding errors."""
+
+TRUNCATION_SLACK = 1e-3
+"""Added (on the 0..255 scale) before truncation to uint8.
+
+The protocol truncates, it does not round. Truncation turns the smallest negative rounding error of the
+resize or jitter into a whole level: 128/255 that comes back as 127.99999/255 must stay 128. Float32 errors
+here are below 1e-3 of a level; only one value in a thousand is lifted that exact arithmetic would not lift.
+"""
+
+_N_DRAWS = 6  # uniform numbers per sample and camera: crop row, crop column, four jitter factors
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How camera images become patches; the defaults are VLA-0's LIBERO protocol with Qwen2.5-VL.
+
+    Attributes:
+        image_size: height and width of one camera after the resize, in pixels; multiples of
+            ``patch_size * merge_size``.
+        crop_box: ``(x0, y0, x1, y1)`` as fractions of width and height, cut out first and alike in training
+            and evaluation (a fixed workspace region), or None for the whole frame.
+        crop_ratio: side of the random (training) or centre (evaluation) crop as a share of the side before,
+            in ``(0, 1]``; 1.0 = off.
+        antialias: filter while shrinking. The protocol does not.
+        brightness: strength of the brightness jitter, at least 0; training only; 0 = off.
+        contrast: likewise.
+        saturation: likewise.
+        hue: largest hue shift in turns, in ``[0, 0.5]``; training only; 0 = off.
+        tile: join the cameras of a sample side by side into one image; otherwise each is its own image.
+        patch_size: side of a vision patch, in pixels.
+        merge_size: patches merged per side into one image token.
+        temporal_patch_size: frames per patch; a still image is repeated to fill it.
+        image_mean: per-channel mean subtracted from pixels in ``[0, 1]`` (CLIP's, as Qwen2-VL uses).
+        image_std: per-channel divisor.
+
+    Raises:
+        ConfigError: a value is out of range, or the image size is no multiple of a merged patch; names the
+            option, the value, the limit and the fix.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    crop_box: tuple[float, float, float, float] | None = None
+    crop_ratio: float = 0.875
+    antialias: bool = False
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    tile: bool = True
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        """Check every value, and the values against each other."""
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}, expected at least 1: use the base model's.")
+        factor = self.patch_size * self.merge_size
+        if len(self.image_size) != 2 or any(side < factor or side % factor for side in self.image_size):
+            nearest = tuple(max(factor, round(side / factor) * factor) for side in self.image_size)
+            raise ConfigError(
+                f"image_size={self.image_size}, expected (height, width) in multiples of {factor} pixels "
+                f"(patch_size {self.patch_size} x merge_size {self.merge_size}): use e.g. {nearest[:2]}."
+            )
+        if self.crop_box is not None:
+            x0, y0, x1, y1 = self.crop_box
+            if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
+                raise ConfigError(
+                    f"crop_box={self.crop_box}, expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and "
+                    "0 <= y0 < y1 <= 1: give fractions of width and height, not pixels, left and top first."
+                )
+        if not 0.0 < self.crop_ratio <= 1.0:
+            raise ConfigError(
+                f"crop_ratio={self.crop_ratio}, expected above 0 and at most 1: "
+                "it is the share of each side that is kept; use 1.0 to switch the crop off."
+            )
+        for name in ("brightness", "contrast", "saturation"):
+            strength = getattr(self, name)
+            if not (strength >= 0.0 and math.isfinite(strength)):
+                raise ConfigError(
+                    f"{name}={strength}, expected a finite number, at least 0: use 0 to switch it off."
+                )
+        if not 0.0 <= self.hue <= 0.5:
+            raise ConfigError(
+                f"hue={self.hue}, expected 0 to 0.5: it is a share of the colour circle, and 0.5 already "
+                "reaches the opposite colour; use 0 to switch it off."
+            )
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or not min(self.image_std) > 0.0:
+            raise ConfigError(
+                f"image_mean={self.image_mean}, image_std={self.image_std}, expected three numbers each and "
+                "image_std above 0: use the base model's preprocessor_config.json."
+            )
+
+
+def select_cameras(
+    batch: Mapping[str, Any], cameras: Sequence[str], known: Collection[str] = ()
+) -> list[Tensor]:
+    """Pick a batch's camera images in the policy's order, after checking names and shapes.
+
+    Keys that start with ``observation.image`` count as cameras; ``*_is_pad`` flags do not. Values are not
+    looked at (that would wait for the device): see `image_problems`.
+
+    Args:
+        batch: key to value, as a LeRobot policy receives it.
+        cameras: keys the policy looks at, in the order it shows them to the model.
+        known: further keys that may be present and are ignored on purpose.
+
+    Returns:
+        One ``(B, 3, H, W)`` tensor per camera, as given: float in ``[0, 1]`` or uint8. Sizes may differ.
+
+    Raises:
+        CameraError: no camera is asked for, one is missing, or the batch holds one that is neither in
+            ``cameras`` nor ``known``; names both sets and the fix.
+        ImageError: an image has the wrong type, shape or batch size; names the key, what was given and what
+            was expected.
+    """
+    given = sorted(key for key in batch if key.startswith(CAMERA_PREFIX) and not key.endswith(_PAD_SUFFIX))
+    missing = [key for key in cameras if key not in given]
+    unexpected = [key for key in given if key not in cameras and key not in known]
+    if missing or unexpected or not cameras:
+        raise CameraError(
+            f"The policy reads the cameras {list(cameras)} and the batch has {given} "
+            f"(missing: {missing}, unexpected: {unexpected}). Name the cameras alike: rename the batch's "
+            'keys (--rename_map=\'{"<key in the batch>": "<key of the policy>"}\'), plug in the missing '
+            "camera, or train a policy with these cameras."
+        )
+    images = [_checked(key, batch[key]) for key in cameras]
+    sizes = {key: image.shape[0] for key, image in zip(cameras, images, strict=True)}
+    if len(set(sizes.values())) > 1:
+        raise ImageError(
+            f"The cameras have different batch sizes: {sizes}. Every camera needs one image per sample."
+        )
+    return images
+
+
+def image_problems(images: Sequence[Tensor]) -> Tensor:
+    """Measure what `raise_for_problems` judges, without waiting for the device.
+
+    Args:
+        images: ``n`` camera images, float or uint8, any shape with at least one value.
+
+    Returns:
+        ``(n, 2)`` float32 on the images' device: lowest and highest value, NaN where any value is NaN.
+        uint8 images cannot be out of range and are not read: ``(0, 1)``.
+    """
+    rows = []
+    for image in images:
+        if image.dtype == torch.uint8:
+            low = torch.zeros((), device=image.device)
+            high = torch.ones((), device=image.device)
+        else:
+            low, high = torch.aminmax(image.detach())  # both propagate NaN
+        rows.append(torch.stack([low, high]).float())
+    return torch.stack(rows)
+
+
+def raise_for_problems(problems: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """Refuse NaN, infinity and pixel values outside ``[0, 1]``.
+
+    Args:
+        problems: ``image_problems(images).tolist()``, the step's one transfer.
+        names: the cameras' keys, in the same order.
+
+    Raises:
+        ImageError: names the first such camera, the range seen and the likely cause.
+    """
+    for name, (low, high) in zip(names, problems, strict=True):
+        if low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE:  # false for NaN
+            continue
+        seen = f"{name}: pixel values lie in [{low:g}, {high:g}], expected [0, 1]. "
+        if math.isnan(low) or math.isnan(high):
+            raise ImageError(
+                f"{name}: pixel values contain NaN, expected [0, 1]. Look for a frame that was never filled "
+                "or a division by zero in an earlier step."
+            )
+        if math.isinf(low) or math.isinf(high):
+            raise ImageError(seen + "Look for a division by zero in an earlier step.")
+        if low < -RANGE_TOLERANCE:
+            raise ImageError(
+                seen + "The image looks normalised by mean and standard deviation already: turn that off "
+                "(normalization_mapping: VISUAL: IDENTITY), the policy normalises images itself."
+            )
+        if high > 2.0:
+            raise ImageError(
+                seen + "The image looks like 0..255 in floating point: divide it by 255, or pass it as uint8."
+            )
+        raise ImageError(seen + "An earlier transform overshoots: clamp its result to [0, 1].")
+
+
+@torch.no_grad()
+def transform(
+    images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
+) -> list[Tensor]:
+    """Crop, resize, jitter and truncate each camera's images.
+
+    With a generator (training), every sample of every camera draws its own crop and jitter factors; without
+    one (evaluation), the crop is central and nothing is jittered. The numbers drawn depend on the generator,
+    the number of cameras and the batch size alone: switching jitter off does not move the crops. A crop is
+    cut out before it is resized, so no pixel outside it has any influence.
+
+    Args:
+        images: ``(B, 3, H, W)`` per camera, float in ``[0, 1]`` or uint8; sizes may differ between cameras.
+        settings: what to do.
+        generator: source of randomness, on the images' device or on the CPU (then the draws are the same
+            for every device), or None for evaluation.
+
+    Returns:
+        ``(B, 3, h, w)`` uint8 per camera, with ``(h, w) = settings.image_size``.
+    """
+    draws: Tensor | None = None
+    if generator is not None and images:
+        shape = (len(images), images[0].shape[0], _N_DRAWS)
+        draws = torch.rand(shape, generator=generator, device=generator.device)
+        draws = draws.to(images[0].device, non_blocking=True)
+    return [
+        _transform_camera(image, settings, None if draws is None else draws[index])
+        for index, image in enumerate(images)
+    ]
+
+
+def tile(images: Sequence[Tensor]) -> Tensor:
+    """Join the cameras side by side, the first one left.
+
+    Args:
+        images: ``n`` tensors ``(B, 3, H, W)`` of one size.
+
+    Returns:
+        ``(B, 3, H, n * W)``.
+    """
+    return torch.cat(list(images), dim=-1)
+
+
+@torch.no_grad()
+def patchify(image: Tensor, settings: ImageSettings) -> Tensor:
+    """Normalise an image and cut it into patches, value for value as Qwen2-VL's image processor does.
+
+    Patches follow each other merge block by merge block (rows of blocks, then the ``merge x merge`` patches
+    of a block, so that the patches of one image token are neighbours). Within a patch: channel, frame, row,
+    column. A still image fills every frame of the temporal patch.
+
+    Args:
+        image: ``(B, 3, H, W)`` uint8, sides multiples of ``patch_size * merge_size``.
+        settings: patch layout, mean and standard deviation.
+
+    Returns:
+        ``(B, H/patch * W/patch, 3 * temporal * patch * patch)`` float32.
+    """
+    batch, channels, height, width = image.shape
+    patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    # Scaled to 0..255 instead of scaling the pixels to 0..1, in float32: what the processor does, to the bit.
+    scale = torch.tensor([settings.image_mean, settings.image_std]) * 255.0
+    mean, std = scale.to(image.device, non_blocking=True).view(2, 3, 1, 1)
+    pixels = image.float().sub_(mean).div_(std)
+    block = merge * patch
+    # Not a view: cameras deliver channels-last memory, and its strides survive until here.
+    pixels = pixels.reshape(batch, channels, height // block, merge, patch, width // block, merge, patch)
+    pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (B, rows, columns, merge, merge, C, patch, patch)
+    pixels = pixels.unsqueeze(6).expand(*pixels.shape[:6], frames, patch, patch)
+    return pixels.reshape(batch, (height // patch) * (width // patch), channels * frames * patch * patch)
+
+
+def encode_images(
+    images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Turn camera images into what Qwen2.5-VL takes: `transform`, `tile` if set, `patchify`.
+
+    Args:
+        images: ``n`` cameras, ``(B, 3, H, W)`` each, from `select_cameras`.
+        settings: what to do.
+        generator: training's source of randomness, or None for evaluation; see `transform`.
+
+    Returns:
+        ``pixel_values``, ``(patches, 3 * temporal * patch * patch)`` float32, ordered by sample and then by
+        image, and ``grid_thw``, ``(B * images per sample, 3)`` int64, both on the images' device.
+
+    Raises:
+        ImageError: there is no image.
+    """
+    if not images:
+        raise ImageError("No image was given: the policy needs at least one camera.")
+    pictures = transform(images, settings, generator)
+    if settings.tile:
+        pictures = [tile(pictures)]
+    patches = torch.stack([patchify(picture, settings) for picture in pictures], dim=1)  # (B, n, P, D)
+    grid = torch.tensor(grid_size(settings, len(images)), dtype=torch.int64).repeat(patches.shape[0], 1)
+    return patches.flatten(0, 2), grid.to(patches.device, non_blocking=True)
+
+
+def grid_size(settings: ImageSettings, n_cameras: int) -> list[tuple[int, int, int]]:
+    """Return the patch grid ``(frames, rows, columns)`` of each image of one sample.
+
+    >>> grid_size(ImageSettings(image_size=(224, 224), tile=True), n_cameras=2)
+    [(1, 16, 32)]
+    >>> grid_size(ImageSettings(image_size=(224, 224), tile=False), n_cameras=2)
+    [(1, 16, 16), (1, 16, 16)]
+    """
+    height, width = settings.image_size
+    rows, columns = height // settings.patch_size, width // settings.patch_size
+    return [(1, rows, columns * n_cameras)] if settings.tile else [(1, rows, columns)] * n_cameras
+
+
+def n_image_tokens(settings: ImageSettings, n_cameras: int) -> int:
+    """Return how many image tokens one sample takes in the prompt, over all its images.
+
+    >>> n_image_tokens(ImageSettings(image_size=(224, 224)), n_cameras=2)
+    128
+    """
+    patches = sum(frames * rows * columns for frames, rows, columns in grid_size(settings, n_cameras))
+    return patches // settings.merge_size**2
+
+
+def _checked(name: str, image: object) -> Tensor:
+    """Return the image if its type and shape are right."""
+    expected = "expected (B, 3, H, W), float in [0, 1] or uint8"
+    if not isinstance(image, Tensor):
+        raise ImageError(f"{name}: given {type(image).__name__}, {expected}: convert it to a tensor.")
+    given = f"{name}: given {tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}, {expected}"
+    if image.ndim == 3:
+        raise ImageError(f"{given}: add the batch dimension with image.unsqueeze(0).")
+    if image.ndim == 5:
+        raise ImageError(f"{given}: the policy looks at one frame per camera; use n_obs_steps=1.")
+    if image.ndim == 4 and image.shape[1] != 3 and image.shape[-1] == 3:
+        raise ImageError(f"{given}: move the channels with image.permute(0, 3, 1, 2).")
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ImageError(f"{given}: give RGB images, without depth or alpha.")
+    if image.numel() == 0:
+        raise ImageError(f"{given}: the image is empty.")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise ImageError(f"{given}: convert 0..255 integers with image.to(torch.uint8).")
+    return image
+
+
+def _transform_camera(image: Tensor, settings: ImageSettings, draws: Tensor | None) -> Tensor:
+    """Transform one camera's images; ``draws`` is ``(B, 6)`` in ``[0, 1)``, or None for evaluation."""
+    image = _cut_box(image, settings.crop_box)
+    height, width = image.shape[-2:]
+    crop_h, crop_w = (max(1, round(settings.crop_ratio * side)) for side in (height, width))
+    if (crop_h, crop_w) != (height, width):
+        if draws is None:
+            # Halves go to the even side: torchvision's CenterCrop
+            top, left = round((height - crop_h) / 2), round((width - crop_w) / 2)
+            image = image[..., top : top + crop_h, left : left + crop_w]
+        else:
+            # u < 1 and n < 2**24: u * n stays below n in float32 too, so every offset is valid.
+            tops = (draws[:, 0] * (height - crop_h + 1)).long()
+            lefts = (draws[:, 1] * (width - crop_w + 1)).long()
+            image = _crop_each(image, tops, lefts, crop_h, crop_w)
+    pixels = image.float().div_(255.0) if image.dtype == torch.uint8 else image.float()
+    if (crop_h, crop_w) != settings.image_size:
+        pixels = F.interpolate(
+            pixels, settings.image_size, mode="bilinear", align_corners=False, antialias=settings.antialias
+        )
+    if draws is not None:
+        pixels = jitter(
+            pixels,
+            draws[:, 2:],
+            brightness=settings.brightness,
+            contrast=settings.contrast,
+            saturation=settings.saturation,
+            hue=settings.hue,
+        )
+    return (pixels.clamp(0.0, 1.0) * 255.0).add_(TRUNCATION_SLACK).to(torch.uint8)  # the cast truncates
+
+
+def _cut_box(image: Tensor, box: tuple[float, float, float, float] | None) -> Tensor:
+    """Cut the box, in fractions of the sides, out of ``(B, 3, H, W)``; at least one pixel is left."""
+    if box is None:
+        return image
+    height, width = image.shape[-2:]
+    x0, y0, x1, y1 = box
+    left, top = min(round(x0 * width), width - 1), min(round(y0 * height), height - 1)
+    right, bottom = max(round(x1 * width), left + 1), max(round(y1 * height), top + 1)
+    return image[..., top:bottom, left:right]
+
+
+def _crop_each(image: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int) -> Tensor:
+    """Cut a window at its own place out of each sample: ``(B, 3, H, W) -> (B, 3, height, width)``.
+
+    Indexes a strided view of all windows, which copies only the windows asked for: 7 to 9 times as fast on
+    a CPU as indexing with row and column numbers. A loop over slices would have to read the offsets back
+    from the device.
+    """
+    windows = image.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, tops, lefts, height, width), a view
+    samples = torch.arange(image.shape[0], device=image.device)
+    return windows[samples, :, tops, lefts]

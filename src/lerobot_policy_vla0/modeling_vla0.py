@@ -1,0 +1,440 @@
+"""`VLA0Policy`: training loss, action chunks and single actions, as LeRobot's commands expect them.
+
+Data contract (B samples, C cameras, T = chunk_size, D = action_dim, P prompt tokens):
+
+=====================================  ==================  =========  =======================================
+key                                    shape               dtype      content
+=====================================  ==================  =========  =======================================
+``observation.image(s.<camera>)``      (B, 3, H, W)        float32    pixels in [0, 1] (uint8: 0..255); any size
+``observation.language.tokens``        (B, P)              int64      prompt ids, left-padded (vla0_prompt step)
+``observation.language.attention_mask``  (B, P)            bool       false on padding
+``action`` (training)                  (B, T, D)           float32    normalised, nominally in [-1, 1]
+``action_is_pad`` (training)           (B, T)              bool       true past the end of the episode
+=====================================  ==================  =========  =======================================
+
+`predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the
+post-processor turns both into the robot's units. Actions lie inside the range of the training data by
+construction: a bin cannot express anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor
+
+from lerobot_policy_vla0.checkpoint import check_same_answer, load_weights, resolve_checkpoint
+from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
+from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
+from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
+from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
+from lerobot_policy_vla0.errors import ActionError, CheckpointError, ConfigError, PromptError
+from lerobot_policy_vla0.images import (
+    encode_images,
+    image_problems,
+    raise_for_problems,
+    select_cameras,
+)
+from lerobot_policy_vla0.masking import apply_mask, draw_mask
+from lerobot_policy_vla0.processor_vla0 import check_action_stats
+from lerobot_policy_vla0.thread_guard import ThreadGuard
+from lerobot_policy_vla0.training import answer_loss, answer_metrics
+from lerobot_policy_vla0.vlm import VLM, VLM_FOLDER
+
+logger = logging.getLogger(__name__)
+
+ACTION_IS_PAD = f"{ACTION}_is_pad"
+
+
+class VLA0Policy(PreTrainedPolicy):
+    """A vision-language model that answers an image and an instruction with actions in text.
+
+    Args:
+        config: with its features filled in (LeRobot's ``make_policy`` does that).
+        dataset_stats: if given, checked for usable action statistics.
+        stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
+            built from it, downloads nothing, and its weights are loaded afterwards.
+        dataset_meta: accepted because LeRobot passes it; unused.
+
+    Raises:
+        ConfigError, CameraError, StatsError, TokenizerError: see `lerobot_policy_vla0.errors`.
+    """
+
+    config_class = VLA0Config
+    name = "vla0"
+
+    # For LeRobot's FSDP and rollout code.
+    _fsdp_wrap_modules = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
+    _action_queue_attrs = ("_queue",)
+
+    def __init__(
+        self,
+        config: VLA0Config,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        *,
+        stored_vlm: Path | None = None,
+        dataset_meta: object = None,
+    ) -> None:
+        super().__init__(config)
+        del dataset_meta
+        self.config: VLA0Config = config
+        config.validate_features()
+        if dataset_stats is not None:
+            check_action_stats(config, dataset_stats)
+        self.vlm = VLM.from_config(config, stored_vlm)
+        self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
+        self.codec = ActionCodec(
+            self.vlm.tokens,
+            n_bins=config.n_bins,
+            chunk_size=config.chunk_size,
+            action_dim=config.action_dim,
+        )
+        # Seed and number of training steps so far. In the weights, so that a resumed run draws the same
+        # crops, jitter and masks as an uninterrupted one: LeRobot's saved random state is not enough,
+        # because recreating the data loader consumes some of it.
+        self.register_buffer("augmentation_state", torch.tensor([torch.initial_seed() % 2**62, 0]))
+        self._augmentation: tuple[int, int] | None = None
+        self._ensembler = TemporalEnsembler(
+            n_chunks=config.ensemble_n_chunks,
+            n_action_steps=config.n_action_steps,
+            old_weight=config.ensemble_old_weight,
+        )
+        self._guard = ThreadGuard()
+        self._queue: deque[Tensor] = deque()
+        self._decoder: ReferenceDecoder | None = None
+        self._warned_clipping = False
+        self.reset()
+
+    # ------------------------------------------------------------------ training
+
+    def get_optim_params(self) -> list[Tensor]:
+        """Return the parameters to train."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """Return the loss on the action text, and scalars to log.
+
+        Augmentation (crop, colour, masking) is on exactly when the policy is in training mode. The batch
+        is not modified.
+
+        Args:
+            batch: see the data contract above.
+            reduction: ``mean`` over all labelled tokens, or ``none`` for one value per sample, scaled so
+                that their mean is the ``mean`` result.
+
+        Returns:
+            The loss, ``()`` or ``(B,)``, and ``loss``, ``token_accuracy``, ``first_step_accuracy``,
+            ``bin_error`` (bins), ``clipped_fraction``, ``masked_fraction``.
+
+        Raises:
+            ImageError, CameraError, ActionError, PromptError: for unusable input.
+        """
+        if reduction not in ("mean", "none"):
+            raise ConfigError(f"reduction={reduction!r} must be 'mean' or 'none'.")
+        generator = self._next_generator() if self.training else None
+        prompt, prompt_mask = self._prompt(batch)
+        images = self._images(batch)
+        if ACTION not in batch:
+            raise ActionError(f"the batch has no {ACTION!r}; it has {sorted(batch)}. Training needs actions.")
+        actions: Tensor = batch[ACTION].to(prompt.device)
+        problems = image_problems(images)
+        bad_actions = ~torch.isfinite(actions)
+
+        bins, clipped = self.codec.actions_to_bins(actions.nan_to_num())
+        chunk = self.codec.encode_bins(bins)
+        answer = chunk.ids
+        labels = chunk.ids.masked_fill(~chunk.is_token, IGNORE_INDEX)
+        if not self.config.loss_on_padding:
+            labels = labels.masked_fill(self._padded(batch, chunk.number), IGNORE_INDEX)
+        hidden_share = torch.zeros((), device=answer.device)
+        if generator is not None and self.config.action_mask_max_ratio > 0:
+            hide = draw_mask(
+                chunk,
+                max_ratio=self.config.action_mask_max_ratio,
+                skip_prob=self.config.action_mask_skip_prob,
+                unit=self.config.action_mask_unit,
+                generator=generator,
+            )
+            answer, labels = apply_mask(answer, labels, hide, self.vlm.tokens.mask)
+            hidden_share = hide.sum() / chunk.is_text.sum()
+
+        with self._autocast():
+            pixel_values, grid_thw = encode_images(images, self.image_settings, generator)
+            hidden = self.vlm.hidden_states(
+                torch.cat([prompt, answer], dim=1),
+                torch.cat([prompt_mask, chunk.is_token], dim=1),
+                pixel_values,
+                grid_thw,
+            )
+            # The state at column c predicts the token at c + 1: one before the answer to one before its end.
+            start = prompt.shape[1] - 1
+            result = answer_loss(hidden[:, start : start + answer.shape[1]], labels, self.vlm.logits)
+        loss = result.per_sample.mean()
+        scalars = {
+            "loss": loss.detach(),
+            **answer_metrics(result, chunk, self.vlm.tokens.digits, self.config.action_dim),
+            "clipped_fraction": clipped.float().mean(),
+            "masked_fraction": hidden_share,
+        }
+        # One transfer for all scalars and all input checks.
+        packed = torch.cat(
+            [
+                torch.stack([value.float() for value in scalars.values()]),
+                bad_actions.any().float().view(1),
+                problems.flatten(),
+            ]
+        ).tolist()
+        n = len(scalars)
+        raise_for_problems(_pairs(packed[n + 1 :]), self.config.camera_keys)
+        if packed[n]:
+            raise_non_finite_actions(bad_actions)
+        metrics = dict(zip(scalars, packed, strict=False))
+        self._warn_about_clipping(metrics["clipped_fraction"], clipped)
+        return (loss if reduction == "mean" else result.per_sample), metrics
+
+    def _padded(self, batch: dict[str, Any], number: Tensor) -> Tensor:
+        """Mark the answer tokens ``(B, L)`` of steps past the end of their episode."""
+        if ACTION_IS_PAD not in batch:
+            raise ActionError(
+                f"loss_on_padding=false needs {ACTION_IS_PAD!r} in the batch, which has {sorted(batch)}. Load the "
+                "data through LeRobot's dataset with this policy's delta timestamps, or set loss_on_padding=true."
+            )
+        is_pad: Tensor = batch[ACTION_IS_PAD].to(number.device).bool()  # (B, T)
+        per_number = is_pad.repeat_interleave(self.config.action_dim, dim=1)  # (B, N)
+        per_number = torch.cat([per_number, per_number.new_zeros(len(is_pad), 1)], dim=1)  # end: kept
+        return per_number.gather(1, number)
+
+    def _next_generator(self) -> torch.Generator:
+        """Return the generator of this training step, the same after a resume."""
+        if self._augmentation is None:
+            seed, count = self.augmentation_state.tolist()
+            self._augmentation = (int(seed), int(count))
+        seed, count = self._augmentation
+        self._augmentation = (seed, count + 1)
+        self.augmentation_state[1] = count + 1
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        # On the CPU: the same draws on every device. SplitMix-style mixing keeps neighbours apart.
+        mixed = (seed + count * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9) % 2**63
+        return torch.Generator().manual_seed(mixed)
+
+    def _warn_about_clipping(self, fraction: float, clipped: Tensor) -> None:
+        if fraction > 0 and not self._warned_clipping:
+            self._warned_clipping = True
+            per_dimension = clipped.sum((0, 1)).tolist()
+            logger.warning(
+                "%d of %d action values lie outside the normalised range and were clipped to it (per dimension: "
+                "%s); logged from now on as clipped_fraction. Expected with quantile normalisation; otherwise the "
+                "statistics belong to another dataset.",
+                sum(per_dimension),
+                clipped.numel(),
+                per_dimension,
+            )
+
+    # ------------------------------------------------------------------ inference
+
+    def reset(self) -> None:
+        """Start a new episode: forget queued actions and earlier chunks."""
+        self._guard.release()
+        self.drop_queued_actions()
+
+    def drop_queued_actions(self) -> None:
+        """Forget queued actions and earlier chunks, so that no stale motion is left."""
+        self._queue.clear()
+        self._ensembler.reset()
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """Predict a chunk from the current observation, without queue or ensembling.
+
+        Args:
+            batch: see the data contract above.
+            **kwargs: none are supported yet; anything given is refused rather than ignored.
+
+        Returns:
+            ``(B, chunk_size, action_dim)`` float32 in ``[-1, 1]``.
+
+        Raises:
+            DecodeError: if the model returns NaN/Inf logits.
+            ImageError, CameraError, PromptError: for unusable input.
+        """
+        if kwargs:
+            raise ConfigError(
+                f"predict_action_chunk got {sorted(kwargs)}, which this policy does not support; pass only the batch."
+            )
+        with self._guard.exclusive():
+            return snap_binary(self._predict(batch), self.config.binary_action_indices)
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """Return the next action of each row, querying the model when the queue is empty.
+
+        Args:
+            batch: see the data contract above.
+            **kwargs: none are supported; anything given is refused rather than ignored.
+
+        Returns:
+            ``(B, action_dim)`` float32 in ``[-1, 1]``.
+
+        Raises:
+            SharedPolicyError: if several threads drive this object.
+            ActionError: if the batch size changes within an episode.
+        """
+        if kwargs:
+            raise ConfigError(
+                f"select_action got {sorted(kwargs)}, which this policy does not support; pass only the batch."
+            )
+        with self._guard.owned():
+            rows = len(self._prompt(batch)[0])
+            if self._queue and len(self._queue[0]) != rows:
+                raise ActionError(
+                    f"the batch has {rows} rows, but the queued actions were predicted for {len(self._queue[0])}. "
+                    "Call policy.reset() when the number of environments changes."
+                )
+            if not self._queue:
+                chunk = self._predict(batch)
+                actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
+                self._queue.extend(actions.unbind(1))
+            return self._queue.popleft()
+
+    def _predict(self, batch: dict[str, Any]) -> Tensor:
+        """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``."""
+        prompt, prompt_mask = self._prompt(batch)
+        images = self._images(batch)
+        raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
+        with self._autocast(), self._evaluating():
+            pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+            ids = self.decoder.decode(DecodeRequest(prompt, prompt_mask, pixel_values, grid_thw))
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids))
+
+    @property
+    def decoder(self) -> ReferenceDecoder:
+        """The decoder, built for the device the weights are on."""
+        device = next(self.parameters()).device
+        if self._decoder is None or self._decoder.grammar.token_ids.device != device:
+            grammar = AnswerGrammar(
+                n_bins=self.config.n_bins,
+                n_numbers=self.codec.n_numbers,
+                tokens=self.vlm.tokens,
+                device=device,
+            )
+            self._decoder = ReferenceDecoder(
+                self.vlm,
+                grammar,
+                max_new_tokens=self.codec.max_answer_length,
+                temperature=self.config.temperature,
+                repetition_penalty=self.config.repetition_penalty,
+            )
+        return self._decoder
+
+    # ------------------------------------------------------------------ inputs
+
+    def _prompt(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        if OBS_LANGUAGE_TOKENS not in batch or OBS_LANGUAGE_ATTENTION_MASK not in batch:
+            raise PromptError(
+                f"the batch has no {OBS_LANGUAGE_TOKENS!r}; it has {sorted(batch)}. Run it through the policy's "
+                "pre-processor first (its vla0_prompt step writes the prompt)."
+            )
+        device = next(self.parameters()).device
+        return batch[OBS_LANGUAGE_TOKENS].to(device), batch[OBS_LANGUAGE_ATTENTION_MASK].to(device)
+
+    def _images(self, batch: dict[str, Any]) -> list[Tensor]:
+        device = next(self.parameters()).device
+        images = select_cameras(batch, self.config.camera_keys, self.config.image_features)
+        return [image.to(device) for image in images]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Leave training mode for a while: checkpointing and dropout have no place in decoding."""
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                self.train()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Compute in ``config.dtype``; LeRobot autocasts in training only, RTC and async never."""
+        device = next(self.parameters()).device.type
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(device, dtype=getattr(torch, self.config.dtype))
+
+    # ------------------------------------------------------------------ saving and loading
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write config, weights, and the backbone's description: nothing else is needed to load."""
+        super()._save_pretrained(save_directory, state_dict)
+        self.vlm.save_description(save_directory / VLM_FOLDER)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> VLA0Policy:
+        """Load a trained policy from a folder or the Hub, in evaluation mode.
+
+        Everything comes from the checkpoint: the base model is neither needed nor looked for.
+
+        Args:
+            pretrained_name_or_path: a folder written by LeRobot, or a Hub repo id.
+            config: used instead of the checkpoint's own; what the weights and the saved prompt were made
+                for (``chunk_size``, ``n_bins``, cameras, ...) must agree with it.
+            revision, local_files_only, cache_dir, token, force_download: as for ``hf_hub_download``.
+            strict: refuse missing and unexpected tensors (default). False only logs them.
+            **kwargs: passed to the constructor (``dataset_stats``, ``dataset_meta``).
+
+        Raises:
+            CheckpointError: naming missing files, missing, unexpected or misshapen tensors.
+        """
+        folder = resolve_checkpoint(
+            pretrained_name_or_path,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+        )
+        stored_config = PreTrainedConfig.from_pretrained(folder)
+        if config is None:
+            config = stored_config
+        if not isinstance(config, VLA0Config):
+            raise CheckpointError(
+                f"{pretrained_name_or_path} holds a {config.type!r} policy, expected 'vla0'. Load it with the class "
+                "of its type."
+            )
+        if isinstance(stored_config, VLA0Config):
+            check_same_answer(stored_config, config)
+        for unused in ("resume_download", "proxies"):
+            kwargs.pop(unused, None)
+        policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
+        load_weights(policy, folder, strict=strict)
+        policy.to(config.device)
+        policy.eval()
+        return policy
+
+
+def _pairs(values: list[float]) -> list[tuple[float, float]]:
+    """Group a flat list in twos."""
+    return list(zip(values[::2], values[1::2], strict=True))

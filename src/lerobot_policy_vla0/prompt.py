@@ -1,0 +1,208 @@
+"""The prompt: what is written around the images and the instruction, as token ids and positions.
+
+Lays out Qwen's chat format with the protocol's system message (arXiv 2510.13054, section III-B) and
+computes the multimodal rotary positions of the result. Knows about text and tokens, not about pixels,
+actions or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ConfigError, PromptError, TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+#: The protocol's system message. ``{H}`` steps, ``{D}`` dimensions, ``{N}`` = H*D numbers, ``{B}`` bins.
+SYSTEM_PROMPT = (
+    "Analyze the input image and predict robot actions for the next {H} timesteps. "
+    "Each action has {D} dimensions. Output a single sequence of {N} integers (0-{B} each), "
+    "representing the {H} timesteps sequentially. Provide only space separated numbers. Nothing else."
+)
+
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+def format_system_prompt(template: str, *, chunk_size: int, action_dim: int, n_bins: int) -> str:
+    """Fill ``{H}``, ``{D}``, ``{N}`` and ``{B}`` into a system prompt; all of them are optional.
+
+    Raises:
+        ConfigError: if the template has any other field.
+
+    >>> format_system_prompt("{H}x{D} in 0-{B}", chunk_size=8, action_dim=7, n_bins=1000)
+    '8x7 in 0-1000'
+    """
+    try:
+        return template.format(H=chunk_size, D=action_dim, N=chunk_size * action_dim, B=n_bins)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"system_prompt {template!r} has a field that cannot be filled ({error!r}). Known fields: {{H}} "
+            "(chunk_size), {D} (action_dim), {N} (H*D), {B} (n_bins); write {{ and }} for literal braces."
+        ) from None
+
+
+def chat_text(system: str, task: str, n_images: int, *, add_vision_id: bool = False) -> str:
+    """Return the whole prompt as text, with one image placeholder per image.
+
+    Args:
+        system: the filled system prompt.
+        task: the instruction, as is.
+        n_images: images before the instruction.
+        add_vision_id: write ``Picture k: `` before image ``k``. The paper's weights were trained
+            without it.
+
+    >>> print(chat_text("S", "push", 1))  # doctest: +NORMALIZE_WHITESPACE
+    <|im_start|>system
+    S<|im_end|>
+    <|im_start|>user
+    <|vision_start|><|image_pad|><|vision_end|>push<|im_end|>
+    <|im_start|>assistant
+    """
+    images = "".join(
+        (f"Picture {k + 1}: " if add_vision_id else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+        for k in range(n_images)
+    )
+    return (
+        f"<|im_start|>system\n{system}<|im_end|>\n"
+        f"<|im_start|>user\n{images}{task}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """Everything a prompt depends on besides the task.
+
+    Attributes:
+        system_prompt: the filled system message.
+        image_tokens: image tokens of each image, in order (one entry when cameras are tiled).
+        pad_token_id: id on the left of shorter prompts.
+        add_vision_id: write ``Picture k: `` before each image.
+        max_length: longest prompt accepted, in tokens.
+    """
+
+    system_prompt: str
+    image_tokens: tuple[int, ...]
+    pad_token_id: int
+    add_vision_id: bool = False
+    max_length: int = 4096
+
+
+class PromptEncoder:
+    """Turns tasks into token ids, tokenising each distinct task once.
+
+    Args:
+        tokenizer: the backbone's tokenizer, as read from its ``tokenizer.json``.
+        settings: see `PromptSettings`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, settings: PromptSettings) -> None:
+        image_token_id = tokenizer.token_to_id(IMAGE_TOKEN)
+        if image_token_id is None:
+            raise TokenizerError(
+                f"the tokenizer has no image placeholder {IMAGE_TOKEN!r} among its {tokenizer.get_vocab_size()} tokens. "
+                "Use a Qwen-VL backbone."
+            )
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.image_token_id: int = image_token_id
+        self._cache: dict[str, Tensor] = {}
+
+    def encode(self, task: str) -> Tensor:
+        """Return the ids of one prompt, image placeholders expanded: ``(L,)`` int64.
+
+        An empty task is allowed: datasets with a single unnamed task exist, and the image still tells
+        the model what to do.
+
+        Raises:
+            PromptError: if the task is not a string, contains chat markup, or the prompt is too long.
+        """
+        if not isinstance(task, str):
+            raise PromptError(
+                f"task is {task!r} ({type(task).__name__}), expected a string. Every dataset frame and every "
+                "command needs a task text (an empty one is allowed)."
+            )
+        if task not in self._cache:
+            for special in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", IMAGE_TOKEN):
+                if special in task:
+                    raise PromptError(
+                        f"task {task!r} contains the chat markup {special!r}, which would change the layout of "
+                        "the prompt. Remove it from the task text."
+                    )
+            settings = self.settings
+            text = chat_text(
+                settings.system_prompt,
+                task,
+                len(settings.image_tokens),
+                add_vision_id=settings.add_vision_id,
+            )
+            counts = iter(settings.image_tokens)
+            ids: list[int] = []
+            for token in self.tokenizer.encode(text, add_special_tokens=False).ids:
+                ids += [token] * next(counts) if token == self.image_token_id else [token]
+            if len(ids) > settings.max_length:
+                raise PromptError(
+                    f"the prompt for task {task[:80]!r} has {len(ids)} tokens ({sum(settings.image_tokens)} of them "
+                    f"image), more than max_prompt_length={settings.max_length}. Shorten the task text or "
+                    "system_prompt, use fewer or smaller images, or raise max_prompt_length."
+                )
+            self._cache[task] = torch.tensor(ids, dtype=torch.long)
+        return self._cache[task]
+
+    def encode_batch(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode several prompts, padded on the left so that all answers begin in one column.
+
+        Returns:
+            ids ``(B, L)`` int64 and mask ``(B, L)`` bool, false on padding.
+        """
+        rows = [self.encode(task) for task in tasks]
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.settings.pad_token_id, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = row
+            mask[i, width - len(row) :] = True
+        return ids, mask
+
+
+def rope_positions(
+    ids: Tensor, mask: Tensor, *, image_token_id: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Compute Qwen's three-axis rotary positions for rows whose images all have one size.
+
+    The same numbers as transformers' ``Qwen2_5_VLModel.get_rope_index``, without its Python loop over
+    the batch (the loop is the oracle in the tests): text advances all three axes by one per token; an
+    image keeps the first axis at its start, spreads rows and columns over the other two, and advances
+    what follows by its longer side.
+
+    Args:
+        ids: ``(B, L)`` int64.
+        mask: ``(B, L)`` bool, false on padding.
+        image_token_id: the placeholder's id.
+        grid: (rows, columns) of image tokens of each image.
+
+    Returns:
+        positions ``(3, B, L)`` int64 (1 on padding, as transformers' causal mask ignores them), and
+        ``(B,)`` the position of the next token.
+    """
+    rows, columns = grid
+    per_image = rows * columns
+    is_image = (ids == image_token_id) & mask
+    index = is_image.cumsum(1) - is_image.long()  # image tokens before this one
+    image = index // per_image  # images completed before this token
+    within = index % per_image
+    text_before = (mask & ~is_image).cumsum(1) - (mask & ~is_image).long()
+    start = text_before + image * max(rows, columns)  # (B, L)
+    positions = start.expand(3, -1, -1).clone()
+    positions[1] += torch.where(is_image, within // columns, 0)
+    positions[2] += torch.where(is_image, within % columns, 0)
+    positions = positions.masked_fill(~mask, 1)
+    n_images = is_image.sum(1) // per_image
+    following = (mask & ~is_image).sum(1) + n_images * max(rows, columns)
+    return positions, following

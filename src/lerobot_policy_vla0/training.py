@@ -1,0 +1,109 @@
+"""The training loss and what is logged beside it: pure functions on hidden states and labels.
+
+Knows nothing about images, prompts or LeRobot. Hidden states are gathered at the positions that carry a
+label before they meet the vocabulary, so no logits exist for prompt, images or hidden characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lerobot_policy_vla0.codec import IGNORE_INDEX, EncodedChunk
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """Per-token results at the positions that carry a label.
+
+    Attributes:
+        per_sample: ``(B,)`` float32, scaled so that its mean is the mean over all labelled tokens.
+        correct: ``(M,)`` bool, whether the most likely token is the label.
+        predicted: ``(M,)`` int64, the most likely token id.
+        row: ``(M,)`` int64, the sample of each token.
+        column: ``(M,)`` int64, its column in the answer.
+    """
+
+    per_sample: Tensor
+    correct: Tensor
+    predicted: Tensor
+    row: Tensor
+    column: Tensor
+
+
+def answer_loss(hidden: Tensor, labels: Tensor, project: Callable[[Tensor], Tensor]) -> AnswerLoss:
+    """Return the cross-entropy over the full vocabulary at labelled answer tokens.
+
+    Args:
+        hidden: ``(B, L, hidden)`` states that predict the answer: the state *before* each token.
+        labels: ``(B, L)`` int64, `IGNORE_INDEX` where no loss is wanted.
+        project: the vocabulary projection, ``(M, hidden) -> (M, V)``.
+    """
+    labelled = labels != IGNORE_INDEX
+    row, column = labelled.nonzero(as_tuple=True)
+    target = labels[row, column]
+    logits = project(hidden[row, column]).float()  # (M, V)
+    per_token = F.cross_entropy(logits, target, reduction="none")  # (M,)
+    total = torch.zeros(labels.shape[0], device=hidden.device).index_add(0, row, per_token)
+    # Dividing by the mean number of tokens, not each row's own, makes mean(per_sample) the token mean.
+    per_sample = total * (labels.shape[0] / max(1, row.numel()))
+    predicted = logits.detach().argmax(-1)
+    return AnswerLoss(
+        per_sample=per_sample, correct=predicted == target, predicted=predicted, row=row, column=column
+    )
+
+
+def answer_metrics(
+    loss: AnswerLoss, chunk: EncodedChunk, digits: tuple[int, ...], action_dim: int
+) -> dict[str, Tensor]:
+    """Measure how well the answer is predicted, teacher-forced: every character sees the true ones before.
+
+    Args:
+        loss: from `answer_loss`.
+        chunk: the encoded answers; gives each token's number and decimal place.
+        digits: ids of ``0`` to ``9``.
+        action_dim: numbers per step.
+
+    Returns:
+        Scalars on the device. ``token_accuracy``: share of labelled digits and spaces predicted exactly;
+        ``first_step_accuracy``: the same over the first step's numbers, which have no earlier step to
+        copy from; ``bin_error``: mean absolute error in bins over numbers whose digits all carry a label.
+    """
+    device = loss.correct.device
+    text = chunk.is_text[loss.row, loss.column]
+    number = chunk.number[loss.row, loss.column]
+    place = chunk.place[loss.row, loss.column]
+    correct = loss.correct.float()
+
+    def share(chosen: Tensor) -> Tensor:
+        return (correct * chosen).sum() / chosen.sum().clamp(min=1)
+
+    # Error of a number: its digits' errors weighted by their place. A predicted non-digit counts as 0.
+    ids = torch.tensor(digits, device=device)
+    batch, n_slots = chunk.ids.shape[0], int(chunk.ids.shape[1]) + 1
+    values = torch.arange(10, device=device)
+
+    def value_of(tokens: Tensor) -> Tensor:
+        return ((tokens.unsqueeze(-1) == ids) * values).sum(-1)
+
+    target = chunk.ids[loss.row, loss.column]
+    weight = torch.where(place >= 0, 10 ** place.clamp(min=0), 0)
+    slot = loss.row * n_slots + number
+    zeros = torch.zeros(batch * n_slots, dtype=torch.long, device=device)
+    error = zeros.index_add(0, slot, (value_of(loss.predicted) - value_of(target)) * weight)
+    scored = zeros.index_add(0, slot, (place >= 0).long())
+    n_digits = torch.zeros_like(zeros).index_add(
+        0,
+        (torch.arange(batch, device=device).unsqueeze(1) * n_slots + chunk.number).flatten(),
+        (chunk.place >= 0).long().flatten(),
+    )
+    complete = (scored == n_digits) & (n_digits > 0)
+    return {
+        "token_accuracy": share(text.float()),
+        "first_step_accuracy": share((text & (number < action_dim)).float()),
+        "bin_error": (error.abs() * complete).sum() / complete.sum().clamp(min=1),
+    }

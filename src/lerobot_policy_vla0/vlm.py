@@ -1,0 +1,209 @@
+"""The backbone: loads or builds a Qwen-VL with its tokenizer, unmodified, and runs it.
+
+Knows dtype, attention, freezing and checkpointing; knows nothing about actions, robots or LeRobot's
+batches. A backbone is one of: a Hub repo or local folder with weights, the ``tiny`` random model, or
+the ``vlm/`` folder of a saved policy (config and tokenizer; the policy's own file holds the weights).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+from lerobot_policy_vla0.codec import ActionTokens
+from lerobot_policy_vla0.errors import CheckpointError
+from lerobot_policy_vla0.prompt import IMAGE_TOKEN, rope_positions
+from lerobot_policy_vla0.testing.tiny_vlm import TINY, build_tiny_tokenizer, tiny_vlm_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+
+#: Folder inside a policy checkpoint that makes it independent of the base model's repo.
+VLM_FOLDER = "vlm"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What the prompt needs to know about a backbone before its weights are loaded.
+
+    Attributes:
+        patch_size: side of a patch in pixels.
+        merge_size: patches along each side of one image token.
+        pad_token_id: id for padding.
+        tokenizer_json: the tokenizer's ``tokenizer.json``.
+    """
+
+    patch_size: int
+    merge_size: int
+    pad_token_id: int
+    tokenizer_json: str
+
+
+def load_description(
+    config: VLA0Config, stored: Path | None = None
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Return the transformers config and the tokenizer of a policy's backbone, without its weights.
+
+    Args:
+        config: names the backbone.
+        stored: the ``vlm/`` folder of a checkpoint, which then wins over the name.
+
+    Raises:
+        CheckpointError: if ``stored`` lacks its files.
+    """
+    if stored is not None:
+        for name in ("config.json", "tokenizer.json"):
+            if not (stored / name).is_file():
+                raise CheckpointError(
+                    f"the checkpoint has no {VLM_FOLDER}/{name} (looked in {stored}); it was not saved by this "
+                    "package or is incomplete. Re-download it, or start from a backbone with --policy.type=vla0."
+                )
+        return AutoConfig.from_pretrained(stored), AutoTokenizer.from_pretrained(stored)
+    if config.vlm_model_name == TINY:
+        tokenizer = build_tiny_tokenizer()
+        return tiny_vlm_config(config.tiny, tokenizer), tokenizer
+    return (
+        AutoConfig.from_pretrained(config.vlm_model_name),
+        AutoTokenizer.from_pretrained(config.vlm_model_name),
+    )
+
+
+def describe_backbone(config: VLA0Config) -> Backbone:
+    """Return what the prompt step needs of the backbone named by a policy config."""
+    vlm_config, tokenizer = load_description(config)
+    tokens = ActionTokens.from_tokenizer(tokenizer)
+    backend: Any = tokenizer
+    return Backbone(
+        patch_size=int(vlm_config.vision_config.patch_size),
+        merge_size=int(vlm_config.vision_config.spatial_merge_size),
+        pad_token_id=tokens.pad,
+        tokenizer_json=backend.backend_tokenizer.to_str(),
+    )
+
+
+class VLM(nn.Module):
+    """A vision-language model, its token ids, and the three ways the policy uses it.
+
+    Args:
+        model: transformers' model, as loaded or built.
+        tokenizer: its tokenizer, saved along with a checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.tokens = ActionTokens.from_tokenizer(tokenizer)
+        self.image_token_id = int(tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0])
+        # Backbones ship sampling settings and a repetition penalty; decoding takes every setting from
+        # the policy's config instead.
+        self.model.generation_config = GenerationConfig()
+
+    # ------------------------------------------------------------------ building
+
+    @classmethod
+    def from_config(cls, config: VLA0Config, stored: Path | None = None) -> VLM:
+        """Build the backbone a policy config asks for.
+
+        Args:
+            config: names the backbone, its precision, attention and freezing.
+            stored: the ``vlm/`` folder of a checkpoint; then nothing is downloaded and the weights are
+                left for the caller to load.
+
+        Raises:
+            CheckpointError: if ``stored`` lacks a file.
+        """
+        dtype = getattr(torch, config.param_dtype)
+        vlm_config, tokenizer = load_description(config, stored)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+        if stored is not None or config.vlm_model_name == TINY:
+            with torch.random.fork_rng(devices=[]):  # building must not disturb the training seed
+                torch.manual_seed(config.tiny.seed)
+                model = AutoModelForImageTextToText.from_config(vlm_config, **options)
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(config.vlm_model_name, **options)
+        vlm = cls(model, tokenizer)
+        if config.gradient_checkpointing:
+            vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.freeze_vision_encoder:
+            vlm.vision_tower.requires_grad_(False)
+        return vlm
+
+    def save_description(self, folder: Path) -> None:
+        """Write config and tokenizer (not the weights) to ``folder``, for loading without the base model.
+
+        Only ``*.json`` files are written, because LeRobot uploads no others.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.save_pretrained(folder)
+        template, self.tokenizer.chat_template = self.tokenizer.chat_template, None
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.chat_template = template
+
+    # ------------------------------------------------------------------ parts
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The image encoder."""
+        tower: nn.Module = self.model.model.visual
+        return tower
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one patch in pixels."""
+        return int(self.model.config.vision_config.patch_size)
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along each side that are merged into one image token."""
+        return int(self.model.config.vision_config.spatial_merge_size)
+
+    @property
+    def temporal_patch_size(self) -> int:
+        """Frames per patch; a still image is repeated."""
+        return int(self.model.config.vision_config.temporal_patch_size)
+
+    # ------------------------------------------------------------------ running
+
+    def hidden_states(self, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        """Return the last hidden states of whole sequences, without the vocabulary projection.
+
+        Args:
+            ids: ``(B, L)`` int64, prompt and answer.
+            mask: ``(B, L)`` bool, false on padding.
+            pixel_values: ``(patches, C*t*p*p)`` float.
+            grid_thw: ``(images, 3)`` int64; all images have one size.
+
+        Returns:
+            ``(B, L, hidden)``.
+        """
+        merge = self.merge_size
+        _, height, width = grid_thw[0].tolist()
+        positions, _ = rope_positions(
+            ids, mask, image_token_id=self.image_token_id, grid=(height // merge, width // merge)
+        )
+        output = self.model.model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            pixel_values=pixel_values,
+            image_grid_thw=grid_thw,
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project hidden states ``(..., hidden)`` onto the vocabulary ``(..., V)``."""
+        out: Tensor = self.model.lm_head(hidden)
+        return out
+

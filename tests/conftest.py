@@ -1,0 +1,49 @@
+"""Shared fixtures: everything offline, on the CPU, with the tiny model."""
+
+from __future__ import annotations
+
+import os
+
+# Before any import that reads them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("VLA0_TEST_CUDA", ""))
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with the real tokenizer and simulation assets, beside the checkout; skips without it."""
+    folder = Path(os.environ.get("VLA0_SHARED", REPO.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared folder at {folder}: it holds the real tokenizer and simulation assets")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(shared_dir: Path) -> Path:
+    """The real Qwen2.5-VL tokenizer, chat template and image settings (no weights)."""
+    folder = shared_dir / "qwen2_5_vl_processor"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(qwen_folder: Path) -> PreTrainedTokenizerBase:
+    """The real tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(qwen_folder)
+    return tokenizer
