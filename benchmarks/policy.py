@@ -118,7 +118,9 @@ def hardware() -> dict[str, Any]:
 
 def main() -> None:
     """Parse arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     demo = Path("outputs/demo/button-press-topdown-v3")
     parser.add_argument(
         "--policy", type=Path, default=demo / "train/checkpoints/last/pretrained_model", help="checkpoint"

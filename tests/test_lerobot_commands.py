@@ -209,9 +209,7 @@ def test_renaming_the_camera_makes_it_run(
 
 def test_an_untrained_policy_does_not_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StatsError, match=r"--policy\.path"):
-        evaluate(
-            [*TINY, "--env.type=toy", "--eval.n_episodes=1", f"--output_dir={tmp_path}"], monkeypatch
-        )
+        evaluate([*TINY, "--env.type=toy", "--eval.n_episodes=1", f"--output_dir={tmp_path}"], monkeypatch)
 
 
 def test_changing_the_chunk_size_of_a_checkpoint_is_refused(
@@ -253,6 +251,8 @@ def test_importing_the_plugin_is_cheap() -> None:
         "print('transformers.models.qwen2_5_vl.modeling_qwen2_5_vl' in sys.modules)\n"
         "print('lerobot_policy_vla0.modeling_vla0' in sys.modules)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert float(out[0]) < 0.5
     assert out[1:] == ["False", "False"]

@@ -6,7 +6,7 @@ The dot starts left or right; the action is its velocity; success is to come nea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,7 @@ STEPS = 6
 class ToyEnv(gym.Env[Any, Any]):
     """A dot in a 64 px picture; two actions (velocity), six steps at most."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, task: str = "lower the bar gently", camera: str = "top") -> None:
         self.task = task

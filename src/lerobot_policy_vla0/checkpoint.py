@@ -72,7 +72,9 @@ def check_same_answer(stored: VLA0Config, given: VLA0Config) -> None:
     ]
     if clashes:
         raise CheckpointError(
-            "the options do not fit the checkpoint: " + "; ".join(clashes) + ". Leave them as the checkpoint has "
+            "the options do not fit the checkpoint: "
+            + "; ".join(clashes)
+            + ". Leave them as the checkpoint has "
             "them, or train a new policy with --policy.type=vla0."
         )
 

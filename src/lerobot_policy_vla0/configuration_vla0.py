@@ -192,6 +192,12 @@ class VLA0Config(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Lists are what Python users and YAML write; comparisons below need tuples.
+        height, width = self.image_size
+        self.image_size = (height, width)
+        if self.crop_box is not None:
+            x0, y0, x1, y1 = self.crop_box
+            self.crop_box = (x0, y0, x1, y1)
         self._validate_chunking()
         self._validate_text()
         self._validate_training()
@@ -233,9 +239,7 @@ class VLA0Config(PreTrainedConfig):
             )
 
     def _validate_text(self) -> None:
-        format_system_prompt(
-            self.system_prompt, chunk_size=self.chunk_size, action_dim=1, n_bins=self.n_bins
-        )
+        format_system_prompt(self.system_prompt, chunk_size=self.chunk_size, action_dim=1, n_bins=self.n_bins)
         if self.max_prompt_length < 1:
             raise ConfigError(f"max_prompt_length={self.max_prompt_length} must be at least 1.")
         if self.temperature < 0:
@@ -342,8 +346,8 @@ class VLA0Config(PreTrainedConfig):
     def image_settings(self, patch_size: int = 14, merge_size: int = 2) -> ImageSettings:
         """Return the image pipeline's settings for a backbone's patch sizes."""
         return ImageSettings(
-            image_size=tuple(self.image_size),
-            crop_box=tuple(self.crop_box) if self.crop_box is not None else None,
+            image_size=self.image_size,
+            crop_box=self.crop_box,
             crop_ratio=self.crop_ratio,
             antialias=self.antialias,
             brightness=self.brightness,

@@ -11,14 +11,10 @@ newline and padding are never touched.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from lerobot_policy_vla0.codec import IGNORE_INDEX, EncodedChunk
-
-MaskUnit = Literal["char", "number"]
 
 
 def draw_mask(
@@ -26,7 +22,7 @@ def draw_mask(
     *,
     max_ratio: float,
     skip_prob: float,
-    unit: MaskUnit,
+    unit: str,
     generator: torch.Generator,
 ) -> Tensor:
     """Draw which characters to hide.

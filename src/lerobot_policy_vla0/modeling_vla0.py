@@ -380,7 +380,7 @@ class VLA0Policy(PreTrainedPolicy):
         self.vlm.save_description(save_directory / VLM_FOLDER)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_name_or_path: str | Path,
         *,
@@ -401,7 +401,11 @@ class VLA0Policy(PreTrainedPolicy):
             pretrained_name_or_path: a folder written by LeRobot, or a Hub repo id.
             config: used instead of the checkpoint's own; what the weights and the saved prompt were made
                 for (``chunk_size``, ``n_bins``, cameras, ...) must agree with it.
-            revision, local_files_only, cache_dir, token, force_download: as for ``hf_hub_download``.
+            revision: Hub revision.
+            local_files_only: do not ask the Hub.
+            cache_dir: Hub cache folder.
+            token: Hub token.
+            force_download: ignore the cache.
             strict: refuse missing and unexpected tensors (default). False only logs them.
             **kwargs: passed to the constructor (``dataset_stats``, ``dataset_meta``).
 

@@ -217,7 +217,7 @@ def make_vla0_pre_post_processors(
         max_length=config.max_prompt_length,
         tokenizer_json=backbone.tokenizer_json,
     )
-    return make_policy_processor_pipelines(
+    pipelines: tuple[Any, Any] = make_policy_processor_pipelines(
         input_steps=[
             steps.rename_observations,
             steps.add_batch_dim,
@@ -227,3 +227,4 @@ def make_vla0_pre_post_processors(
         ],
         output_steps=[steps.unnormalize, steps.to_cpu],
     )
+    return pipelines

@@ -106,8 +106,8 @@ class PromptEncoder:
         image_token_id = tokenizer.token_to_id(IMAGE_TOKEN)
         if image_token_id is None:
             raise TokenizerError(
-                f"the tokenizer has no image placeholder {IMAGE_TOKEN!r} among its {tokenizer.get_vocab_size()} tokens. "
-                "Use a Qwen-VL backbone."
+                f"the tokenizer has no image placeholder {IMAGE_TOKEN!r} among its "
+                f"{tokenizer.get_vocab_size()} tokens. Use a Qwen-VL backbone."
             )
         self.tokenizer = tokenizer
         self.settings = settings

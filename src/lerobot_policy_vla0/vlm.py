@@ -206,4 +206,3 @@ class VLM(nn.Module):
         """Project hidden states ``(..., hidden)`` onto the vocabulary ``(..., V)``."""
         out: Tensor = self.model.lm_head(hidden)
         return out
-
