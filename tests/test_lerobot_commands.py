@@ -28,7 +28,7 @@ TINY = [
     "--policy.ensemble_n_chunks=2",
     "--policy.n_bins=100",
     "--policy.image_size=[56,56]",
-    f"--policy.system_prompt={SHORT_PROMPT}",
+    f'--policy.system_prompt="{SHORT_PROMPT}"',
     "--policy.push_to_hub=false",
     "--policy.optimizer_lr=1e-3",
 ]
