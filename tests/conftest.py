@@ -9,7 +9,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("VLA0_TEST_CUDA", ""))
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs the network or an accelerator, unless it is asked for or there."""
+    import torch
+
+    for item in items:
+        if item.get_closest_marker("network") and "network" not in (config.option.markexpr or ""):
+            item.add_marker(pytest.mark.skip(reason="talks to the Hub; run with -m network"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no accelerator"))
 
 
 @pytest.fixture(scope="session")

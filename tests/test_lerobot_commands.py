@@ -12,26 +12,13 @@ from typing import Any
 import pytest
 import torch
 import toy_env  # noqa: F401 - registers --env.type=toy
+from conftest import REPO
 from safetensors.torch import load_file
-from tiny import SHORT_PROMPT, SMALL, make_dataset
+from tiny import make_dataset
 
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, SharedPolicyError, StatsError
 
-TINY = [
-    "--policy.type=vla0",
-    "--policy.vlm_model_name=tiny",
-    *[f"--policy.tiny.{name}={value}" for name, value in SMALL.items()],
-    "--policy.device=cpu",
-    "--policy.dtype=float32",
-    "--policy.chunk_size=3",
-    "--policy.n_action_steps=1",
-    "--policy.ensemble_n_chunks=2",
-    "--policy.n_bins=100",
-    "--policy.image_size=[56,56]",
-    f'--policy.system_prompt="{SHORT_PROMPT}"',
-    "--policy.push_to_hub=false",
-    "--policy.optimizer_lr=1e-3",
-]
+DEBUG = f"--config_path={REPO / 'configs' / 'debug.yaml'}"
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +35,6 @@ def train_arguments(root: Path, output: Path, *, steps: int, save: int) -> list[
         f"--output_dir={output}",
         f"--steps={steps}",
         f"--save_freq={save}",
-        "--batch_size=4",
-        "--num_workers=0",
-        "--log_freq=1",
-        "--env_eval_freq=0",
-        "--wandb.enable=false",
-        "--seed=1",
     ]
 
 
@@ -85,7 +66,7 @@ def checkpoint(dataset_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     finished = subprocess.run(
         [
             str(script),
-            *TINY,
+            DEBUG,
             *train_arguments(dataset_root, output, steps=4, save=2),
             "--dataset.eval_split=0.34",
             "--eval_steps=2",
@@ -113,8 +94,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     checkpoint: Path, dataset_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train([*TINY, *train_arguments(dataset_root, whole, steps=4, save=2)], monkeypatch)
-    train([*TINY, *train_arguments(dataset_root, parts, steps=2, save=2)], monkeypatch)
+    train([DEBUG, *train_arguments(dataset_root, whole, steps=4, save=2)], monkeypatch)
+    train([DEBUG, *train_arguments(dataset_root, parts, steps=2, save=2)], monkeypatch)
     saved = parts / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
     train([f"--config_path={saved}", "--resume=true", "--steps=4"], monkeypatch)
     name = Path("checkpoints/000004/pretrained_model/model.safetensors")
@@ -208,8 +189,11 @@ def test_renaming_the_camera_makes_it_run(
 
 
 def test_an_untrained_policy_does_not_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untrained = ["--policy.type=vla0", "--policy.vlm_model_name=tiny", "--policy.device=cpu"]
     with pytest.raises(StatsError, match=r"--policy\.path"):
-        evaluate([*TINY, "--env.type=toy", "--eval.n_episodes=1", f"--output_dir={tmp_path}"], monkeypatch)
+        evaluate(
+            [*untrained, "--env.type=toy", "--eval.n_episodes=1", f"--output_dir={tmp_path}"], monkeypatch
+        )
 
 
 def test_changing_the_chunk_size_of_a_checkpoint_is_refused(
@@ -233,7 +217,14 @@ def test_fine_tuning_from_a_checkpoint_starts_from_its_weights(
 ) -> None:
     arguments = train_arguments(dataset_root, tmp_path / "out", steps=1, save=1)
     train(
-        [f"--policy.path={checkpoint}", "--policy.push_to_hub=false", "--policy.optimizer_lr=0", *arguments],
+        [
+            f"--policy.path={checkpoint}",
+            "--policy.push_to_hub=false",
+            "--policy.optimizer_lr=0",
+            "--num_workers=0",
+            "--env_eval_freq=0",
+            *arguments,
+        ],
         monkeypatch,
     )
     saved = load_file(tmp_path / "out/checkpoints/000001/pretrained_model/model.safetensors")

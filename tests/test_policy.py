@@ -346,6 +346,16 @@ def test_a_batch_that_skipped_the_preprocessor_is_refused(policy: VLA0Policy) ->
         policy.select_action(make_raw_batch(policy.config))
 
 
+def test_one_task_for_several_images_is_refused(policy: VLA0Policy) -> None:
+    batch = make_batch(policy.config, batch=2)
+    for key in ("observation.language.tokens", "observation.language.attention_mask"):
+        batch[key] = batch[key][:1]
+    with pytest.raises(PromptError, match=r"1 task\(s\) and 2 image\(s\) per camera"):
+        policy.predict_action_chunk(batch)
+    with pytest.raises(PromptError, match=r"1 task\(s\) and 2 image\(s\) per camera"):
+        policy(batch)
+
+
 def test_missing_action_statistics_are_refused() -> None:
     config = make_config()
     with pytest.raises(StatsError, match="MIN_MAX needs the action statistics 'min' and 'max'"):

@@ -68,16 +68,19 @@ class ActionTokens:
         digits = tuple(single(str(d)) for d in range(10))
         space = single(" ")
         # Single characters may be single tokens and still merge inside a longer text ("10", " 1"),
-        # which would make the answer's length depend on the values.
-        probe = "0 12 345 1000 99 8 67"
-        expected = [space if c == " " else digits[int(c)] for c in probe]
-        got = list(tokenizer.encode(probe, add_special_tokens=False))
-        if got != expected:
-            raise TokenizerError(
-                f"tokenizer {name!r} merges digits or spaces: {probe!r} became {len(got)} tokens {got}, "
-                f"expected the {len(expected)} single-character tokens {expected}. Use a backbone whose "
-                "tokenizer splits digits (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)."
-            )
+        # which would make the answer's length depend on the values. All neighbours that action text can
+        # have are tried, then a longer text for tokenizers that group three digits at a time.
+        characters = "0123456789 "
+        pairs = [a + b for a in characters for b in characters if a + b != "  "]
+        for probe in (*pairs, "0 12 345 1000 99 8 67"):
+            expected = [space if c == " " else digits[int(c)] for c in probe]
+            got = list(tokenizer.encode(probe, add_special_tokens=False))
+            if got != expected:
+                raise TokenizerError(
+                    f"tokenizer {name!r} merges digits or spaces: {probe!r} became {len(got)} tokens {got}, "
+                    f"expected the {len(expected)} single-character tokens {expected}. Use a backbone whose "
+                    "tokenizer splits digits (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)."
+                )
         ids = tokenizer.encode("<|im_end|>", add_special_tokens=False)
         if len(ids) != 1:
             raise TokenizerError(
@@ -155,7 +158,7 @@ class ActionCodec:
 
         Returns:
             ``(B, T, D)`` int64 bins in ``[0, n_bins]``, and a ``(B, T, D)`` bool tensor that is true
-            where a value was clamped.
+            where a value lay outside the range by more than rounding (1e-5) and was clamped.
 
         Raises:
             ActionError: if the shape is not ``(B, chunk_size, action_dim)``.
@@ -179,8 +182,12 @@ class ActionCodec:
         return torch.round(unit * self.n_bins).long(), clipped
 
     def bins_to_actions(self, bins: Tensor) -> Tensor:
-        """Return the normalised action in ``[-1, 1]`` at the centre of each bin (float32, same shape)."""
-        return bins.float() * (2.0 / self.n_bins) - 1.0
+        """Return the normalised action in ``[-1, 1]`` at the centre of each bin (float32, same shape).
+
+        Bins 0 and ``n_bins`` are exactly -1 and 1.
+        """
+        # One rounding only: the numerator is exact, `bins * (2 / n_bins) - 1` would miss 1 by an ulp or two.
+        return (2 * bins - self.n_bins).float() / self.n_bins
 
     @staticmethod
     def check_finite(actions: Tensor) -> None:
@@ -254,7 +261,7 @@ class ActionCodec:
 
         Raises:
             AnswerError: if a row is not exactly ``T*D`` integers in range, without leading zeros, with
-                one space between; the message names the row and shows its text. The decoders'
+                one space between and an end token; the message names the row and shows its text. The decoders'
                 grammar makes this impossible, so it means a bug or foreign token ids.
         """
         batch, width = ids.shape
@@ -286,7 +293,8 @@ class ActionCodec:
         # A number written without leading zeros has as many digits as its value needs.
         natural = (value.unsqueeze(-1) >= 10 ** torch.arange(1, 19, device=device)).sum(-1) + 1
         bad_number = (count != natural) | (value > self.n_bins) | (count == 0)
-        bad = ((symbol == -1).any(1)) | (found != n) | (bad_number & in_answer).any(1)
+        unended = ~ended.any(1)  # an answer that was cut off may end in half a number
+        bad = ((symbol == -1).any(1)) | unended | (found != n) | (bad_number & in_answer).any(1)
         if bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
             characters = [*"0123456789", " "]
@@ -297,7 +305,7 @@ class ActionCodec:
             )
             raise AnswerError(
                 f"row {row} is not {self.n_numbers} integers in [0, {self.n_bins}] separated by single "
-                f"spaces (chunk_size={self.chunk_size}, action_dim={self.action_dim}): {shown!r}"
+                f"spaces and an end token (chunk_size={self.chunk_size}, action_dim={self.action_dim}): {shown!r}"
             )
         return value[:, :n].reshape(batch, self.chunk_size, self.action_dim)
 

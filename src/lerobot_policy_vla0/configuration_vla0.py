@@ -27,6 +27,8 @@ from lerobot_policy_vla0.prompt import SYSTEM_PROMPT, format_system_prompt
 logger = logging.getLogger(__name__)
 
 _BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10)
+_EXAMPLES = {"image_size": "(224, 224)", "crop_box": "(0.2, 0.1, 0.8, 0.9)"}
+_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -63,13 +65,13 @@ class TinyVLMConfig:
             value = getattr(self, item.name)
             if item.name != "seed" and value < 1:
                 raise ConfigError(f"tiny.{item.name}={value} must be at least 1.")
-        for width, heads, prefix in (
-            (self.hidden_size, self.num_heads, ""),
-            (self.vision_hidden_size, self.vision_heads, "vision_"),
+        for width, heads, prefix, heads_name in (
+            (self.hidden_size, self.num_heads, "", "num_heads"),
+            (self.vision_hidden_size, self.vision_heads, "vision_", "vision_heads"),
         ):
             if width % (4 * heads):
                 raise ConfigError(
-                    f"tiny.{prefix}hidden_size={width} must be a multiple of 4 * tiny.{prefix}heads={heads} "
+                    f"tiny.{prefix}hidden_size={width} must be a multiple of 4 * tiny.{heads_name}={heads} "
                     "(rotary positions split each head)."
                 )
         if self.num_heads % self.num_kv_heads:
@@ -81,7 +83,14 @@ class TinyVLMConfig:
 @PreTrainedConfig.register_subclass("vla0")
 @dataclass
 class VLA0Config(PreTrainedConfig):
-    """Options of the VLA-0 policy. Defaults are the paper's LIBERO protocol (arXiv 2510.13054).
+    """Options of the VLA-0 policy.
+
+    Defaults are the paper's LIBERO protocol (arXiv 2510.13054), except:
+
+    - ``n_action_steps=8`` with ``ensemble_n_chunks=1``, a whole chunk per query as on the paper's real robot;
+      its simulation results use 1 and 8;
+    - ``optimizer_grad_clip_norm=1.0``; the paper's code does not clip (0 here), a re-implementation found that
+      clipping helps.
 
     Attributes:
         vlm_model_name: backbone: a Hub repo id, a local folder, or ``tiny`` for a random Qwen2.5-VL that
@@ -120,10 +129,10 @@ class VLA0Config(PreTrainedConfig):
         repetition_penalty: transformers' penalty on tokens already seen, 1.0 is none. The official
             checkpoint was evaluated with its backbone's value (about 1.05).
         normalization_mapping: actions must map to a bounded mode: MIN_MAX (the paper), QUANTILES or
-            QUANTILE10; images stay IDENTITY.
+            QUANTILE10; images stay IDENTITY, the state is not read.
         dtype: compute precision. LeRobot's training autocasts to it, and so does inference.
         param_dtype: precision the weights are held in; float32 keeps master weights.
-        attn_implementation: transformers' attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        attn_implementation: transformers' attention: ``sdpa``, ``eager``, ``flash_attention_2`` or ``_3``.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         freeze_vision_encoder: do not train the vision tower.
         optimizer_lr: peak learning rate (the paper: 5e-6 per GPU of batch 8, 4e-5 at batch 64).
@@ -171,7 +180,7 @@ class VLA0Config(PreTrainedConfig):
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,
-            "STATE": NormalizationMode.MIN_MAX,
+            "STATE": NormalizationMode.IDENTITY,  # not read: VLA-0 acts on images and text
             "ACTION": NormalizationMode.MIN_MAX,
         }
     )
@@ -192,12 +201,7 @@ class VLA0Config(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Lists are what Python users and YAML write; comparisons below need tuples.
-        height, width = self.image_size
-        self.image_size = (height, width)
-        if self.crop_box is not None:
-            x0, y0, x1, y1 = self.crop_box
-            self.crop_box = (x0, y0, x1, y1)
+        self._normalise_types()
         self._validate_chunking()
         self._validate_text()
         self._validate_training()
@@ -207,13 +211,32 @@ class VLA0Config(PreTrainedConfig):
 
     # ------------------------------------------------------------------ validation
 
+    def _normalise_types(self) -> None:
+        """Accept what Python users and YAML write: lists for tuples, names for normalisation modes."""
+        for name, length in (("image_size", 2), ("crop_box", 4)):
+            value = getattr(self, name)
+            if value is None and name == "crop_box":
+                continue
+            if not isinstance(value, list | tuple) or len(value) != length:
+                raise ConfigError(f"{name}={value!r} must be {length} numbers, e.g. {_EXAMPLES[name]}.")
+            setattr(self, name, tuple(value))
+        try:
+            self.normalization_mapping = {
+                key: NormalizationMode(mode) for key, mode in self.normalization_mapping.items()
+            }
+        except ValueError as error:
+            raise ConfigError(
+                f"normalization_mapping={self.normalization_mapping} has an unknown mode ({error}); known: "
+                f"{[mode.value for mode in NormalizationMode]}."
+            ) from None
+
     def _validate_chunking(self) -> None:
         if self.n_obs_steps != 1:
             raise ConfigError(f"n_obs_steps={self.n_obs_steps}, but VLA-0 sees one observation. Set it to 1.")
         if self.chunk_size < 1:
             raise ConfigError(f"chunk_size={self.chunk_size} must be at least 1 (the paper uses 8).")
-        if not 1 <= self.n_bins <= 99_999:
-            raise ConfigError(f"n_bins={self.n_bins} must lie in [1, 99999] (the paper uses 1000).")
+        if not isinstance(self.n_bins, int) or not 1 <= self.n_bins <= 99_999:
+            raise ConfigError(f"n_bins={self.n_bins} must be an integer in [1, 99999] (the paper uses 1000).")
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ConfigError(
                 f"n_action_steps={self.n_action_steps} must lie in [1, chunk_size={self.chunk_size}]: only "
@@ -242,10 +265,12 @@ class VLA0Config(PreTrainedConfig):
         format_system_prompt(self.system_prompt, chunk_size=self.chunk_size, action_dim=1, n_bins=self.n_bins)
         if self.max_prompt_length < 1:
             raise ConfigError(f"max_prompt_length={self.max_prompt_length} must be at least 1.")
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} must be at least 0 (0 decodes greedily).")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"repetition_penalty={self.repetition_penalty} must be positive (1.0 is none).")
+        if not 0 <= self.temperature < math.inf:  # false for NaN
+            raise ConfigError(f"temperature={self.temperature} must be finite and at least 0 (0 is greedy).")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ConfigError(
+                f"repetition_penalty={self.repetition_penalty} must be finite and positive (1.0 is none)."
+            )
         if self.cameras is not None and (not self.cameras or len(set(self.cameras)) != len(self.cameras)):
             raise CameraError(
                 f"cameras={self.cameras} must list at least one image key and no key twice; leave it unset to "
@@ -279,6 +304,18 @@ class VLA0Config(PreTrainedConfig):
                 f"param_dtype='bfloat16' computes in bfloat16, but dtype={self.dtype!r}. Set both to bfloat16, or "
                 "param_dtype to float32."
             )
+        if self.attn_implementation not in _ATTENTION:
+            raise ConfigError(
+                f"attn_implementation={self.attn_implementation!r} must be one of {_ATTENTION}."
+            )
+        for name in (
+            "optimizer_lr",
+            "optimizer_weight_decay",
+            "optimizer_grad_clip_norm",
+            "scheduler_warmup_steps",
+        ):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)} must be finite and at least 0.")
         if self.scheduler_name not in ("constant", "cosine"):
             raise ConfigError(f"scheduler_name={self.scheduler_name!r} must be 'constant' or 'cosine'.")
 

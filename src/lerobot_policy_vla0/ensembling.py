@@ -76,7 +76,7 @@ def snap_binary(actions: Tensor, indices: tuple[int, ...] | list[int]) -> Tensor
         indices: dimensions to snap, each in ``[0, D)``.
 
     Returns:
-        A new tensor; the argument is not modified.
+        ``(..., D)``, a new tensor; without indices the argument itself. The argument is not modified.
 
     >>> snap_binary(torch.tensor([[0.3, -0.2]]), [1]).tolist()
     [[0.30000001192092896, -1.0]]

@@ -293,8 +293,7 @@ def patchify(image: Tensor, settings: ImageSettings) -> Tensor:
     mean, std = scale.to(image.device, non_blocking=True).view(2, 3, 1, 1)
     pixels = image.float().sub_(mean).div_(std)
     block = merge * patch
-    # Not a view: cameras deliver channels-last memory, and its strides survive until here.
-    pixels = pixels.reshape(batch, channels, height // block, merge, patch, width // block, merge, patch)
+    pixels = pixels.view(batch, channels, height // block, merge, patch, width // block, merge, patch)
     pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (B, rows, columns, merge, merge, C, patch, patch)
     pixels = pixels.unsqueeze(6).expand(*pixels.shape[:6], frames, patch, patch)
     return pixels.reshape(batch, (height // patch) * (width // patch), channels * frames * patch * patch)

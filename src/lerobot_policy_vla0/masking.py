@@ -73,7 +73,7 @@ def apply_mask(ids: Tensor, labels: Tensor, hidden: Tensor, mask_id: int) -> tup
 
 def _lowest_ranks(scores: Tensor, count: Tensor) -> Tensor:
     """Mark the ``count[b]`` smallest entries of each row: ``(B, L), (B,) -> (B, L)`` bool."""
-    order = scores.argsort(dim=1)
+    order = scores.argsort(dim=1, stable=True)  # ties alike on every device
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
     return rank < count.unsqueeze(1)

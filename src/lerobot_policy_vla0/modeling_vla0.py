@@ -351,6 +351,12 @@ class VLA0Policy(PreTrainedPolicy):
     def _images(self, batch: dict[str, Any]) -> list[Tensor]:
         device = next(self.parameters()).device
         images = select_cameras(batch, self.config.camera_keys, self.config.image_features)
+        prompts = len(batch[OBS_LANGUAGE_TOKENS])
+        if len(images[0]) != prompts:
+            raise PromptError(
+                f"the batch has {prompts} task(s) and {len(images[0])} image(s) per camera; every sample needs its "
+                "own task text. Pass one task per sample."
+            )
         return [image.to(device) for image in images]
 
     @contextmanager

@@ -40,7 +40,7 @@ def format_system_prompt(template: str, *, chunk_size: int, action_dim: int, n_b
     """
     try:
         return template.format(H=chunk_size, D=action_dim, N=chunk_size * action_dim, B=n_bins)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"system_prompt {template!r} has a field that cannot be filled ({error!r}). Known fields: {{H}} "
             "(chunk_size), {D} (action_dim), {N} (H*D), {B} (n_bins); write {{ and }} for literal braces."
@@ -100,6 +100,10 @@ class PromptEncoder:
     Args:
         tokenizer: the backbone's tokenizer, as read from its ``tokenizer.json``.
         settings: see `PromptSettings`.
+
+    Raises:
+        TokenizerError: if the tokenizer has no image placeholder.
+        ConfigError: if the system prompt contains chat markup.
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: PromptSettings) -> None:
@@ -113,6 +117,14 @@ class PromptEncoder:
         self.settings = settings
         self.image_token_id: int = image_token_id
         self._cache: dict[str, Tensor] = {}
+        # Text that the tokenizer would turn into a special token instead of reading it as text.
+        self._markup = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+        for special in self._markup:
+            if special in settings.system_prompt:
+                raise ConfigError(
+                    f"system_prompt {settings.system_prompt!r} contains the chat markup {special!r}, which would "
+                    "change the layout of the prompt. Remove it from system_prompt."
+                )
 
     def encode(self, task: str) -> Tensor:
         """Return the ids of one prompt, image placeholders expanded: ``(L,)`` int64.
@@ -129,7 +141,7 @@ class PromptEncoder:
                 "command needs a task text (an empty one is allowed)."
             )
         if task not in self._cache:
-            for special in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", IMAGE_TOKEN):
+            for special in self._markup:
                 if special in task:
                     raise PromptError(
                         f"task {task!r} contains the chat markup {special!r}, which would change the layout of "
@@ -153,7 +165,7 @@ class PromptEncoder:
                     "system_prompt, use fewer or smaller images, or raise max_prompt_length."
                 )
             self._cache[task] = torch.tensor(ids, dtype=torch.long)
-        return self._cache[task]
+        return self._cache[task].clone()
 
     def encode_batch(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode several prompts, padded on the left so that all answers begin in one column.

@@ -53,17 +53,9 @@ class ThreadGuard:
             self._owner = me
             yield
 
-    def __deepcopy__(self, memo: dict[int, object]) -> ThreadGuard:
-        """Return a fresh guard: a copied policy is a policy of its own."""
-        return ThreadGuard()
-
-    def __getstate__(self) -> dict[str, object]:
-        """Pickle nothing: locks cannot be, and owners are threads of this process."""
-        return {}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Start fresh."""
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[ThreadGuard], tuple[()]]:
+        """Copy and pickle as a fresh guard: a copied policy is a policy of its own, and locks do not travel."""
+        return ThreadGuard, ()
 
 
 def _message(what: str) -> str:
