@@ -1,0 +1,171 @@
+"""Play two policies that see nothing on the seeds `lerobot-eval` uses, to know what a success rate is worth.
+
+    python examples/metaworld/baselines.py --task button-press-topdown-v3 --seeds 200000 --episodes 20 \
+        --root outputs/demo/button-press-topdown-v3/dataset --output
+        outputs/demo/button-press-topdown-v3/baselines.json
+
+*constant*: the mean action of the demonstrations, at every step. *blind replay*: the actions of one
+demonstration, then its last action until the step limit. On some Meta-World tasks blind replay solves
+everything, and a policy's success there says nothing about vision. Nothing is rendered.
+
+`lerobot-eval --seed=S --eval.n_episodes=N` resets its episode i with seed S + i, and an environment's start
+depends on that seed alone (a test compares the two); so the rows of a report can be compared seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rendering
+
+rendering.set_rendering_defaults()
+
+import experts  # noqa: E402
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+SETTINGS_FILE = "recording.json"
+
+
+class BaselineError(Exception):
+    """The baselines cannot be played; the message says what to change."""
+
+
+def demonstrations(root: Path, task: str) -> dict[int, np.ndarray]:
+    """Return the actions of every demonstration of `task`: episode index to float32 (T, 4) in [-1, 1].
+
+    Raises:
+        BaselineError: The dataset has no episode with the task's instruction; names those it has.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    dataset = LeRobotDataset(f"local/{root.name}", root=root)
+    description = experts.RawEnv(task).task_description
+    wanted = [row["episode_index"] for row in dataset.meta.episodes if row["tasks"] == [description]]
+    if not wanted:
+        raise BaselineError(
+            f"{root} has no episode of {task} ({description!r}); its tasks: {', '.join(dataset.meta.tasks.index)}"
+        )
+    table = dataset.hf_dataset.with_format(None).select_columns(["action", "episode_index"])
+    actions = np.asarray(table["action"], dtype=np.float32)  # (frames, 4)
+    episodes = np.asarray(table["episode_index"])  # (frames,)
+    return {int(index): actions[episodes == index] for index in wanted}
+
+
+def check_unseen(root: Path, task: str, seeds: range) -> None:
+    """Raise BaselineError if one of `seeds` was recorded as a demonstration of `task`."""
+    file = root / SETTINGS_FILE
+    if not file.is_file():
+        return  # recorded elsewhere: its seeds are not known
+    recorded = {seed for name, seed in json.loads(file.read_text())["episodes"] if name == task}
+    seen = sorted(recorded & set(seeds))
+    if seen:
+        raise BaselineError(
+            f"evaluation seeds {seeds.start} to {seeds.stop - 1} include {len(seen)} that were recorded as "
+            f"demonstrations (the first is {seen[0]}). Choose --seeds outside {min(recorded)} to {max(recorded)}."
+        )
+
+
+def play(
+    env: experts.RawEnv, seeds: range, action_at: Callable[[int], np.ndarray], bar: Any
+) -> dict[str, Any]:
+    """Play open loop on every seed.
+
+    Args:
+        env: Environment of the task.
+        seeds: Reset seeds, one episode each.
+        action_at: Step number (from 0) to action, float32 (4,) in [-1, 1].
+        bar: Progress bar, advanced by one per episode.
+
+    Returns:
+        `success` (bool) and `steps` (int), one per seed, and `n_success`.
+    """
+    successes, lengths = [], []
+    for seed in seeds:
+        env.reset(seed=seed)
+        success, steps = False, 0
+        while steps < experts.MAX_EPISODE_STEPS:
+            _, _, terminated, truncated, info = env.step(action_at(steps))
+            steps += 1
+            if terminated or truncated:
+                success = bool(info["is_success"])
+                break
+        successes.append(success)
+        lengths.append(steps)
+        bar.update()
+    return {"n_success": sum(successes), "success": successes, "steps": lengths}
+
+
+def run(task: str, root: Path, seeds: range, n_replays: int) -> dict[str, Any]:
+    """Play both baselines; the result is what `main` writes as JSON.
+
+    Args:
+        task: Task name.
+        root: Folder of the demonstrations.
+        seeds: Evaluation seeds.
+        n_replays: Number of demonstrations to replay, spread evenly over the dataset.
+
+    Returns:
+        `constant` and `blind_replays` (strongest first; ties: the earlier demonstration) with success per
+        seed.
+    """
+    check_unseen(root, task, seeds)
+    episodes = demonstrations(root, task)
+    mean = np.concatenate(list(episodes.values())).mean(axis=0)  # (4,)
+    indices = list(episodes)
+    chosen = [indices[round(i)] for i in np.linspace(0, len(indices) - 1, min(n_replays, len(indices)))]
+    env = experts.RawEnv(task)
+    with tqdm(total=len(seeds) * (1 + len(chosen)), unit="episode", desc="baselines") as bar:
+        constant = play(env, seeds, lambda step: mean, bar)
+        replays = []
+        for index in chosen:
+            actions = episodes[index]
+            result = play(env, seeds, lambda step, actions=actions: actions[min(step, len(actions) - 1)], bar)
+            replays.append({"episode_index": index, "demonstration_steps": len(actions), **result})
+    replays.sort(key=lambda replay: -replay["n_success"])  # stable
+    return {
+        "task": task,
+        "dataset": str(root),
+        "seeds": list(seeds),
+        "max_steps": experts.MAX_EPISODE_STEPS,
+        "constant": {"action": [round(float(value), 6) for value in mean], **constant},
+        "blind_replays": replays,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--task", required=True, type=experts.plain_task, help="task name, e.g. reach-v3")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the recorded dataset")
+    parser.add_argument(
+        "--seeds", type=int, required=True, help="first evaluation seed (lerobot-eval's --seed)"
+    )
+    parser.add_argument("--episodes", type=int, required=True, help="number of seeds (its --eval.n_episodes)")
+    parser.add_argument("--replays", type=int, default=3, help="demonstrations to replay blindly")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    seeds = range(options.seeds, options.seeds + options.episodes)
+    try:
+        result = run(options.task, options.root, seeds, options.replays)
+    except BaselineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.output.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(options.output)
+    print(f"constant mean action: {result['constant']['n_success']} of {len(seeds)}")
+    for replay in result["blind_replays"]:
+        index, n_success = replay["episode_index"], replay["n_success"]
+        print(f"blind replay of demonstration {index}: {n_success} of {len(seeds)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Record scripted experts, train a tiny VLA-0 on them, evaluate it beside baselines, write a report. CPU only, offline.
+#
+#   make demo                                      or: PATH=.venv/bin:$PATH bash examples/metaworld/demo.sh
+#   DEMO_TASK=reach-v3 DEMO_EPISODES=150 make demo
+#
+# Stop it at any time (Ctrl-C) and run it again: finished stages are skipped, recording and training go on where
+# they were. Nothing that exists is overwritten; to start again choose another DEMO_DIR.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+task=${DEMO_TASK:-button-press-topdown-v3}
+dir=${DEMO_DIR:-outputs/demo/$task}
+episodes=${DEMO_EPISODES:-60}             # demonstrations
+noise=${DEMO_NOISE:-0.5}                  # disturbance of the expert's motion: demonstrations then show corrections
+steps=${DEMO_STEPS:-2200}                 # training steps
+eval_episodes=${DEMO_EVAL_EPISODES:-20}   # start positions to evaluate on
+seed=${DEMO_SEED:-200000}                 # the first of them; demonstrations have seeds from 100000
+eval_batch=${DEMO_EVAL_BATCH:-4}          # environments at once: each is a process that renders
+config=configs/metaworld_tiny.yaml
+here=examples/metaworld
+python=${PYTHON:-python}
+
+# Nothing is downloaded or uploaded, and nothing needs a screen. Variables that are set already win.
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} HF_DATASETS_OFFLINE=${HF_DATASETS_OFFLINE:-1}
+export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false} MUJOCO_GL=${MUJOCO_GL:-egl}
+export SVT_LOG=${SVT_LOG:-1}   # the video encoder would print a page per episode
+
+# What the policy has to see, as fractions (left, top, right, bottom) of the frame, measured over 30 start positions.
+# The configuration's own box is for its own task; an unmeasured task gets the whole frame.
+case $task in
+  button-press-topdown-v3) crop='[0.32, 0.16, 0.86, 0.70]' ;;
+  reach-v3)                crop='[0.43, 0.29, 0.85, 0.71]' ;;
+  push-v3 | dial-turn-v3)  crop='[0.43, 0.34, 0.83, 0.74]' ;;
+  *)                       crop=null ;;
+esac
+
+mkdir -p "$dir"
+settings="task=$task episodes=$episodes noise=$noise steps=$steps eval_episodes=$eval_episodes seed=$seed"
+if [ -f "$dir/settings.txt" ] && [ "$(cat "$dir/settings.txt")" != "$settings" ]; then
+  echo "error: $dir was started with other settings: choose another DEMO_DIR, or repeat these." >&2
+  echo "  started with: $(cat "$dir/settings.txt")" >&2
+  echo "  asked for:    $settings" >&2
+  exit 2
+fi
+echo "$settings" > "$dir/settings.txt"
+
+# ---- stages: run a function once, and keep its wall time even if it is interrupted -------------------------------
+running=""
+trap '[ -z "$running" ] || "$python" "$here/stages.py" "$dir/stages.json" add "$running" "$((SECONDS - begin))"' EXIT
+number=0
+stage() { # NAME, function of the same name
+  number=$((number + 1))
+  if "$python" "$here/stages.py" "$dir/stages.json" done "$1"; then
+    printf '\n== %d/5 %s: done before\n' "$number" "$1"
+    return
+  fi
+  printf '\n== %d/5 %s\n' "$number" "$1"
+  running=$1 begin=$SECONDS
+  "$1"
+  running=""
+  "$python" "$here/stages.py" "$dir/stages.json" finish "$1" "$((SECONDS - begin))"
+}
+
+record() {
+  "$python" "$here/record.py" --task "$task" --episodes "$episodes" --noise "$noise" --root "$dir/dataset" \
+    --repo-id "local/$task"
+}
+
+train() {
+  local last=$dir/train/checkpoints/last/pretrained_model
+  if [ -f "$last/train_config.json" ]; then
+    echo "going on from $(readlink -f "$dir/train/checkpoints/last")"
+    lerobot-train --config_path="$last/train_config.json" --resume=true 2>&1 | tee -a "$dir/train.log"
+    return
+  fi
+  if [ -d "$dir/train" ]; then # stopped before its first checkpoint
+    mv "$dir/train" "$dir/train.stopped.$(date +%s)"
+  fi
+  lerobot-train --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
+    --output_dir="$dir/train" --steps="$steps" --policy.crop_box="$crop" 2>&1 | tee "$dir/train.log"
+}
+
+baselines() {
+  "$python" "$here/baselines.py" --task "$task" --root "$dir/dataset" --seeds "$seed" --episodes "$eval_episodes" \
+    --output "$dir/baselines.json"
+}
+
+evaluate() {
+  # One thread for the policy: it is tiny, and its threads would wait in busy loops while the environments render.
+  # On a loaded machine one decision took 0.3 s of CPU with one thread and 20 s with two.
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} lerobot-eval \
+    --policy.path="$dir/train/checkpoints/last/pretrained_model" --policy.device=cpu \
+    --env.type=metaworld --env.task="$task" --seed="$seed" --output_dir="$dir/eval_seed$seed" \
+    --eval.n_episodes="$eval_episodes" --eval.batch_size="$eval_batch" --eval.use_async_envs=true
+}
+
+stage record
+stage train
+stage baselines
+stage evaluate
+printf '\n== 5/5 report\n'
+"$python" "$here/report.py" --run "$dir"

@@ -1,0 +1,188 @@
+"""Scripted Meta-World experts run through LeRobot's own environment, and the file one episode is staged in.
+
+Knows MuJoCo and LeRobot's `MetaworldEnv`; knows nothing about datasets. Physics, rendering, camera, rewards
+and the experts are those of the installed packages: the subclasses below only keep or drop observations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from lerobot.envs.metaworld import MetaworldEnv
+
+NOISE_CORRELATION = 0.9  # of the disturbance from step to step: its memory is about ten steps
+MAX_EPISODE_STEPS = 500  # Meta-World's own limit; LeRobot's --env.episode_length does not change it
+FPS = 80  # `MetaworldEnv.metadata["render_fps"]`
+
+
+def plain_task(task: str) -> str:
+    """Return the task name without LeRobot's optional prefix.
+
+    >>> plain_task("metaworld-reach-v3"), plain_task("reach-v3")
+    ('reach-v3', 'reach-v3')
+    """
+    return task.removeprefix("metaworld-")
+
+
+class RawEnv(MetaworldEnv):
+    """LeRobot's Meta-World environment with the raw state as observation and rendering only on request.
+
+    `reset` and `step` return the raw observation, float64 (39,): what the scripted expert reads; its first
+    four numbers are LeRobot's `agent_pos` (gripper x, y, z in metres, opening in [0, 1]). `render()` is
+    LeRobot's own and gives, for the same moment, the very pixels LeRobot's observation would have held.
+    LeRobot renders in `reset`, in every `step` and once more in the reset after success; a frame costs about
+    0.15 s here, so frames nobody looks at are not drawn.
+
+    Keep one open at a time: gymnasium makes an OpenGL context current when it is created and not before each
+    frame, so a second environment's context, or the end of an older one, leaves the others drawing black
+    frames.
+    """
+
+    def __init__(self, task: str) -> None:
+        super().__init__(task=plain_task(task), obs_type="pixels_agent_pos")
+        # The experts warn once that they rely on the environment's clipping; it is done explicitly below.
+        warnings.filterwarnings("ignore", message="Constant", module="metaworld.policies")
+
+    def _format_raw_obs(self, raw_obs: np.ndarray) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(raw_obs, dtype=np.float64).copy()
+
+
+@dataclass
+class Episode:
+    """One finished expert episode.
+
+    Attributes:
+        task: Task name, such as `reach-v3`.
+        description: The instruction in English (`MetaworldEnv.task_description`).
+        seed: The number given to `env.reset(seed=...)`.
+        success: Whether the task was solved within `MAX_EPISODE_STEPS`.
+        images: T PNG files (RGB, image_size x image_size), each taken BEFORE the action of its row; empty for
+            a failure.
+        states: float32 (T, 4), gripper position in metres and opening, before the action.
+        actions: float32 (T, 4) in [-1, 1], as the expert asked for (and as executed, without noise).
+    """
+
+    task: str
+    description: str
+    seed: int
+    success: bool
+    images: list[bytes]
+    states: np.ndarray
+    actions: np.ndarray
+
+
+def run_expert(env: RawEnv, seed: int, image_size: int, noise: float = 0.0) -> Episode:
+    """Play the scripted expert from `env.reset(seed=seed)` until success or the step limit.
+
+    Args:
+        env: Environment of the task; its state before the call does not matter.
+        seed: Reset seed; also seeds the noise, so an episode depends on nothing but its arguments.
+        image_size: Edge of the stored square frames, pixels, 1 to 480.
+        noise: Standard deviation of the disturbance added to the expert's motion before it is executed, action
+            units (range [-1, 1]); the gripper is left alone. Consecutive steps correlate by `NOISE_CORRELATION`,
+            so that the arm really drifts away. What is stored is the action the expert asked for, so the
+            demonstrations show how to come back (DART, Laskey et al. 2017): without it every late frame has
+            the gripper above its target, and a policy learns "late means straight down".
+
+    Returns:
+        The episode. Frames are only drawn up to the last action: the frame after success is never stored.
+    """
+    rng = np.random.default_rng(seed)
+    images: list[bytes] = []
+    states: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    raw, _ = env.reset(seed=seed)
+    success = False
+    drift = rng.normal(0.0, noise, size=4)
+    for _ in range(MAX_EPISODE_STEPS):
+        images.append(encode_frame(env.render(), image_size))
+        states.append(raw[:4].astype(np.float32))
+        # The environment clips to [-1, 1] before moving; store that, not the larger number asked for.
+        action = np.clip(env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
+        actions.append(action)
+        step = rng.normal(0.0, noise, size=4)
+        drift = NOISE_CORRELATION * drift + math.sqrt(1.0 - NOISE_CORRELATION**2) * step
+        drift[3] = 0.0  # the gripper
+        executed = np.clip(action + drift, -1.0, 1.0).astype(np.float32)
+        raw, _, terminated, truncated, info = env.step(executed)
+        success = bool(info["is_success"])
+        if terminated or truncated:  # `step` has already reset the simulation after a success
+            break
+    if not success:
+        images = []
+    return Episode(
+        plain_task(env.task), env.task_description, seed, success, images, np.stack(states), np.stack(actions)
+    )
+
+
+def encode_frame(frame: np.ndarray, image_size: int) -> bytes:
+    """Return `frame`, uint8 (480, 480, 3) RGB, as a PNG of `image_size` x `image_size` pixels.
+
+    INTER_AREA averages all source pixels under a target pixel: 480 to 240 is an exact 2x2 mean without
+    aliasing.
+
+    Raises:
+        RuntimeError: The frame has one colour only: the renderer lost its context (see `RawEnv`).
+    """
+    if frame.min() == frame.max():
+        raise RuntimeError(
+            f"the renderer returned a frame with the single value {frame.min()}: "
+            "its OpenGL context is not current. Open one environment per process at a time."
+        )
+    if frame.shape[0] != image_size:
+        frame = cv2.resize(
+            np.ascontiguousarray(frame), (image_size, image_size), interpolation=cv2.INTER_AREA
+        )
+    ok, png = cv2.imencode(".png", frame[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode a {frame.shape} frame as PNG")
+    return png.tobytes()
+
+
+def decode_frame(png: bytes) -> np.ndarray:
+    """Return the frame in a PNG file as uint8 (H, W, 3) RGB."""
+    frame = cv2.imdecode(np.frombuffer(png, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if frame is None:
+        raise ValueError(f"{len(png)} bytes are not a readable PNG file")
+    return np.ascontiguousarray(frame[..., ::-1])
+
+
+def write_episode(path: Path, episode: Episode) -> None:
+    """Write `episode` to `path` in one atomic step: the file is complete or not there."""
+    sizes = np.array([len(png) for png in episode.images], dtype=np.int64)
+    meta: dict[str, Any] = {
+        "task": episode.task,
+        "description": episode.description,
+        "seed": episode.seed,
+        "success": episode.success,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            meta=np.array(json.dumps(meta)),
+            png=np.frombuffer(b"".join(episode.images), dtype=np.uint8),
+            png_sizes=sizes,
+            states=episode.states,
+            actions=episode.actions,
+        )
+    temporary.replace(path)
+
+
+def read_episode(path: Path) -> Episode:
+    """Read back what `write_episode` wrote."""
+    with np.load(path) as data:
+        meta = json.loads(str(data["meta"]))
+        blob, ends = data["png"].tobytes(), np.cumsum(data["png_sizes"])
+        starts = ends - data["png_sizes"]
+        images = [blob[start:end] for start, end in zip(starts, ends, strict=True)]
+        return Episode(images=images, states=data["states"], actions=data["actions"], **meta)

@@ -1,0 +1,365 @@
+"""Record scripted Meta-World experts into one LeRobotDataset.
+
+    python examples/metaworld/record.py --task button-press-topdown-v3 --episodes 100 \
+        --root outputs/demo/button-press-topdown-v3/dataset --repo-id local/button-press-topdown-v3
+
+Worker processes play and render; every finished episode is one file in `<root>.staging`, so a killed
+recording goes on where it stopped. The dataset is then assembled in order of task and seed (the number of
+workers cannot be seen in it) and moved into place in one step. An existing dataset is reused if it was
+recorded with the same settings and never overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import rendering
+
+rendering.set_rendering_defaults()  # before experts imports MuJoCo, here and in every spawned worker
+
+import av  # noqa: E402
+import datasets  # noqa: E402
+import experts  # noqa: E402
+from lerobot.envs.metaworld import TASK_DESCRIPTIONS  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+SETTINGS_FILE = "recording.json"
+
+
+class RecordingError(Exception):
+    """The recording cannot go on; the message says what to change."""
+
+
+# ---- playing (worker processes) ----------------------------------------------------------------------------
+
+_env: experts.RawEnv | None = None  # kept from episode to episode: building one takes about a second
+
+
+def start_worker() -> None:
+    """Make a worker process end when its parent is killed."""
+
+    def follow_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # a pool's worker would otherwise wait for work forever
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def play(task: str, seed: int, image_size: int, noise: float, path: Path) -> tuple[bool, int]:
+    """Play and stage one episode; returns whether it succeeded and its number of steps."""
+    global _env
+    is_new = _env is None or _env.task != task
+    if is_new:
+        if _env is not None:
+            _env.close()
+        _env = experts.RawEnv(task)
+    episode = experts.run_expert(_env, seed, image_size, noise)
+    if is_new:
+        # Only now: exit handlers run in reverse order, and MuJoCo registers the end of EGL with the first
+        # frame.
+        atexit.register(_env.close)
+    experts.write_episode(path, episode)
+    return episode.success, len(episode.actions)
+
+
+# ---- choosing episodes (parent process) --------------------------------------------------------------------
+
+
+class Plan:
+    """Which seeds have to be played and which episodes are kept.
+
+    The kept episodes of a task are its first `episodes` successful seeds counted from `seed`; so they depend
+    on the settings alone, not on the number of workers or on which of them was faster. Each failure makes the
+    range of seeds to play one longer.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self.results: dict[tuple[str, int], bool] = {}  # (task, seed) -> success
+
+    def _seeds(self, task: str) -> range:
+        """Seeds up to the last one needed, if all seeds not yet played succeed."""
+        start = end = self._settings["seed"]
+        successes = 0
+        while successes < self._settings["episodes"]:
+            successes += self.results.get((task, end), True)
+            end += 1
+        return range(start, end)
+
+    def _keys(self) -> list[tuple[str, int]]:
+        return [(task, seed) for task in self._settings["tasks"] for seed in self._seeds(task)]
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Return (task, seed) of every episode still to be played, in order."""
+        return [key for key in self._keys() if key not in self.results]
+
+    def settled(self) -> list[tuple[str, int]]:
+        """Return (task, seed) of the kept episodes, in dataset order, up to the first one not yet played."""
+        kept = []
+        for key in self._keys():
+            if key not in self.results:
+                break
+            if self.results[key]:
+                kept.append(key)
+        return kept
+
+    def failures(self) -> list[tuple[str, int]]:
+        """Return (task, seed) of the failed episodes that were passed over."""
+        return [key for key in self._keys() if self.results.get(key) is False]
+
+
+# ---- assembling (parent process) ---------------------------------------------------------------------------
+
+
+def features(image_size: int) -> dict[str, dict[str, Any]]:
+    """Return the LeRobotDataset features, named as `lerobot-eval --env.type=metaworld` names them."""
+    return {
+        # Video, in LeRobot's default encoding, and not PNG: training draws frames at random with a chunk of
+        # actions each, and one such sample takes 3.8 ms of CPU from video but 16 ms from PNG, because LeRobot
+        # 0.6.1 then decodes the images of all the chunk's rows to get at their actions. It is also 15 times
+        # smaller (28 MB instead of 436 MB for 110 episodes), at a mean error of 2.7 of 255 per pixel.
+        "observation.image": {
+            "dtype": "video",
+            "shape": (image_size, image_size, 3),
+            "names": ["height", "width", "channels"],
+        },
+        "observation.state": {
+            "dtype": "float32",
+            "shape": (4,),
+            "names": ["gripper_x", "gripper_y", "gripper_z", "gripper_opening"],
+        },
+        "action": {"dtype": "float32", "shape": (4,), "names": ["dx", "dy", "dz", "gripper"]},
+    }
+
+
+class Assembler:
+    """Writes staged episodes, in the order they are added, as a LeRobotDataset beside `root`.
+
+    Used while the workers still play: an episode costs about a second of one core (LeRobot's video encoding
+    and image statistics), and the workers do not always keep all cores busy.
+    """
+
+    def __init__(self, root: Path, repo_id: str, settings: dict[str, Any]) -> None:
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        # Otherwise each prints something for every episode.
+        datasets.disable_progress_bars()
+        os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder: errors only
+        av.logging.set_libav_level(av.logging.ERROR)
+        self._root = root
+        self._settings = settings
+        self._partial = root.with_name(root.name + ".partial")
+        if self._partial.exists():  # left by a killed recording; everything in it comes from the staged files
+            shutil.rmtree(self._partial)
+        self._dataset = LeRobotDataset.create(
+            repo_id,
+            fps=experts.FPS,
+            features=features(settings["image_size"]),
+            root=self._partial,
+            use_videos=True,
+            streaming_encoding=True,
+            # LeRobot's encoder DROPS frames when its queue is full; one that holds an episode never is.
+            encoder_queue_maxsize=experts.MAX_EPISODE_STEPS + 1,
+        )
+        self.added: list[tuple[str, int]] = []
+
+    def add(self, path: Path) -> None:
+        """Append one staged episode."""
+        episode = experts.read_episode(path)
+        for png, state, action in zip(episode.images, episode.states, episode.actions, strict=True):
+            self._dataset.add_frame(
+                {
+                    "observation.image": experts.decode_frame(png),
+                    "observation.state": state,
+                    "action": action,
+                    "task": episode.description,
+                }
+            )
+        self._dataset.save_episode()
+        self.added.append((episode.task, episode.seed))
+
+    def finish(self) -> None:
+        """Close the dataset, note the settings and move it into place."""
+        self._dataset.finalize()
+        recording = {"settings": self._settings, "episodes": self.added}
+        (self._partial / SETTINGS_FILE).write_text(json.dumps(recording, indent=1) + "\n")
+        self._partial.rename(self._root)
+
+
+def staged_path(staging: Path, task: str, seed: int) -> Path:
+    """Return the file of one staged episode."""
+    return staging / task / f"seed_{seed}.npz"
+
+
+def play_and_assemble(settings: dict[str, Any], staging: Path, assembler: Assembler, workers: int) -> Plan:
+    """Play what is not staged yet, and add every kept episode to `assembler` as soon as its turn has come."""
+    plan = Plan(settings)
+    for task in settings["tasks"]:
+        for path in (staging / task).glob("seed_*.npz"):
+            episode = experts.read_episode(path)
+            plan.results[task, episode.seed] = episode.success
+    todo = plan.missing()
+    total = len(settings["tasks"]) * settings["episodes"]
+    if len(todo) < total:
+        print(f"going on: {total - len(todo)} of {total} episodes are staged in {staging}")
+    bar = tqdm(total=total, initial=total - len(todo), unit="episode", smoothing=0.1, desc="recording")
+
+    def assemble_settled() -> None:
+        for key in plan.settled()[len(assembler.added) :]:
+            assembler.add(staged_path(staging, *key))
+
+    # Spawned, not forked: an OpenGL context does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=start_worker)
+    running: dict[Future[tuple[bool, int]], tuple[str, int]] = {}
+    try:
+        while todo or running:
+            # A few at a time, so that the seed replacing a failure need not wait behind a whole queue.
+            while todo and len(running) < 2 * workers:
+                key = todo.pop(0)
+                path = staged_path(staging, *key)
+                running[pool.submit(play, *key, settings["image_size"], settings["noise"], path)] = key
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                key = running.pop(job)
+                success, steps = job.result()
+                plan.results[key] = success
+                bar.update(success)
+                if not success:
+                    tqdm.write(
+                        f"the expert failed: {key[0]} seed {key[1]} ({steps} steps); taking the next seed"
+                    )
+                    todo = [key for key in plan.missing() if key not in running.values()]
+            assemble_settled()
+        assemble_settled()  # everything may have been staged before
+    finally:
+        # Without cancelling, Ctrl-C would wait for the whole queue. Finished episodes are on disk already.
+        pool.shutdown(wait=False, cancel_futures=True)
+        bar.close()
+    return plan
+
+
+# ---- command -----------------------------------------------------------------------------------------------
+
+
+def check_same(found: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
+    """Raise RecordingError naming both values of every setting in which `found` and `asked` differ."""
+    differences = [
+        f"{name}: recorded {found.get(name)!r}, asked for {asked[name]!r}"
+        for name in asked
+        if found.get(name) != asked[name]
+    ]
+    if differences:
+        raise RecordingError(
+            f"{where} was recorded with other settings ({'; '.join(differences)}). "
+            "Choose another --root, or repeat the recorded settings to reuse it; nothing was changed."
+        )
+
+
+def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> Path:
+    """Record, or reuse, the dataset described by `settings` at `root`.
+
+    Args:
+        settings: `tasks`, `episodes` (per task), `seed`, `image_size` (pixels), `noise` (action units).
+        root: Folder of the dataset; `<root>.staging` and `<root>.partial` are used on the way.
+        repo_id: Name stored with the dataset; nothing is uploaded.
+        workers: Number of rendering processes.
+
+    Returns:
+        `root`.
+
+    Raises:
+        RecordingError: `root` or its staging folder holds something else; names both values of each
+            difference.
+    """
+    started = time.perf_counter()
+    if root.exists():
+        file = root / SETTINGS_FILE
+        if not file.is_file():
+            raise RecordingError(
+                f"{root} exists and has no {SETTINGS_FILE}: not recorded here. Choose another --root."
+            )
+        check_same(json.loads(file.read_text())["settings"], settings, root)
+        print(f"reusing {root}: it was recorded with the same settings")
+        return root
+    staging = root.with_name(root.name + ".staging")
+    staging.mkdir(parents=True, exist_ok=True)
+    # What a single episode depends on beside its task and seed; the other settings only choose among
+    # episodes.
+    per_episode = {name: settings[name] for name in ("image_size", "noise")}
+    staged_settings = staging / SETTINGS_FILE
+    if staged_settings.is_file():
+        check_same(json.loads(staged_settings.read_text()), per_episode, staging)
+    else:
+        staged_settings.write_text(json.dumps(per_episode))
+    assembler = Assembler(root, repo_id, settings)
+    plan = play_and_assemble(settings, staging, assembler, workers)
+    assembler.finish()
+    shutil.rmtree(staging)
+    failures = len(plan.failures())
+    print(
+        f"recorded {len(assembler.added)} episodes in {root} in {time.perf_counter() - started:.0f} s; "
+        f"{failures} failed expert episode{'s' * (failures != 1)} left out"
+    )
+    return root
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--task", action="append", required=True, help="task name, e.g. reach-v3; may be repeated"
+    )
+    parser.add_argument("--episodes", type=int, default=100, help="successful episodes per task")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
+    parser.add_argument("--repo-id", required=True, help="name of the dataset, e.g. local/reach")
+    parser.add_argument("--workers", type=int, default=2, help="rendering processes; one per core is best")
+    parser.add_argument(
+        "--image-size", type=int, default=240, help="edge of the stored frames, pixels (of 480)"
+    )
+    parser.add_argument("--seed", type=int, default=100_000, help="first seed; evaluation must use others")
+    parser.add_argument("--noise", type=float, default=0.0, help="std of the disturbance of the expert's motion, action units")
+    options = parser.parse_args(arguments)
+    options.task = list(dict.fromkeys(experts.plain_task(task) for task in options.task))
+    unknown = [task for task in options.task if task not in TASK_DESCRIPTIONS]
+    if unknown:
+        parser.error(f"unknown --task {', '.join(unknown)}; known: {', '.join(sorted(TASK_DESCRIPTIONS))}")
+    if not 1 <= options.image_size <= 480:
+        parser.error(f"--image-size {options.image_size} is outside 1 to 480 (LeRobot renders 480x480)")
+    if options.episodes < 1 or options.workers < 1 or options.noise < 0:
+        parser.error("--episodes and --workers start at 1, --noise at 0")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse_arguments(arguments)
+    settings = {
+        "tasks": options.task,
+        "episodes": options.episodes,
+        "seed": options.seed,
+        "image_size": options.image_size,
+        "noise": options.noise,
+    }
+    try:
+        record(settings, options.root, options.repo_id, options.workers)
+    except RecordingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

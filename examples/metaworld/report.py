@@ -1,0 +1,186 @@
+"""Write the report of a demo run: what the policy solves, beside two baselines that see nothing.
+
+    python examples/metaworld/report.py --run outputs/demo/button-press-topdown-v3
+
+Reads DIR/eval_seed*/eval_info.json, DIR/baselines.json, DIR/train.log, DIR/stages.json, the last checkpoint
+and the dataset; writes DIR/report/ (index.html, which needs no other file, report.md, report.json, pictures,
+film). The last line printed is the path of the page. Every number comes from those files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import json
+import sys
+from pathlib import Path
+
+import report_data as data
+
+EMBED_LIMIT = 8 * 2**20  # bytes; a larger film is linked
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+p.lead { color: GrayText; margin-top: .2rem; } p.big { font-size: 1.25rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; }
+td { border-top: 1px solid color-mix(in srgb, GrayText 30%, transparent); }
+th { font-weight: 600; } tr:first-child td { font-weight: 600; }
+table.seeds td, table.stages td, table.seeds th { font-weight: 400; padding: .1rem 1rem .1rem 0; font-size:
+.85rem; } img, video { max-width: 100%; border-radius: 6px; background: white; }
+"""
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>
+<h1>{title}</h1>
+<p class="lead">{n} start positions that training never saw; every policy plays the same ones.</p>
+{success}
+<p class="big">{sentence}</p>
+<h2>Evaluation</h2>
+{film}
+<h2>Training</h2>
+<img src="{loss}" alt="loss curves">
+<p>{losses}</p>
+<h2>Predicted and recorded actions</h2>
+<img src="{action_plot}" alt="actions over time">
+<p>{actions}</p>
+<h2>Wall time</h2>
+{times}
+<h2>By seed</h2>
+{by_seed}
+</html>
+"""
+
+
+def encoded(path: Path, mime: str) -> str:
+    """Return a file as a data URL."""
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def table(header: list[str], rows: list[list[str]], name: str = "") -> str:
+    """Return an HTML table."""
+
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f'<table class="{name}"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'
+
+
+def film_html(film: Path, seeds: list[int]) -> str:
+    """Return the film, embedded if it is small, with a caption."""
+    if not seeds:
+        return "<p>not measured: the evaluation wrote no videos.</p>"
+    source = encoded(film, "video/mp4") if film.stat().st_size < EMBED_LIMIT else film.name
+    return (
+        f'<video src="{source}" controls autoplay loop muted playsinline></video>'
+        f"<p>Seeds {', '.join(map(str, seeds))}, at a quarter of real speed; green: solved, red: not solved.</p>"
+    )
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of the run in `run`; returns the path of the page.
+
+    Raises:
+        ReportError: names the file that is missing or does not fit the others.
+    """
+    rows, videos = data.read_rows(run)
+    log = data.read_training_log(run / "train.log")
+    stages = data.read_stages(run / "stages.json")
+    task = data.read_json(run / "baselines.json")["task"]
+
+    import report_plots as plots  # late: a missing file is reported before anything heavy is imported
+
+    prediction = plots.predict_episode(run / "train/checkpoints/last/pretrained_model", run / "dataset")
+    folder = run / "report"
+    folder.mkdir(exist_ok=True)
+    plots.plot_loss(log, folder / "loss.png")
+    errors = plots.plot_actions(prediction, folder / "actions.png")
+    film = folder / "evaluation.mp4"
+    shown = plots.make_film(videos, rows[0].success, film)
+
+    success = (["", "solved", "rate", "95 % interval (Wilson)"], data.success_cells(rows))
+    by_seed = (["seed", *(row.name for row in rows)], data.seed_cells(rows))
+    times = (["stage", "wall time"], data.stage_cells(stages))
+    sentence = data.beyond_blind(rows)
+    which = "held out of training" if prediction["held_out"] else "seen in training (no eval_split was set)"
+    actions = (
+        f"Demonstration {prediction['episode']}, {which}: the first step of each predicted chunk while the "
+        "policy is shown the expert's frames. Actions are in the environment's units, -1 to 1."
+    )
+    last = max(log.train["loss"])
+    validation = f"{log.validation[max(log.validation)]:.3f}" if log.validation else "not measured"
+    losses = (
+        f"Training loss {log.train['loss'][last]:.3f} at step {last:.0f}; last validation loss {validation}."
+    )
+
+    markdown = [
+        f"# {task}: policy and baselines",
+        data.markdown_table(*success),
+        sentence,
+        "## Training",
+        losses,
+        "![loss](loss.png)",
+        "## Predicted and recorded actions",
+        actions,
+        "![actions](actions.png)",
+        "## Wall time",
+        data.markdown_table(*times),
+        "## By seed",
+        data.markdown_table(*by_seed),
+    ]
+    (folder / "report.md").write_text("\n\n".join(markdown) + "\n")
+    numbers = {
+        "task": task,
+        "rows": [row.as_json() for row in rows],
+        "training": {
+            "steps": last,
+            "loss": log.train["loss"][last],
+            "validation_loss_by_step": log.validation,
+        },
+        "action_mean_absolute_error": dict(zip(prediction["names"], errors, strict=True)),
+        "stage_seconds": stages,
+    }
+    (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    page = folder / "index.html"
+    page.write_text(
+        PAGE.format(
+            title=html.escape(task),
+            style=STYLE,
+            n=len(rows[0].success),
+            success=table(*success),
+            sentence=html.escape(sentence),
+            film=film_html(film, shown),
+            loss=encoded(folder / "loss.png", "image/png"),
+            losses=html.escape(losses),
+            action_plot=encoded(folder / "actions.png", "image/png"),
+            actions=html.escape(actions),
+            times=table(*times, "stages"),
+            by_seed=table(*by_seed, "seeds"),
+        )
+    )
+    print(data.markdown_table(*success), sentence, losses, sep="\n\n")
+    print("\n" + data.markdown_table(*times) + "\n")
+    return page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, as demo.sh fills it")
+    options = parser.parse_args(arguments)
+    try:
+        page = write_report(options.run)
+    except data.ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""What a run left on disk, read and checked: evaluations, baselines, training log, stage times.
+
+Knows files and numbers; knows nothing about plots, pages or policies. Every figure in the report comes from
+here: a file that has to be there and is not is an error which names it, one that may be absent gives None
+    ("not measured").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+
+class ReportError(Exception):
+    """The report cannot be written; the message names the file and what is wrong with it."""
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a success rate, as two fractions in [0, 1].
+
+    Unlike the textbook interval it is not empty at 0 or n successes and keeps its coverage at small n.
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, Journal of the
+    American Statistical Association 22 (1927) 209-212.
+
+    >>> [round(limit, 3) for limit in wilson_interval(8, 8)]
+    [0.676, 1.0]
+    >>> [round(limit, 3) for limit in wilson_interval(10, 20)]
+    [0.299, 0.701]
+
+    Raises:
+        ValueError: `successes` is not in 0 to n, or n is 0.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes of {n} episodes is not a success rate")
+    rate, z2n = successes / n, Z_95**2 / n
+    center = (rate + z2n / 2) / (1 + z2n)
+    half = Z_95 * math.sqrt(rate * (1 - rate) / n + z2n / (4 * n)) / (1 + z2n)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+@dataclass
+class Row:
+    """One line of the success table: a name and whether it succeeded on each seed."""
+
+    name: str
+    success: dict[int, bool]
+
+    @property
+    def n_success(self) -> int:
+        return sum(self.success.values())
+
+    def as_json(self) -> dict[str, Any]:
+        low, high = wilson_interval(self.n_success, len(self.success))
+        return {
+            "name": self.name,
+            "n_success": self.n_success,
+            "n_episodes": len(self.success),
+            "rate": round(self.n_success / len(self.success), 4),
+            "wilson_95": [round(low, 4), round(high, 4)],
+            "success_by_seed": {str(seed): success for seed, success in sorted(self.success.items())},
+        }
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ReportError: names the file that is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ReportError(f"{path} is missing") from None
+    except ValueError as error:
+        raise ReportError(f"{path} is not JSON: {error}") from None
+
+
+def read_evaluations(run: Path) -> tuple[dict[int, bool], dict[int, Path]]:
+    """Merge every `eval_seed<S>/eval_info.json` of a run.
+
+    `lerobot-eval` does not write its seeds, so they come from the folder's name: its episode i was reset with
+    seed S + i.
+
+    Args:
+        run: Folder of the run.
+
+    Returns:
+        Success by seed, and the video by seed for the episodes that have one.
+
+    Raises:
+        ReportError: no evaluation, two with the same seed, or one over more than one task.
+    """
+    success: dict[int, bool] = {}
+    videos: dict[int, Path] = {}
+    files = sorted(run.glob("eval_seed*/eval_info.json"))
+    if not files:
+        raise ReportError(f"{run}/eval_seed<first seed>/eval_info.json is missing: nothing was evaluated")
+    for file in files:
+        start = int(file.parent.name.removeprefix("eval_seed"))
+        tasks = read_json(file)["per_task"]
+        if len(tasks) != 1:
+            raise ReportError(f"{file} is about {len(tasks)} tasks; the report compares policies on one")
+        metrics = tasks[0]["metrics"]
+        for seed, solved in enumerate(metrics["successes"], start):
+            if seed in success:
+                raise ReportError(f"{file} repeats seed {seed}, which another evaluation of {run} has")
+            success[seed] = bool(solved)
+        for seed, video in enumerate(metrics.get("video_paths", []), start):
+            # Written relative to where lerobot-eval ran; the same file lies below its output folder.
+            path = Path(video)
+            videos[seed] = path if path.is_file() else file.parent.joinpath(*path.parts[-3:])
+    return success, videos
+
+
+def read_rows(run: Path) -> tuple[list[Row], dict[int, Path]]:
+    """Return the success table (policy, strongest blind replay, the others, constant action) and videos by
+    seed.
+
+    Raises:
+        ReportError: the baselines miss a seed that the policy was evaluated on; names it.
+    """
+    success, videos = read_evaluations(run)
+    file = run / "baselines.json"
+    baselines = read_json(file)
+    missing = sorted(set(success) - set(baselines["seeds"]))
+    if missing:
+        raise ReportError(
+            f"{file} lacks {len(missing)} seeds the policy was evaluated on (the first is {missing[0]}); "
+            "run baselines.py with the same --seeds and --episodes"
+        )
+
+    def row(name: str, result: dict[str, Any]) -> Row:
+        by_seed = dict(zip(baselines["seeds"], result["success"], strict=True))
+        return Row(name, {seed: by_seed[seed] for seed in sorted(success)})
+
+    rows = [Row("policy", success)]
+    for rank, replay in enumerate(baselines["blind_replays"]):
+        name = f"blind replay of demonstration {replay['episode_index']}"
+        rows.append(row(f"{name} (strongest)" if rank == 0 else name, replay))
+    rows.append(row("constant mean action", baselines["constant"]))
+    return rows, videos
+
+
+# ---- training log ------------------------------------------------------------------------------------------
+
+_METRIC = re.compile(r"(?<!\S)([A-Za-z_/]+):([-+]?(?:[0-9.]+(?:e[-+]?\d+)?|nan|inf))(?!\S)")
+
+
+@dataclass
+class TrainingLog:
+    """Curves read from the output of `lerobot-train`: metric name to {step: value}."""
+
+    train: dict[str, dict[float, float]] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)
+
+
+def read_training_log(path: Path) -> TrainingLog:
+    """Return the curves in the captured output of `lerobot-train` (0.6.1), also of several runs in a row.
+
+    Its rows give the step rounded to thousands ("step:2K") but the epoch to a hundredth; the exact step is
+    epoch x frames / batch size, rounded to the distance of the rows. A step that a resumed run repeats counts
+    once, as seen last.
+
+    Raises:
+        ReportError: the file is missing or holds no training row.
+    """
+    if not path.is_file():
+        raise ReportError(f"{path} is missing")
+    # Progress bars write \r, and a log row can follow one on the same line.
+    text = path.read_text(errors="replace").replace("\r", "\n")
+    frames, batch, every = 0.0, 0.0, 1
+    log = TrainingLog()
+    for line in text.split("\n"):
+        if found := re.search(r"dataset\.num_frames=(\d+)", line):
+            frames = float(found[1])
+        elif found := re.search(r"Effective batch size: .* = (\d+)", line):
+            batch = float(found[1])
+        elif found := re.search(r"'log_freq': (\d+)", line):
+            every = int(found[1])
+        elif found := re.search(r"step (\d+): eval_loss=(\S+)", line):
+            log.validation[int(found[1])] = float(found[2])
+        elif "smpl:" in line and "epch:" in line and frames and batch:
+            values = {name: float(value) for name, value in _METRIC.findall(line[line.index("smpl:") :])}
+            step = every * round(values.pop("epch") * frames / batch / every)
+            for name, value in values.items():
+                log.train.setdefault(name, {})[step] = value
+    if "loss" not in log.train:
+        raise ReportError(f"{path} holds no training row ('step:... smpl:... epch:... loss:...')")
+    return log
+
+
+def read_stages(path: Path) -> dict[str, float] | None:
+    """Return wall seconds by stage in order, or None if they were not measured."""
+    if not path.is_file():
+        return None
+    return {name: float(stage["seconds"]) for name, stage in read_json(path).items()}
+
+
+# ---- text --------------------------------------------------------------------------------------------------
+
+
+def percent(row: Row) -> tuple[str, str]:
+    """Return the rate and its interval for people: ('50 %', '30 to 70 %')."""
+    low, high = wilson_interval(row.n_success, len(row.success))
+    return f"{100 * row.n_success / len(row.success):.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table with aligned columns.
+
+    >>> print(markdown_table(["a", "bb"], [["1", "2"]]))
+    | a | bb |
+    |---|----|
+    | 1 | 2  |
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    lines = [line(row) for row in [header, *rows]]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def success_cells(rows: list[Row]) -> list[list[str]]:
+    """Return the cells of the success table: name, count, rate, interval."""
+    return [[row.name, f"{row.n_success} of {len(row.success)}", *percent(row)] for row in rows]
+
+
+def seed_cells(rows: list[Row]) -> list[list[str]]:
+    """Return the cells of the table by seed: the seed, then + or - for each row."""
+    return [
+        [str(seed), *("+" if row.success[seed] else "-" for row in rows)] for seed in sorted(rows[0].success)
+    ]
+
+
+def stage_cells(stages: dict[str, float] | None) -> list[list[str]]:
+    """Return the cells of the table of wall times, with a total."""
+    if stages is None:
+        return [["all", "not measured"]]
+    return [[name, clock(seconds)] for name, seconds in [*stages.items(), ("total", sum(stages.values()))]]
+
+
+def clock(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> clock(59.4), clock(61), clock(3725)
+    ('59 s', '1 min 01 s', '62 min 05 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def beyond_blind(rows: list[Row]) -> str:
+    """Return in one sentence what the policy solves where the strongest blind replay fails."""
+    policy, blind = rows[0], rows[1]
+    hard = [seed for seed, solved in blind.success.items() if not solved]
+    if not hard:
+        return "The strongest blind replay solves every seed: success here says nothing about vision."
+    solved = sum(policy.success[seed] for seed in hard)
+    return f"Of the {len(hard)} seeds the strongest blind replay fails, the policy solves {solved}."
