@@ -160,15 +160,15 @@ def demo(tmp_path: Path) -> Any:
 
 
 def test_the_demo_skips_what_is_done_and_resumes_what_is_not(demo: Any, tmp_path: Path) -> None:
-    stopped, calls = demo(DEMO_STEPS="7")
+    stopped, calls = demo(DEMO_STEPS="7", DEMO_EPISODES="9")
     assert stopped.returncode == 3
     assert [call.split()[0] for call in calls] == ["python", "lerobot-train"]
-    assert "--task button-press-topdown-v3 --episodes 100" in calls[0]
+    assert "--task button-press-topdown-v3 --episodes 9" in calls[0]
     assert "--config_path=configs/metaworld_tiny.yaml" in calls[1] and "--steps=7" in calls[1]
     measured = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert (measured["record"]["done"], measured["train"]["done"]) == (True, False)
 
-    finished, calls = demo(DEMO_STEPS="7")
+    finished, calls = demo(DEMO_STEPS="7", DEMO_EPISODES="9")
     assert finished.returncode == 0
     assert "== 1/5 record: done before" in finished.stdout
     assert [call.split()[0] for call in calls] == ["lerobot-train", "python", "lerobot-eval", "python"]
@@ -177,11 +177,11 @@ def test_the_demo_skips_what_is_done_and_resumes_what_is_not(demo: Any, tmp_path
     assert "--seed=200000" in calls[2] and "--eval.n_episodes=20" in calls[2]
     assert "report.py --run" in calls[3]
 
-    again, calls = demo(DEMO_STEPS="7")
+    again, calls = demo(DEMO_STEPS="7", DEMO_EPISODES="9")
     assert again.returncode == 0
     assert len(calls) == 1 and "report.py" in calls[0]
 
-    refused, calls = demo(DEMO_STEPS="8")
+    refused, calls = demo(DEMO_STEPS="8", DEMO_EPISODES="9")
     assert refused.returncode == 2 and calls == []
     assert "was started with other settings" in refused.stderr
     assert "steps=7" in refused.stderr and "steps=8" in refused.stderr

@@ -1,10 +1,9 @@
 """Play two policies that see nothing on the seeds `lerobot-eval` uses, to know what a success rate is worth.
 
     python examples/metaworld/baselines.py --task button-press-topdown-v3 --seeds 200000 --episodes 20 \
-        --root outputs/demo/button-press-topdown-v3/dataset --output
-        outputs/demo/button-press-topdown-v3/baselines.json
+        --root outputs/demo/button-press-topdown-v3/dataset --output baselines.json
 
-*constant*: the mean action of the demonstrations, at every step. *blind replay*: the actions of one
+*constant*: the mean action of the demonstrations, at every step. *blind replay*: the actions of one undisturbed
 demonstration, then its last action until the step limit. On some Meta-World tasks blind replay solves
 everything, and a policy's success there says nothing about vision. Nothing is rendered.
 
@@ -27,9 +26,8 @@ rendering.set_rendering_defaults()
 
 import experts  # noqa: E402
 import numpy as np  # noqa: E402
+from assembling import SETTINGS_FILE  # noqa: E402
 from tqdm import tqdm  # noqa: E402
-
-SETTINGS_FILE = "recording.json"
 
 
 class BaselineError(Exception):
@@ -69,6 +67,31 @@ def check_unseen(root: Path, task: str, seeds: range) -> None:
             f"evaluation seeds {seeds.start} to {seeds.stop - 1} include {len(seen)} that were recorded as "
             f"demonstrations (the first is {seen[0]}). Choose --seeds outside {min(recorded)} to {max(recorded)}."
         )
+
+
+def executed_actions(
+    env: experts.RawEnv, root: Path, task: str, index: int, recorded: np.ndarray
+) -> np.ndarray:
+    """Return actions that solve the task when replayed from their own start: float32 (T, 4) in [-1, 1].
+
+    A demonstration recorded with a disturbed arm (`record.py --noise`) holds what the expert asked for, not what
+    moved the arm; replaying that would make the baseline look weaker than it is. The expert is then played again
+    from the same start, undisturbed.
+    """
+    file = root / SETTINGS_FILE
+    recording = json.loads(file.read_text()) if file.is_file() else {"settings": {"noise": 0.0}}
+    if not recording["settings"]["noise"]:
+        return recorded
+    name, seed = recording["episodes"][index]
+    assert name == task, (name, task)
+    raw, _ = env.reset(seed=seed)
+    actions = []
+    for _ in range(experts.MAX_EPISODE_STEPS):
+        actions.append(np.clip(env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32))
+        raw, _, terminated, truncated, _ = env.step(actions[-1])
+        if terminated or truncated:
+            break
+    return np.stack(actions)
 
 
 def play(
@@ -124,7 +147,7 @@ def run(task: str, root: Path, seeds: range, n_replays: int) -> dict[str, Any]:
         constant = play(env, seeds, lambda step: mean, bar)
         replays = []
         for index in chosen:
-            actions = episodes[index]
+            actions = executed_actions(env, root, task, index, episodes[index])
             result = play(env, seeds, lambda step, actions=actions: actions[min(step, len(actions) - 1)], bar)
             replays.append({"episode_index": index, "demonstration_steps": len(actions), **result})
     replays.sort(key=lambda replay: -replay["n_success"])  # stable

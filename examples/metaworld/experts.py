@@ -1,6 +1,6 @@
 """Scripted Meta-World experts run through LeRobot's own environment, and the file one episode is staged in.
 
-Knows MuJoCo and LeRobot's `MetaworldEnv`; knows nothing about datasets. Physics, rendering, camera, rewards
+Knows MuJoCo and LeRobot's `MetaworldEnv`; nothing about datasets. Physics, rendering, camera, rewards
 and the experts are those of the installed packages: the subclasses below only keep or drop observations.
 """
 
