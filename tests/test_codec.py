@@ -298,7 +298,7 @@ def test_exactly_the_legal_texts_are_accepted(text: str) -> None:
     codec = make(129, 2, 1)
     words = text.split(".")[0].split(" ")
     legal = len(words) == 2 and all(word == str(int(word)) and int(word) <= 129 for word in words if word)
-    legal = legal and all(words)
+    legal = legal and all(words) and "." in text  # an answer without its end token may have been cut off
     ids = torch.tensor([to_ids(text)], dtype=torch.long).view(1, -1)
     if legal:
         assert codec.decode_ids(ids).flatten().tolist() == [int(word) for word in words]
