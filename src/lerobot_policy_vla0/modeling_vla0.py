@@ -295,7 +295,7 @@ class VLA0Policy(PreTrainedPolicy):
                 f"select_action got {sorted(kwargs)}, which this policy does not support; pass only the batch."
             )
         with self._guard.owned():
-            rows = len(self._prompt(batch)[0])
+            rows = self._n_prompts(batch)
             if self._queue and len(self._queue[0]) != rows:
                 raise ActionError(
                     f"the batch has {rows} rows, but the queued actions were predicted for {len(self._queue[0])}. "
@@ -339,19 +339,25 @@ class VLA0Policy(PreTrainedPolicy):
 
     # ------------------------------------------------------------------ inputs
 
-    def _prompt(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _n_prompts(batch: dict[str, Any]) -> int:
+        """Return the number of prompts in a batch; touches no device, so it is free on every control tick."""
         if OBS_LANGUAGE_TOKENS not in batch or OBS_LANGUAGE_ATTENTION_MASK not in batch:
             raise PromptError(
                 f"the batch has no {OBS_LANGUAGE_TOKENS!r}; it has {sorted(batch)}. Run it through the policy's "
                 "pre-processor first (its vla0_prompt step writes the prompt)."
             )
+        return len(batch[OBS_LANGUAGE_TOKENS])
+
+    def _prompt(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        self._n_prompts(batch)  # names what is missing
         device = next(self.parameters()).device
         return batch[OBS_LANGUAGE_TOKENS].to(device), batch[OBS_LANGUAGE_ATTENTION_MASK].to(device)
 
     def _images(self, batch: dict[str, Any]) -> list[Tensor]:
         device = next(self.parameters()).device
         images = select_cameras(batch, self.config.camera_keys, self.config.image_features)
-        prompts = len(batch[OBS_LANGUAGE_TOKENS])
+        prompts = self._n_prompts(batch)
         if len(images[0]) != prompts:
             raise PromptError(
                 f"the batch has {prompts} task(s) and {len(images[0])} image(s) per camera; every sample needs its "

@@ -167,11 +167,6 @@ class VLM(nn.Module):
         """Patches along each side that are merged into one image token."""
         return int(self.model.config.vision_config.spatial_merge_size)
 
-    @property
-    def temporal_patch_size(self) -> int:
-        """Frames per patch; a still image is repeated."""
-        return int(self.model.config.vision_config.temporal_patch_size)
-
     # ------------------------------------------------------------------ running
 
     def hidden_states(self, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
