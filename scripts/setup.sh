@@ -182,6 +182,13 @@ __import__(name)
 PY
 }
 
+# Without it, every command would compile LeRobot's and PyTorch's sources again wherever Python is told not to write
+# bytecode (PYTHONDONTWRITEBYTECODE, common in containers): 21 s of CPU instead of 8 per command.
+compile_bytecode() {
+    say "compiling bytecode"
+    env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
+}
+
 [ "${SKIP_SYSTEM:-0}" = 1 ] || check_system
 stamp=$VENV/.setup-stamp
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$(stamp_now)" ]; then
@@ -191,6 +198,7 @@ fi
 rm -f "$stamp"
 make_environment
 install_package
+compile_bytecode
 check_plugin
 stamp_now >"$stamp"
 say "done: $VENV/bin/python is $("$VENV/bin/python" --version)"

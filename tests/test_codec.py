@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import ActionCodec, ActionTokens, EncodedChunk
+from lerobot_policy_vla0.codec import ActionCodec, ActionTokens, EncodedChunk, raise_non_finite_actions
 from lerobot_policy_vla0.errors import ActionError, AnswerError
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
 
@@ -155,16 +155,15 @@ def test_actions_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     )
 
 
-def test_check_finite_counts_bad_values_and_names_their_dimensions() -> None:
+def test_the_error_for_bad_values_counts_them_and_names_their_dimensions() -> None:
     actions = torch.zeros(2, 3, 4)
-    ActionCodec.check_finite(actions)
     actions[0, 1, 2] = float("nan")
     actions[1, 0, 2] = float("nan")
     actions[1, 2, 0] = -float("inf")
     with pytest.raises(
         ActionError, match=r"^actions contain 3 NaN or infinite values in dimensions \[0, 2\]\."
     ):
-        ActionCodec.check_finite(actions)
+        raise_non_finite_actions(~torch.isfinite(actions))
 
 
 # ---------------------------------------------------------------- bins ⇄ ids

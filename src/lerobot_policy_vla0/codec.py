@@ -154,7 +154,7 @@ class ActionCodec:
         statistics come from) are clamped to the range, never wrapped.
 
         Args:
-            actions: ``(B, T, D)`` float, nominally in ``[-1, 1]``, finite (see `check_finite`).
+            actions: ``(B, T, D)`` float, nominally in ``[-1, 1]``, finite (see `raise_non_finite_actions`).
 
         Returns:
             ``(B, T, D)`` int64 bins in ``[0, n_bins]``, and a ``(B, T, D)`` bool tensor that is true
@@ -175,6 +175,10 @@ class ActionCodec:
                 f"action_dim={self.action_dim}). Check that the dataset's action has {self.action_dim} "
                 "dimensions and that policy.chunk_size matches the checkpoint."
             )
+        return self.quantise(actions)
+
+    def quantise(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """As `actions_to_bins`, for any shape."""
         actions = actions.float()
         # The normaliser computes in float32, so the dataset's own extremes can land an ulp outside.
         clipped = actions.abs() > 1.0 + 1e-5
@@ -188,13 +192,6 @@ class ActionCodec:
         """
         # One rounding only: the numerator is exact, `bins * (2 / n_bins) - 1` would miss 1 by an ulp or two.
         return (2 * bins - self.n_bins).float() / self.n_bins
-
-    @staticmethod
-    def check_finite(actions: Tensor) -> None:
-        """Raise `ActionError` if any action is NaN or infinite (one host synchronisation)."""
-        bad = ~torch.isfinite(actions)
-        if bool(bad.any()):
-            raise_non_finite_actions(bad)
 
     # ---------------------------------------------------------------- bins ⇄ ids
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10)
 _EXAMPLES = {"image_size": "(224, 224)", "crop_box": "(0.2, 0.1, 0.8, 0.9)"}
+DECODERS = ("auto", "reference", "fast", "speculative")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -128,6 +129,10 @@ class VLA0Config(PreTrainedConfig):
         temperature: 0 decodes greedily; above 0 samples.
         repetition_penalty: transformers' penalty on tokens already seen, 1.0 is none. The official
             checkpoint was evaluated with its backbone's value (about 1.05).
+        decoder: ``reference`` (Hugging Face ``generate``), ``fast`` (static cache, forced tokens ride along),
+            ``speculative`` (fast, with drafts checked many tokens at a time); all return the same tokens.
+            ``auto`` is speculative, or fast when sampling.
+        draft_width: most tokens a speculative pass checks; None measures what pays on this device.
         normalization_mapping: actions must map to a bounded mode: MIN_MAX (the paper), QUANTILES or
             QUANTILE10; images stay IDENTITY, the state is not read.
         dtype: compute precision. LeRobot's training autocasts to it, and so does inference.
@@ -176,6 +181,8 @@ class VLA0Config(PreTrainedConfig):
     binary_action_indices: list[int] = field(default_factory=list)
     temperature: float = 0.0
     repetition_penalty: float = 1.0
+    decoder: str = "auto"
+    draft_width: int | None = None
 
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
@@ -271,6 +278,23 @@ class VLA0Config(PreTrainedConfig):
             raise ConfigError(
                 f"repetition_penalty={self.repetition_penalty} must be finite and positive (1.0 is none)."
             )
+        if self.decoder not in DECODERS:
+            raise ConfigError(f"decoder={self.decoder!r} must be one of {DECODERS}.")
+        if self.decoder == "speculative" and self.temperature > 0:
+            raise ConfigError(
+                f"decoder='speculative' checks drafts against the greedy choice, but temperature={self.temperature} "
+                "samples. Set temperature to 0, or decoder to 'auto' or 'fast'."
+            )
+        if self.draft_width is not None:
+            if self.draft_width < 1:
+                raise ConfigError(
+                    f"draft_width={self.draft_width} must be at least 1, or None to measure it."
+                )
+            if self.decoder in ("reference", "fast") or self.temperature > 0:
+                raise ConfigError(
+                    f"draft_width={self.draft_width} has no effect with decoder={self.decoder!r} and "
+                    f"temperature={self.temperature}: only the greedy speculative decoder drafts. Leave it unset."
+                )
         if self.cameras is not None and (not self.cameras or len(set(self.cameras)) != len(self.cameras)):
             raise CameraError(
                 f"cameras={self.cameras} must list at least one image key and no key twice; leave it unset to "

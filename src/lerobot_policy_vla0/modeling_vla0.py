@@ -20,6 +20,7 @@ construction: a bin cannot express anything else.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,9 +36,8 @@ from torch import Tensor
 from lerobot_policy_vla0.checkpoint import check_same_answer, load_weights, resolve_checkpoint
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
-from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
+from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder
+from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, CheckpointError, ConfigError, PromptError
 from lerobot_policy_vla0.images import (
@@ -48,6 +48,8 @@ from lerobot_policy_vla0.images import (
 )
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
 from lerobot_policy_vla0.processor_vla0 import check_action_stats
+from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
+from lerobot_policy_vla0.realtime import committed_bins
 from lerobot_policy_vla0.thread_guard import ThreadGuard
 from lerobot_policy_vla0.training import answer_loss, answer_metrics
 from lerobot_policy_vla0.vlm import VLM, VLM_FOLDER
@@ -112,8 +114,10 @@ class VLA0Policy(PreTrainedPolicy):
         )
         self._guard = ThreadGuard()
         self._queue: deque[Tensor] = deque()
-        self._decoder: ReferenceDecoder | None = None
+        self._decoder: Decoder | None = None
+        self._decoder_device: torch.device | None = None
         self._warned_clipping = False
+        self._cold = False
         self.reset()
 
     # ------------------------------------------------------------------ training
@@ -244,36 +248,63 @@ class VLA0Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ inference
 
     def reset(self) -> None:
-        """Start a new episode: forget queued actions and earlier chunks."""
+        """Start a new episode: forget queued actions and earlier chunks.
+
+        The first call on a loaded policy also warms the decoder up, so that the first control step is not
+        slower than the rest.
+        """
         self._guard.release()
+        if self._cold and not self.training:
+            self.warm_up()
         self.drop_queued_actions()
+        if self._decoder is not None:
+            self._decoder.reset()
 
     def drop_queued_actions(self) -> None:
         """Forget queued actions and earlier chunks, so that no stale motion is left."""
         self._queue.clear()
         self._ensembler.reset()
 
+    def supports_rtc(self) -> bool:
+        """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
+        return True
+
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Predict a chunk from the current observation, without queue or ensembling.
 
         Args:
             batch: see the data contract above.
-            **kwargs: none are supported yet; anything given is refused rather than ignored.
+            inference_delay: control steps that pass while this call computes (Real-Time Chunking).
+            prev_chunk_left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions still to be executed; the first
+                ``inference_delay`` of them become the beginning of the answer.
+            **kwargs: none are supported; anything given is refused rather than ignored.
 
         Returns:
             ``(B, chunk_size, action_dim)`` float32 in ``[-1, 1]``.
 
         Raises:
             DecodeError: if the model returns NaN/Inf logits.
+            ConfigError: if ``inference_delay`` does not fit the chunk.
+            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf.
             ImageError, CameraError, PromptError: for unusable input.
         """
         if kwargs:
             raise ConfigError(
-                f"predict_action_chunk got {sorted(kwargs)}, which this policy does not support; pass only the batch."
+                f"predict_action_chunk got {sorted(kwargs)}, which this policy does not support; pass the batch, "
+                "inference_delay and prev_chunk_left_over."
             )
         with self._guard.exclusive():
-            return snap_binary(self._predict(batch), self.config.binary_action_indices)
+            committed = committed_bins(
+                self.codec, prev_chunk_left_over, inference_delay, self._n_prompts(batch)
+            )
+            return snap_binary(self._predict(batch, committed), self.config.binary_action_indices)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -307,35 +338,67 @@ class VLA0Policy(PreTrainedPolicy):
                 self._queue.extend(actions.unbind(1))
             return self._queue.popleft()
 
-    def _predict(self, batch: dict[str, Any]) -> Tensor:
-        """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``."""
+    @torch.no_grad()
+    def warm_up(self, batch: int = 1) -> None:
+        """Decode grey images once: caches are allocated and the decoder measures how wide its passes should be.
+
+        Args:
+            batch: number of environments or robots that will be driven at once.
+        """
+        self._cold = False
+        config = self.config
+        encoder = PromptEncoder(
+            self.vlm.tokenizer.backend_tokenizer,
+            PromptSettings(
+                system_prompt=config.filled_system_prompt,
+                image_tokens=tuple(config.image_tokens(self.vlm.patch_size, self.vlm.merge_size)),
+                pad_token_id=self.vlm.tokens.pad,
+                add_vision_id=config.add_vision_id,
+                max_length=config.max_prompt_length,
+            ),
+        )
+        ids, mask = encoder.encode_batch(["Warm up."] * batch)
+        images = {
+            key: torch.full((batch, *config.image_features[key].shape), 0.5) for key in config.camera_keys
+        }
+        prompt = {OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
+        began = time.perf_counter()
+        self._predict({**images, **prompt})
+        self.decoder.reset()
+        logger.info("decoder: warmed up in %.1f s", time.perf_counter() - began)
+
+    def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
+        """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
         prompt, prompt_mask = self._prompt(batch)
         images = self._images(batch)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
         with self._autocast(), self._evaluating():
             pixel_values, grid_thw = encode_images(images, self.image_settings, None)
-            ids = self.decoder.decode(DecodeRequest(prompt, prompt_mask, pixel_values, grid_thw))
+            ids = self.decoder.decode(
+                DecodeRequest(
+                    prompt,
+                    prompt_mask,
+                    pixel_values,
+                    grid_thw,
+                    committed,
+                    steps_since=self.config.n_action_steps,
+                )
+            )
         return self.codec.bins_to_actions(self.codec.decode_ids(ids))
 
     @property
-    def decoder(self) -> ReferenceDecoder:
+    def decoder(self) -> Decoder:
         """The decoder, built for the device the weights are on."""
         device = next(self.parameters()).device
-        if self._decoder is None or self._decoder.grammar.token_ids.device != device:
-            grammar = AnswerGrammar(
-                n_bins=self.config.n_bins,
-                n_numbers=self.codec.n_numbers,
-                tokens=self.vlm.tokens,
-                device=device,
-            )
-            self._decoder = ReferenceDecoder(
-                self.vlm,
-                grammar,
-                max_new_tokens=self.codec.max_answer_length,
-                temperature=self.config.temperature,
-                repetition_penalty=self.config.repetition_penalty,
-            )
+        if self._decoder is None or self._decoder_device != device:
+            self._decoder = build_decoder(self.config, self.vlm, device)
+            self._decoder_device = device
         return self._decoder
+
+    @property
+    def last_decode(self) -> DecodeReport | None:
+        """What the last query did: passes, tokens, time, the probability of each number; None before one."""
+        return None if self._decoder is None else self._decoder.last
 
     # ------------------------------------------------------------------ inputs
 
@@ -448,6 +511,7 @@ class VLA0Policy(PreTrainedPolicy):
         load_weights(policy, folder, strict=strict)
         policy.to(config.device)
         policy.eval()
+        policy._cold = True
         return policy
 
 

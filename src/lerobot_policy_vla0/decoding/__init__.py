@@ -1,15 +1,27 @@
 """Decoders: one protocol, several implementations with one meaning (greedy under the grammar).
 
 `grammar` says which text is legal, `reference` is the slow oracle (Hugging Face ``generate`` under the
-grammar). Whatever decodes faster must return the very tokens the reference returns.
+grammar). Whatever decodes faster must return the very tokens the reference returns: `fast` runs passes over
+a static cache (`passes`, `cache`), `speculative` adds drafts to it. `report` says what a decode did.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
+
+from lerobot_policy_vla0.decoding.grammar import AnswerGrammar, spell
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+    from lerobot_policy_vla0.decoding.report import DecodeReport
+    from lerobot_policy_vla0.vlm import VLM
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,16 +33,32 @@ class DecodeRequest:
         mask: ``(B, P)`` bool, false on padding.
         pixel_values: ``(patches, C*t*p*p)`` float, sample-major then image-major.
         grid_thw: ``(images, 3)`` int64, patches per image along time, height, width.
+        committed: ``(B, n, D)`` int64 bins of the chunk's first steps, already decided (real-time
+            chunking): the answer begins with them.
+        steps_since: control steps executed since the previous request of this episode, a hint that
+            makes drafts better and changes no answer.
     """
 
     ids: Tensor
     mask: Tensor
     pixel_values: Tensor
     grid_thw: Tensor
+    committed: Tensor | None = None
+    steps_since: int = 1
+
+    def committed_symbols(self, n_numbers: int) -> list[list[int]]:
+        """Return the committed steps of each row as grammar symbols, an empty list without any."""
+        if self.committed is None:
+            return [[] for _ in range(len(self.ids))]
+        return [spell(row, n_numbers) for row in self.committed.flatten(1).tolist()]
 
 
 class Decoder(Protocol):
     """Answers prompts with action text."""
+
+    name: str
+    #: What the last call did; None before the first.
+    last: DecodeReport | None
 
     def decode(self, request: DecodeRequest) -> Tensor:
         """Return answer ids ``(B, L)`` int64: the numbers, the end token, then padding.
@@ -40,5 +68,41 @@ class Decoder(Protocol):
         """
         ...
 
+    def reset(self) -> None:
+        """Start a new episode: earlier answers say nothing about the next one."""
+        ...
 
-__all__ = ["DecodeRequest", "Decoder"]
+
+def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder:
+    """Return the decoder a policy config asks for, and say in the log which one and why.
+
+    Args:
+        config: its ``decoder``, sampling and chunk options.
+        vlm: the backbone.
+        device: where the backbone's weights are.
+    """
+    from lerobot_policy_vla0.decoding.fast import FastDecoder
+    from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
+    from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
+
+    name, why = config.decoder, "as configured"
+    if name == "auto":
+        name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
+    logger.info("decoder: %s on %s (%s)", name, device.type, why)
+    shape = (config.chunk_size, config.action_dim)
+    grammar = AnswerGrammar(
+        n_bins=config.n_bins, n_numbers=shape[0] * shape[1], tokens=vlm.tokens, device=device
+    )
+    options: dict[str, Any] = {
+        "shape": shape,
+        "max_answer": shape[0] * shape[1] * (len(str(config.n_bins)) + 1) + 1,
+        "repetition_penalty": config.repetition_penalty,
+    }
+    if name == "reference":
+        return ReferenceDecoder(vlm, grammar, temperature=config.temperature, **options)
+    if name == "fast":
+        return FastDecoder(vlm, grammar, temperature=config.temperature, **options)
+    return SpeculativeDecoder(vlm, grammar, n_bins=config.n_bins, draft_width=config.draft_width, **options)
+
+
+__all__ = ["DecodeRequest", "Decoder", "build_decoder"]

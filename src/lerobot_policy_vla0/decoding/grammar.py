@@ -10,11 +10,16 @@ given, and nothing about models.
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.codec import ActionTokens
-from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.errors import ConfigError, DecodeError
 
 SEPARATOR = 10  # the space between two numbers
 END = 11  # the end-of-turn token
@@ -118,3 +123,88 @@ class AnswerGrammar:
         """Map token ids ``(B,)`` to symbols; ids outside the grammar (padding) map to `END`."""
         match = token.unsqueeze(-1) == self.token_ids
         return torch.where(match.any(-1), match.long().argmax(-1), END)
+
+    @cached_property
+    def host(self) -> HostGrammar:
+        """The same tables on the host, for decoders that walk drafts symbol by symbol."""
+        return HostGrammar(self._transitions.cpu().numpy(), self._may_end.cpu().numpy(), self.n_numbers)
+
+
+class HostGrammar:
+    """`AnswerGrammar` for one row at a time, in plain Python: a draft of a few symbols is walked in microseconds.
+
+    A state is one integer, ``number * n_local + local``. The final state, ``n_numbers * n_local``, is reached by
+    writing `END`.
+
+    Attributes:
+        legal_rows: ``(K, 12)`` bool, the distinct rows of legal symbols; see `legal_row`.
+        finished: the final state.
+    """
+
+    def __init__(self, transitions: NDArray[Any], may_end: NDArray[Any], n_numbers: int) -> None:
+        self.n_local = len(transitions)
+        self.n_numbers = n_numbers
+        self.finished = n_numbers * self.n_local
+        self._next = [[int(v) for v in row] for row in transitions]
+        inner = np.zeros((self.n_local, N_SYMBOLS), dtype=bool)  # numbers that others follow
+        inner[:, :10] = transitions >= 0
+        last = inner.copy()
+        inner[:, SEPARATOR] = may_end
+        last[:, END] = may_end
+        end = np.zeros((1, N_SYMBOLS), dtype=bool)
+        end[0, END] = True
+        self.legal_rows = np.concatenate([inner, last, end])
+        only = self.legal_rows.sum(1) == 1
+        self._forced = [
+            int(row.argmax()) if one else -1 for row, one in zip(self.legal_rows, only, strict=True)
+        ]
+
+    def legal_row(self, state: int) -> int:
+        """Return the index into `legal_rows` of what may follow ``state``."""
+        if state >= self.finished:
+            return 2 * self.n_local
+        number, local = divmod(state, self.n_local)
+        return local + self.n_local if number == self.n_numbers - 1 else local
+
+    def forced(self, state: int) -> int:
+        """Return the only legal symbol, or -1 if there is a choice."""
+        return self._forced[self.legal_row(state)]
+
+    def advance(self, state: int, symbol: int) -> int:
+        """Return the state after a legal ``symbol``."""
+        number, local = divmod(state, self.n_local)
+        if symbol < SEPARATOR:
+            return number * self.n_local + self._next[local][symbol]
+        return min((number + 1) * self.n_local, self.finished)
+
+    def is_legal(self, state: int, symbol: int) -> bool:
+        """Whether ``symbol`` may follow ``state``."""
+        return bool(self.legal_rows[self.legal_row(state), symbol])
+
+
+def raise_non_finite_logits(rows: list[int]) -> None:
+    """Raise the `DecodeError` for NaN or infinite logits.
+
+    Args:
+        rows: the batch rows that have them.
+    """
+    raise DecodeError(
+        f"the model's logits are NaN or infinite in batch rows {rows}; no action can be derived from "
+        "them. The weights are damaged or training diverged: check the training loss, and the dtype "
+        "(float16 overflows where bfloat16 does not)."
+    )
+
+
+def spell(bins: list[int], n_numbers: int) -> list[int]:
+    """Return the symbols of an answer's first integers, closed by a separator (or the end after the last).
+
+    >>> spell([7, 10], 3)
+    [7, 10, 1, 0, 10]
+    >>> spell([7, 10], 2)
+    [7, 10, 1, 0, 11]
+    """
+    symbols: list[int] = []
+    for index, value in enumerate(bins, start=1):
+        symbols += [int(c) for c in str(value)]
+        symbols.append(END if index == n_numbers else SEPARATOR)
+    return symbols

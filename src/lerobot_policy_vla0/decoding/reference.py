@@ -7,6 +7,7 @@ projection, one token per pass, transformers' own positions and cache.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
-from lerobot_policy_vla0.errors import DecodeError
+from lerobot_policy_vla0.decoding.grammar import END, AnswerGrammar, raise_non_finite_logits
+from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.vlm import VLM
@@ -27,32 +28,38 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     Holds the grammar state of one generation, advanced by the token written last.
 
+    Args:
+        grammar: the legal answers.
+        given: per row, symbols of the answer that the input ends with already.
+
     Raises:
         DecodeError: if a row's logits hold NaN or plus infinity, or no legal token is left finite.
     """
 
-    def __init__(self, grammar: AnswerGrammar) -> None:
+    def __init__(self, grammar: AnswerGrammar, given: list[list[int]]) -> None:
         self.grammar = grammar
-        self._state: tuple[Tensor, Tensor] | None = None
+        self.scores: list[Tensor] = []  # per token, (B, 12) masked scores
+        number, local = grammar.start(len(given))
+        for row, symbols in enumerate(given):
+            state = grammar.start(1)
+            for symbol in symbols:
+                state = grammar.advance(*state, torch.tensor([symbol], device=number.device))
+            number[row], local[row] = state[0][0], state[1][0]
+        self._state = (number, local)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask ``scores`` ``(B, V)`` for the rows whose text so far is ``input_ids`` ``(B, L)``."""
-        if self._state is None:
-            self._state = self.grammar.start(input_ids.shape[0])
-        else:
+        if self.scores:
             symbol = self.grammar.symbol_of(input_ids[:, -1])
             self._state = self.grammar.advance(*self._state, symbol)
         legal = self.grammar.legal(*self._state)  # (B, 12)
         allowed = scores[:, self.grammar.token_ids]  # (B, 12)
         if not bool(torch.isfinite(allowed).all()):
-            rows = (~torch.isfinite(allowed)).any(1).nonzero()[:, 0].tolist()
-            raise DecodeError(
-                f"the model's logits are NaN or infinite in batch rows {rows}; no action can be derived from "
-                "them. The weights are damaged or training diverged: check the training loss, and the dtype "
-                "(float16 overflows where bfloat16 does not)."
-            )
+            raise_non_finite_logits((~torch.isfinite(allowed)).any(1).nonzero()[:, 0].tolist())
+        allowed = allowed.masked_fill(~legal, -math.inf)
+        self.scores.append(allowed)
         masked = torch.full_like(scores, -math.inf)
-        masked[:, self.grammar.token_ids] = allowed.masked_fill(~legal, -math.inf)
+        masked[:, self.grammar.token_ids] = allowed
         return masked
 
 
@@ -62,29 +69,35 @@ class ReferenceDecoder:
     Args:
         vlm: the backbone.
         grammar: the legal answers; its tables live on the backbone's device.
-        max_new_tokens: tokens of the longest legal answer.
+        shape: ``(chunk_size, action_dim)``.
+        max_answer: tokens of the longest legal answer.
         temperature: 0 for greedy decoding, otherwise the sampling temperature.
         repetition_penalty: transformers' penalty on tokens already in prompt or answer; 1.0 is none.
     """
+
+    name = "reference"
 
     def __init__(
         self,
         vlm: VLM,
         grammar: AnswerGrammar,
         *,
-        max_new_tokens: int,
+        shape: tuple[int, int],
+        max_answer: int,
         temperature: float = 0.0,
         repetition_penalty: float = 1.0,
     ) -> None:
         self.vlm = vlm
         self.grammar = grammar
+        self.shape = shape
         self.temperature = temperature
         self.repetition_penalty = repetition_penalty
+        self.last: DecodeReport | None = None
         # `generate` fills what is left open from the backbone's own generation config (which `VLM` has
         # emptied: it carries a repetition penalty) and from defaults (top_k=50 when sampling).
         sampling: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         self._generation = GenerationConfig(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_answer,
             do_sample=temperature > 0,
             repetition_penalty=1.0,
             eos_token_id=vlm.tokens.end,
@@ -93,9 +106,14 @@ class ReferenceDecoder:
             **sampling,
         )
 
+    def reset(self) -> None:
+        """Do nothing: every answer is decoded from scratch."""
+
     @torch.no_grad()
     def decode(self, request: DecodeRequest) -> Tensor:
         """Answer a batch; see `lerobot_policy_vla0.decoding.Decoder`."""
+        began = time.perf_counter()
+        given = request.committed_symbols(self.grammar.n_numbers)
         # Penalty, temperature and grammar are one explicit list, so that their order does not depend on
         # transformers: the penalty and temperature act on the model's own logits.
         processors: Any = LogitsProcessorList()
@@ -103,15 +121,77 @@ class ReferenceDecoder:
             processors.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.temperature > 0:
             processors.append(TemperatureLogitsWarper(self.temperature))
-        processors.append(GrammarLogitsProcessor(self.grammar))
-        output = self.vlm.model.generate(
-            input_ids=request.ids,
-            attention_mask=request.mask.long(),
-            pixel_values=request.pixel_values,
-            image_grid_thw=request.grid_thw,
-            mm_token_type_ids=(request.ids == self.vlm.image_token_id).int(),
-            generation_config=self._generation,
-            logits_processor=processors,
+        constraint = GrammarLogitsProcessor(self.grammar, given)
+        processors.append(constraint)
+        ids, mask = self._with_answer(request.ids, request.mask, given)
+        if given[0] and given[0][-1] == END:  # every step is committed: nothing is left to ask
+            generated = ids[:, ids.shape[1] :]
+        else:
+            output = self.vlm.model.generate(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                pixel_values=request.pixel_values,
+                image_grid_thw=request.grid_thw,
+                mm_token_type_ids=(ids == self.vlm.image_token_id).int(),
+                generation_config=self._generation,
+                logits_processor=processors,
+            )
+            generated = output[:, ids.shape[1] :]
+        symbols = [[*text, *self._until_end(row)] for text, row in zip(given, generated.cpu(), strict=True)]
+        length = max(map(len, symbols))
+        answer = torch.full((len(symbols), length), self.vlm.tokens.pad, dtype=torch.long)
+        token_ids = self.grammar.token_ids.cpu()
+        for index, row in enumerate(symbols):
+            answer[index, : len(row)] = token_ids[row]
+        self.last = self._report(symbols, given, constraint, (time.perf_counter() - began) * 1e3)
+        return answer.to(request.ids.device)
+
+    def _with_answer(self, ids: Tensor, mask: Tensor, given: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Append each row's committed symbols to its prompt, keeping the padding on the left."""
+        extra = max(map(len, given))
+        if not extra:
+            return ids, mask
+        batch, length = ids.shape
+        longer = torch.full((batch, length + extra), self.vlm.tokens.pad, device=ids.device)
+        seen = torch.zeros_like(longer, dtype=torch.bool)
+        for row, text in enumerate(given):
+            end = length + extra - len(text)
+            longer[row, end - length : end] = ids[row]
+            seen[row, end - length : end] = mask[row]
+            longer[row, end:] = self.grammar.token_ids[text]
+            seen[row, end:] = True
+        return longer, seen
+
+    def _until_end(self, generated: Tensor) -> list[int]:
+        symbols: list[int] = []
+        for symbol in self.grammar.symbol_of(generated.to(self.grammar.token_ids.device)).tolist():
+            symbols.append(symbol)
+            if symbol == END:
+                break
+        return symbols
+
+    def _report(
+        self,
+        symbols: list[list[int]],
+        given: list[list[int]],
+        constraint: GrammarLogitsProcessor,
+        milliseconds: float,
+    ) -> DecodeReport:
+        scores = [step.float().cpu().numpy() for step in constraint.scores]
+        traces = [
+            RowTrace(row, [*[None] * len(text), *[step[index] for step in scores[: len(row) - len(text)]]])
+            for index, (row, text) in enumerate(zip(symbols, given, strict=True))
+        ]
+        return DecodeReport(
+            decoder=self.name,
+            passes=len(scores),
+            tokens=sum(map(len, symbols)),
+            committed=sum(map(len, given)),
+            forced=0,
+            drafted=0,
+            accepted=0,
+            milliseconds=milliseconds,
+            reused=0,
+            shape=self.shape,
+            traces=traces,
         )
-        answer: Tensor = output[:, request.ids.shape[1] :]
-        return answer

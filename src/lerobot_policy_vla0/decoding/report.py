@@ -1,0 +1,100 @@
+"""What a decode did: passes, tokens, time, and how sure the model was of each number.
+
+Collected at no cost while decoding (references to arrays that exist anyway); probabilities are computed
+when they are asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lerobot_policy_vla0.decoding.grammar import SEPARATOR
+
+
+@dataclass
+class RowTrace:
+    """One row's answer and the masked scores behind every symbol that was a choice.
+
+    Attributes:
+        symbols: the answer, its end included.
+        scores: the scores ``(12,)`` a symbol was chosen from, minus infinity where illegal; None where the
+            grammar or a commitment left no choice.
+    """
+
+    symbols: list[int] = field(default_factory=list)
+    scores: list[NDArray[Any] | None] = field(default_factory=list)
+
+
+@dataclass
+class DecodeReport:
+    """One call of a decoder.
+
+    Attributes:
+        decoder: ``reference``, ``fast`` or ``speculative``.
+        passes: runs of the language model, the prompt's included.
+        tokens: answer tokens written, over all rows, ends included.
+        committed: tokens that were given (real-time chunking's committed actions).
+        forced: tokens the grammar left no choice about.
+        drafted: draft tokens fed.
+        accepted: draft tokens that turned out right.
+        milliseconds: wall time from the request to the ids.
+        reused: prompt tokens not computed again.
+        shape: ``(chunk_size, action_dim)``.
+        traces: one per row.
+    """
+
+    decoder: str
+    passes: int
+    tokens: int
+    committed: int
+    forced: int
+    drafted: int
+    accepted: int
+    milliseconds: float
+    reused: int
+    shape: tuple[int, int]
+    traces: list[RowTrace] = field(repr=False)
+
+    @property
+    def passes_per_number(self) -> float:
+        """Passes per integer of one row's answer; token by token it is 3.5 to 4."""
+        return self.passes / (self.shape[0] * self.shape[1])
+
+    @cached_property
+    def number_probability(self) -> NDArray[Any]:
+        """``(B, T, D)`` float64: the model's probability of each number it wrote, under the grammar.
+
+        The product over its digits and the separator that ends it; 1.0 for committed numbers.
+        """
+        return self._per_number()[0]
+
+    @cached_property
+    def leading_digit_entropy(self) -> NDArray[Any]:
+        """``(B, T, D)`` float64, nats: entropy of each number's first digit, 0 for committed numbers."""
+        return self._per_number()[1]
+
+    def _per_number(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        steps, dims = self.shape
+        log_probability = np.zeros((len(self.traces), steps * dims))
+        entropy = np.zeros_like(log_probability)
+        for row, trace in enumerate(self.traces):
+            number, leading = 0, True
+            for symbol, scores in zip(trace.symbols, trace.scores, strict=True):
+                if scores is not None:
+                    legal = scores[np.isfinite(scores)].astype(np.float64)
+                    legal -= legal.max()
+                    normaliser = np.log(np.exp(legal).sum())
+                    chosen = float(scores[symbol]) - float(scores[np.isfinite(scores)].max()) - normaliser
+                    log_probability[row, number] += chosen
+                    if leading:
+                        p = np.exp(legal - normaliser)
+                        entropy[row, number] = -(p * (legal - normaliser)).sum()
+                leading = symbol >= SEPARATOR
+                number += symbol >= SEPARATOR
+        shape = (-1, steps, dims)
+        return np.exp(log_probability).reshape(shape), entropy.reshape(shape)

@@ -1,0 +1,161 @@
+"""The speculative decoder: guesses the answer, and lets one pass check many guessed tokens.
+
+The guess never changes the answer, only how many passes it takes: a token is settled when the model itself
+would have written it (`FastDecoder` checks). What is worth guessing for an action chunk:
+
+- a step the previous chunk already predicted: the same numbers, shifted by the steps executed since;
+- a step beyond it, or any step of a first chunk: the step before it in this very chunk, held;
+- after a mismatch: the legal number nearest to the guess that begins with the digits settled, and from the
+  next number on the guesses as before.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
+from lerobot_policy_vla0.decoding.grammar import SEPARATOR, AnswerGrammar
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.vlm import VLM
+
+
+logger = logging.getLogger(__name__)
+
+
+class SpeculativeDecoder(FastDecoder):
+    """Decodes greedily with drafts.
+
+    Args:
+        vlm: the backbone.
+        grammar: the legal answers.
+        n_bins: the top integer.
+        draft_width: tokens of the widest pass; None measures what pays, per batch size, before the first
+            pass that could use it.
+        **options: see `FastDecoder`; ``temperature`` must be 0.
+    """
+
+    name = "speculative"
+
+    def __init__(
+        self, vlm: VLM, grammar: AnswerGrammar, *, n_bins: int, draft_width: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(vlm, grammar, max_width=draft_width or max(WIDTHS), **options)
+        self.draft_width = draft_width
+        self._times: dict[int, dict[int, float]] = {}  # per batch size: width to seconds
+        self._acceptance = Acceptance()
+        assert self.temperature == 0, "drafts are checked against the greedy choice"
+        self.n_bins = n_bins
+        self._previous: NDArray[Any] | None = None  # (B, T, D) bins of the last answer
+        self._guess: list[list[int | None]] = []  # per row, N guesses from the previous chunk
+
+    def reset(self) -> None:
+        """Forget the previous chunks: they belong to another episode."""
+        self._previous = None
+
+    def _begin(self, request: DecodeRequest) -> None:
+        steps, dims = self.shape
+        batch = len(request.ids)
+        if self._previous is None or len(self._previous) != batch:
+            self._guess = [[None] * (steps * dims) for _ in range(batch)]
+            return
+        shift = min(self._shift(request), steps)
+        self._guess = [
+            [*chunk[shift:].reshape(-1).tolist(), *[None] * (shift * dims)] for chunk in self._previous
+        ]
+
+    def _plan(self, rows: list[Row]) -> None:
+        """Choose the width of this answer's passes."""
+        if self.draft_width is not None:
+            return
+        batch = len(rows)
+        if batch not in self._times:
+            starts = np.array([row.fed for row in rows])
+            # The columns written here are written again before anything looks at them.
+            self._times[batch] = measure_widths(
+                lambda width: self.runner.score(np.zeros((batch, width), dtype=np.int64), starts),
+                limit=max(WIDTHS),
+            )
+            logger.info(
+                "decoder: a pass of a batch of %d takes %s",
+                batch,
+                ", ".join(f"{1e3 * t:.1f} ms at width {w}" for w, t in self._times[batch].items()),
+            )
+        self.width = best_width(self._times[batch], self._acceptance.rate)
+
+    def _learn(self, accepted: int, drafted: int) -> None:
+        self._acceptance.add(accepted, drafted)
+
+    def _shift(self, request: DecodeRequest) -> int:
+        """Return how many steps passed since the previous chunk."""
+        if request.committed is not None and request.committed.shape[1] and self._previous is not None:
+            # The committed steps are steps of the previous chunk: look where they fit best.
+            given = request.committed.cpu().numpy()
+            length = given.shape[1]
+            errors = [
+                np.abs(self._previous[:, shift : shift + length] - given[:, : self.shape[0] - shift]).mean()
+                for shift in range(self.shape[0])
+            ]
+            return int(np.argmin(errors))
+        return request.steps_since
+
+    def _draft(self, index: int, row: Row, room: int) -> list[int]:
+        tables = self.tables
+        out: list[int] = []
+        numbers = list(row.numbers)
+        partial = row.partial
+        while room > 0 and len(numbers) < tables.n_numbers:
+            target = self._target(index, numbers)
+            if target is None:
+                break
+            text = nearest_with_prefix(target, partial, self.n_bins)
+            out += [int(c) for c in text[len(partial) :]]
+            numbers.append(int(text))
+            if len(numbers) == tables.n_numbers:
+                break
+            out.append(SEPARATOR)
+            partial = ""
+            if len(out) >= room:
+                break
+        return out[:room]
+
+    def _target(self, index: int, numbers: list[int]) -> int | None:
+        """Return the guess for the number after ``numbers``, None if there is nothing to go by."""
+        guess = self._guess[index][len(numbers)]
+        if guess is not None:
+            return guess
+        dims = self.shape[1]
+        return numbers[-dims] if len(numbers) >= dims else None
+
+    def _finish(self, rows: list[Row]) -> None:
+        steps, dims = self.shape
+        self._previous = np.array([row.numbers for row in rows]).reshape(-1, steps, dims)
+
+
+def nearest_with_prefix(target: int, prefix: str, n_bins: int) -> str:
+    """Return the integer in ``[0, n_bins]`` nearest to ``target`` whose text begins with ``prefix``.
+
+    >>> nearest_with_prefix(47, "", 100), nearest_with_prefix(47, "5", 100), nearest_with_prefix(47, "3", 100)
+    ('47', '50', '39')
+    >>> nearest_with_prefix(47, "0", 100), nearest_with_prefix(9, "10", 100)
+    ('0', '10')
+    """
+    text = str(target)
+    if text.startswith(prefix):
+        return text
+    if prefix == "0":
+        return prefix
+    low = high = int(prefix)
+    best = low
+    while low <= n_bins:
+        candidate = min(max(target, low), high, n_bins)
+        if abs(candidate - target) < abs(best - target):
+            best = candidate
+        low, high = low * 10, high * 10 + 9
+    return str(best)

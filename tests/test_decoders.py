@@ -1,0 +1,321 @@
+"""decoding/fast.py and speculative.py: the reference decoder's tokens, whatever the draft, in fewer passes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from decoding_cases import (
+    N_BINS,
+    Problem,
+    fast,
+    make_request,
+    near_ties,
+    random_problem,
+    reference,
+    scripted,
+    speculative,
+    trained_policy,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_batch, make_config
+from torch import Tensor
+
+from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.decoding.autotune import Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.fast import FastDecoder
+from lerobot_policy_vla0.decoding.report import DecodeReport
+from lerobot_policy_vla0.decoding.speculative import nearest_with_prefix
+from lerobot_policy_vla0.errors import ConfigError, DecodeError
+
+
+@pytest.fixture(scope="module")
+def policy() -> VLA0Policy:
+    return trained_policy()
+
+
+def check_equal(decoder: FastDecoder, problem: Problem, oracle: tuple[Tensor, DecodeReport]) -> int:
+    """Compare one decode with the oracle's; return the number of excused near-ties."""
+    ids = decoder.decode(problem.request)
+    assert decoder.last is not None
+    flips = near_ties(oracle[1], decoder.last)
+    if not flips:
+        torch.testing.assert_close(ids, oracle[0], rtol=0, atol=0)
+    return flips
+
+
+# ---------------------------------------------------------------- equality
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_fast_and_speculative_write_the_reference_tokens_in_random_problems(
+    policy: VLA0Policy, block: int
+) -> None:
+    flips, answers = 0, set()
+    for seed in range(block * 20, block * 20 + 20):
+        problem = random_problem(policy, seed)
+        oracle = reference(policy, problem)
+        answers.add(tuple(oracle[0][0].tolist()))
+        flips += check_equal(fast(policy, problem), problem, oracle)
+        decoder = speculative(policy, problem, width=[1, 2, 3, 7, 16, 64][seed % 6])
+        flips += check_equal(decoder, problem, oracle)
+        flips += check_equal(decoder, problem, oracle)  # now with the right answer as its draft
+    assert len(answers) > 15, "the answers hardly vary: nothing is compared"
+    assert flips <= 1, f"{flips} near-ties among 60 answers"
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.05])
+@pytest.mark.parametrize("n_bins", N_BINS)
+def test_no_draft_changes_the_answer(policy: VLA0Policy, n_bins: int, penalty: float) -> None:
+    problem = Problem(make_request(policy, n_bins, 3), (3, 4), n_bins, penalty)
+    oracle = reference(policy, problem)
+    codec_numbers = np.array([_numbers(trace.symbols) for trace in oracle[1].traces])
+    rng = np.random.default_rng(n_bins)
+    scripts = {
+        "right": codec_numbers,
+        "wrong": (codec_numbers + 1 + rng.integers(0, n_bins, codec_numbers.shape)) % (n_bins + 1),
+        "short": np.zeros_like(codec_numbers),
+        "long": np.full_like(codec_numbers, n_bins),
+        "off by one": np.clip(codec_numbers + rng.integers(-1, 2, codec_numbers.shape), 0, n_bins),
+        "random": rng.integers(0, n_bins + 1, codec_numbers.shape),
+    }
+    passes = {}
+    for name, script in scripts.items():
+        decoder = scripted(policy, problem, script, width=64)
+        assert check_equal(decoder, problem, oracle) == 0, name
+        assert decoder.last is not None
+        passes[name] = decoder.last.passes
+    assert passes["right"] <= 3, "prefill, the whole answer in one pass, and at most its last token"
+    assert passes["right"] <= min(passes.values())
+
+
+def test_committed_beginnings_of_every_length_are_kept_and_continued_as_the_reference_does(
+    policy: VLA0Policy,
+) -> None:
+    rng = np.random.default_rng(0)
+    for length in range(6):
+        given_bins = torch.from_numpy(rng.integers(0, 251, (3, length, 2)))
+        problem = Problem(make_request(policy, length, 3, given_bins), (5, 2), 250, 1.05)
+        oracle = reference(policy, problem)
+        for decoder in (fast(policy, problem), speculative(policy, problem)):
+            assert check_equal(decoder, problem, oracle) == 0
+            assert decoder.last is not None
+            for row, trace in zip(given_bins.flatten(1).tolist(), decoder.last.traces, strict=True):
+                assert _numbers(trace.symbols)[: 2 * length] == row
+            if length == 5:
+                assert decoder.last.passes == 0, "nothing to ask the model"
+
+
+def test_consecutive_steps_resets_batch_changes_and_two_policies_at_once(policy: VLA0Policy) -> None:
+    other = trained_policy(steps=10)
+    problems = {
+        batch: [Problem(make_request(policy, 100 + k, batch), (4, 3), 100, 1.0) for k in range(4)]
+        for batch in (1, 3)
+    }
+    decoders = [(p, speculative(p, problems[1][0], width=None)) for p in (policy, other)]
+    differ = 0
+    for batch in (1, 3, 1):
+        for problem in problems[batch]:
+            for owner, decoder in decoders:
+                assert check_equal(decoder, problem, reference(owner, problem)) == 0
+            differ += decoders[0][1].last.traces[0].symbols != decoders[1][1].last.traces[0].symbols  # type: ignore[union-attr]
+        for _, decoder in decoders:
+            decoder.reset()
+    assert differ, "both policies answer alike: nothing is compared"
+
+
+def test_weights_changed_between_two_answers_are_noticed(policy: VLA0Policy) -> None:
+    trained = trained_policy(steps=5)
+    problem = Problem(make_request(trained, 7, 2), (4, 3), 100, 1.0)
+    decoder = speculative(trained, problem)
+    check_equal(decoder, problem, reference(trained, problem))
+    before = decoder.decode(problem.request)
+    assert decoder.last is not None and decoder.last.reused > 10, "the system prompt is computed once"
+    trained.load_state_dict(policy.state_dict())
+    assert check_equal(decoder, problem, reference(trained, problem)) == 0
+    assert decoder.last.reused == 0
+    assert before.tolist() != decoder.decode(problem.request).tolist()
+
+
+def test_a_new_task_keeps_the_system_prompt_and_nothing_else(policy: VLA0Policy) -> None:
+    decoder = None
+    for seed in range(6):
+        problem = Problem(make_request(policy, seed, 1), (2, 2), 100, 1.0)
+        decoder = decoder or speculative(policy, problem)
+        assert check_equal(decoder, problem, reference(policy, problem)) == 0
+        assert decoder.last is not None
+        assert (decoder.last.reused > 10) == (seed > 0)
+
+
+def test_bfloat16_differs_at_near_ties_only(policy: VLA0Policy) -> None:
+    flips = 0
+    for seed in range(20):
+        problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            oracle = reference(policy, problem)
+            decoder = speculative(policy, problem)
+            decoder.decode(problem.request)
+        assert decoder.last is not None
+        # A bfloat16 has 8 bits: scores near 16 are 0.06 apart, and a sum in another order moves them by a few steps.
+        flips += near_ties(oracle[1], decoder.last, tolerance=0.25)
+    assert flips <= 8, f"{flips} of 40 answers flipped at near-ties"
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_sampling_follows_the_reference_distribution(policy: VLA0Policy) -> None:
+    """One number of one digit: its probabilities are known from the oracle's scores."""
+    problem = Problem(make_request(policy, 3, 1), (1, 1), 9, 1.05)
+    temperature = 1.7
+    scores = reference(policy, problem)[1].traces[0].scores[0]
+    assert scores is not None
+    wanted = torch.from_numpy(scores / temperature).softmax(0).numpy()
+    torch.manual_seed(0)
+    many = 2000
+    request = make_request(policy, 3, 1)
+    from lerobot_policy_vla0.decoding import DecodeRequest
+
+    repeated = DecodeRequest(
+        request.ids.expand(many, -1),
+        request.mask.expand(many, -1),
+        request.pixel_values.repeat(many, 1),
+        request.grid_thw.expand(many, -1),
+    )
+    decoder = FastDecoder(
+        policy.vlm, problem.grammar(policy.vlm), temperature=temperature, **problem.options()
+    )
+    digits = [policy.vlm.tokens.digits.index(int(i)) for i in decoder.decode(repeated)[:, 0]]
+    share = np.bincount(digits, minlength=10) / many
+    # Five standard deviations of a share of 2,000 draws.
+    assert np.all(np.abs(share - wanted[:10]) < 5 * np.sqrt(wanted[:10] / many) + 1e-3), (share, wanted)
+    assert (share > 0).sum() > 2, "one digit only: nothing was drawn"
+
+
+# ---------------------------------------------------------------- what a decode reports
+
+
+def test_report_counts_and_probabilities_equal_the_reference(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 11, 3), (3, 2), 100, 1.0)
+    _, oracle = reference(policy, problem)
+    decoder = speculative(policy, problem)
+    decoder.decode(problem.request)
+    report = decoder.last
+    assert report is not None
+    assert report.tokens == oracle.tokens == sum(len(t.symbols) for t in oracle.traces)
+    assert 0 < report.passes < oracle.passes
+    assert 0 <= report.accepted <= report.drafted
+    np.testing.assert_allclose(report.number_probability, oracle.number_probability, atol=1e-5)
+    np.testing.assert_allclose(report.leading_digit_entropy, oracle.leading_digit_entropy, atol=1e-4)
+    assert report.number_probability.shape == (3, 3, 2)
+    assert (oracle.leading_digit_entropy > 0.01).any() and (oracle.number_probability < 0.99).any()
+
+    # By hand for the first number of the first row.
+    trace = oracle.traces[0]
+    length = len(str(_numbers(trace.symbols)[0])) + 1
+    product = 1.0
+    for symbol, scores in zip(trace.symbols[:length], trace.scores[:length], strict=True):
+        assert scores is not None
+        product *= math.exp(scores[symbol]) / sum(math.exp(s) for s in scores if math.isfinite(s))
+    assert oracle.number_probability[0, 0, 0] == pytest.approx(product, rel=1e-5)
+
+
+def test_damaged_weights_raise_in_every_decoder_and_name_the_rows(policy: VLA0Policy) -> None:
+    broken = trained_policy(steps=1)
+    problem = Problem(make_request(broken, 1, 2), (2, 2), 100, 1.0)
+    with torch.no_grad():
+        broken.vlm.model.lm_head.weight.fill_(float("nan"))
+    for decoder in (fast(broken, problem), speculative(broken, problem)):
+        with pytest.raises(DecodeError, match=r"NaN or infinite in batch rows \[0, 1\]"):
+            decoder.decode(problem.request)
+    with pytest.raises(DecodeError, match=r"NaN or infinite in batch rows \[0, 1\]"):
+        reference(broken, problem)
+
+
+def test_memory_does_not_grow_over_500_chunks(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 5, 1), (1, 2), 9, 1.0)
+    decoder = speculative(policy, problem, width=8)
+    decoder.decode(problem.request)
+    before = _live_bytes()
+    for _ in range(500):
+        decoder.decode(problem.request)
+    assert _live_bytes() <= before + 100_000
+
+
+def _live_bytes() -> int:
+    import gc
+
+    gc.collect()
+    return sum(t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor)
+
+
+# ---------------------------------------------------------------- drafts and widths
+
+
+@given(target=st.integers(0, 99_999), n_bins=st.integers(1, 99_999), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_guess_after_a_mismatch_is_the_nearest_legal_number(
+    target: int, n_bins: int, data: st.DataObject
+) -> None:
+    target = min(target, n_bins)
+    prefix = str(data.draw(st.integers(0, n_bins)))[: data.draw(st.integers(0, 5))]
+    got = nearest_with_prefix(target, prefix, n_bins)
+    assert got.startswith(prefix) and 0 <= int(got) <= n_bins and str(int(got)) == got
+    legal = [
+        v for v in range(max(0, target - 300), min(n_bins, target + 300) + 1) if str(v).startswith(prefix)
+    ]
+    if legal:
+        assert abs(int(got) - target) == min(abs(v - target) for v in legal)
+
+
+def test_widths_are_measured_once_and_grow_with_the_share_of_right_guesses() -> None:
+    ran: list[int] = []
+    times = measure_widths(ran.append, limit=10)
+    assert sorted(set(ran)) == sorted(times) == [1, 2, 4, 6, 8]
+    assert list(times.values()) == sorted(times.values())
+    flat = dict.fromkeys((1, 4, 16, 64), 1.0)
+    assert best_width(flat, 0.99) == 64
+    steep = {1: 1.0, 4: 4.0, 16: 16.0, 64: 64.0}
+    assert best_width(steep, 0.99) == 1
+    share = Acceptance(prior=0.5, weight=2)
+    for _ in range(200):
+        share.add(accepted=9, drafted=10)
+    assert share.rate == pytest.approx(0.9, abs=0.01)
+
+
+def test_policy_chooses_the_decoder_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    for options, name in (
+        ({}, "speculative"),
+        ({"decoder": "fast"}, "fast"),
+        ({"decoder": "reference"}, "reference"),
+        ({"temperature": 0.5}, "fast"),
+    ):
+        config = make_config(**options)  # type: ignore[arg-type]
+        built = VLA0Policy(config).eval()
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            built.predict_action_chunk(make_batch(config))
+        assert f"decoder: {name} on cpu" in caplog.text
+        assert built.last_decode is not None and built.last_decode.decoder == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "magic"}, "decoder='magic' must be one of"),
+        ({"decoder": "speculative", "temperature": 1.0}, "checks drafts against the greedy choice"),
+        ({"draft_width": 0}, "draft_width=0 must be at least 1"),
+        ({"draft_width": 8, "decoder": "fast"}, "draft_width=8 has no effect with decoder='fast'"),
+    ],
+)
+def test_contradicting_decoder_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(**options)  # type: ignore[arg-type]
+
+
+def _numbers(symbols: list[int]) -> list[int]:
+    text = "".join("0123456789 "[s] for s in symbols if s <= 10)
+    return [int(word) for word in text.split()]
