@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 
 task=${DEMO_TASK:-button-press-topdown-v3}
 dir=${DEMO_DIR:-outputs/demo/$task}
-episodes=${DEMO_EPISODES:-80}             # demonstrations
+episodes=${DEMO_EPISODES:-64}             # demonstrations
 noise=${DEMO_NOISE:-0}                    # disturbance of the expert's motion; 0.5 makes most experts fail
 steps=${DEMO_STEPS:-2200}                 # training steps
 eval_episodes=${DEMO_EVAL_EPISODES:-20}   # start positions to evaluate on
