@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from hardware import hardware
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
-from lerobot_policy_vla0.images import encode_images, select_cameras
+from lerobot_policy_vla0.cameras import select_cameras
+from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import draw_mask
 
 
@@ -42,6 +42,7 @@ def measure(policy_path: Path, dataset_root: Path, *, repeats: int, batch_size: 
     """Return all figures of one policy on one dataset."""
     config = PreTrainedConfig.from_pretrained(policy_path)
     assert isinstance(config, VLA0Config)
+    config.decoder = "reference"  # decode.py compares the decoders
     config.device = "cpu" if not torch.cuda.is_available() else "cuda"
     policy = VLA0Policy.from_pretrained(policy_path, config=config)
     preprocess, _ = make_pre_post_processors(config, str(policy_path))
@@ -100,20 +101,6 @@ def measure(policy_path: Path, dataset_root: Path, *, repeats: int, batch_size: 
         "loader_ms_per_batch_one_process": round(statistics.median(load), 1),
     }
     return result
-
-
-def hardware() -> dict[str, Any]:
-    """Name the machine, the software and the commit a figure belongs to."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = f"{names[0]} x{len(names)}" if names else cpu
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"cpu": cpu, "gpu": device, "torch": torch.__version__, "commit": commit or "unknown"}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.codec import ActionCodec
 from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.fast import FastDecoder
-from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
+from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
+from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
+from lerobot_policy_vla0.decoding.grammar import END, AnswerGrammar
 from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
@@ -63,8 +65,21 @@ class Problem:
         }
 
     def grammar(self, vlm: VLM) -> AnswerGrammar:
-        """Return the grammar, on the CPU."""
-        return AnswerGrammar(n_bins=self.n_bins, n_numbers=self.shape[0] * self.shape[1], tokens=vlm.tokens)
+        """Return the grammar, on the backbone's device."""
+        return AnswerGrammar(
+            n_bins=self.n_bins,
+            n_numbers=self.shape[0] * self.shape[1],
+            tokens=vlm.tokens,
+            device=next(vlm.parameters()).device,
+        )
+
+    def to(self, device: str) -> Problem:
+        """Return the problem on another device."""
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in vars(self.request).items()
+        }
+        return dataclasses.replace(self, request=DecodeRequest(**moved))
 
 
 _NO_TOKENS: Any = None  # the codec needs them for writing ids only
@@ -117,6 +132,44 @@ class ScriptedDecoder(SpeculativeDecoder):
 
     def _target(self, index: int, numbers: list[int]) -> int | None:
         return int(self.script[index, len(numbers)])
+
+
+class BushyDecoder(ScriptedDecoder):
+    """Grows branches at random; the script is one branch of many, and seldom the first."""
+
+    rng: np.random.Generator
+
+    def _draft(self, index: int, row: Row, room: int) -> Draft:
+        draft = Draft()
+        right = self._chain(index, row.numbers, row.partial, room)
+        splits = sorted(int(k) for k in self.rng.integers(0, len(right) + 1, 2))
+        node, done = ROOT, 0
+        for split in splits:  # before the script goes on, a wrong branch of legal symbols
+            node = draft.extend(right[done:split], node, room)
+            done = split
+            state = row.state
+            for symbol in right[:split]:
+                state = self.tables.advance(state, symbol)
+            branch = node
+            for _ in range(3):
+                legal = np.flatnonzero(self.tables.legal_rows[self.tables.legal_row(state)])
+                symbol = int(self.rng.choice(legal))
+                if symbol == END or len(draft) >= room:
+                    break
+                branch = draft.add(symbol, branch)
+                state = self.tables.advance(state, symbol)
+        draft.extend(right[done:], node, room)
+        return draft
+
+
+def bushy(policy: VLA0Policy, problem: Problem, script: np.ndarray, seed: int) -> BushyDecoder:
+    """Return a decoder whose drafts are trees with the script ``(B, N)`` among their branches."""
+    decoder = BushyDecoder(
+        policy.vlm, problem.grammar(policy.vlm), n_bins=problem.n_bins, draft_width=32, **problem.options()
+    )
+    decoder.script = script
+    decoder.rng = np.random.default_rng(seed)
+    return decoder
 
 
 def reference(policy: VLA0Policy, problem: Problem) -> tuple[Tensor, DecodeReport]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from decoding_cases import (
     N_BINS,
     Problem,
+    bushy,
     fast,
     make_request,
     near_ties,
@@ -90,6 +92,73 @@ def test_no_draft_changes_the_answer(policy: VLA0Policy, n_bins: int, penalty: f
         passes[name] = decoder.last.passes
     assert passes["right"] <= 3, "prefill, the whole answer in one pass, and at most its last token"
     assert passes["right"] <= min(passes.values())
+
+
+def test_drafts_with_branches_settle_the_same_tokens(policy: VLA0Policy) -> None:
+    moved = 0
+    for seed in range(24):
+        problem = random_problem(policy, 1000 + seed)
+        oracle = reference(policy, problem)
+        decoder = bushy(policy, problem, np.array([_numbers(t.symbols) for t in oracle[1].traces]), seed)
+        kept = decoder.runner.keep
+
+        def count(*arguments: Any, kept: Any = kept) -> None:
+            nonlocal moved
+            moved += 1
+            kept(*arguments)
+
+        decoder.runner.keep = count  # type: ignore[method-assign]
+        assert check_equal(decoder, problem, oracle) == 0
+    assert moved > 20, "accepted tokens never stood behind a wrong branch"
+
+
+def test_passes_over_fixed_memory_give_the_same_tokens(policy: VLA0Policy) -> None:
+    """What CUDA graphs capture, run uncaptured: fixed widths, every column attended to."""
+    for seed in range(16):
+        problem = random_problem(policy, 2000 + seed)
+        oracle = reference(policy, problem)
+        decoder = speculative(policy, problem, width=[3, 16, 64][seed % 3])
+        decoder.runner.static = True
+        assert check_equal(decoder, problem, oracle) == 0
+        assert check_equal(decoder, problem, oracle) == 0
+        other = Problem(
+            make_request(policy, seed, len(problem.request.ids), same_task=True),
+            problem.shape,
+            problem.n_bins,
+            problem.penalty,
+        )
+        assert check_equal(decoder, other, reference(policy, other)) == 0
+
+
+def test_weights_cast_once_equal_weights_cast_in_every_pass(policy: VLA0Policy) -> None:
+    for seed in range(6):
+        problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plain = fast(policy, problem)
+            static = fast(policy, problem)
+            static.runner.static = True
+            assert torch.equal(plain.decode(problem.request), static.decode(problem.request))
+        assert static.runner._cast and all(w.dtype == torch.bfloat16 for w in static.runner._cast.values())
+        assert not plain.runner._cast
+        assert all(p.dtype == torch.float32 for p in policy.vlm.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captured_passes_write_the_reference_tokens(dtype: str) -> None:
+    trained = trained_policy().to("cuda")
+    flips = 0
+    for seed in range(40):
+        problem = random_problem(trained, seed).to("cuda")
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            _, oracle = reference(trained, problem)
+            decoder = speculative(trained, problem, width=None)
+            for _ in range(2):
+                decoder.decode(problem.request)
+                assert decoder.last is not None
+                flips += near_ties(oracle, decoder.last, tolerance=1e-4 if dtype == "float32" else 0.25)
+        assert decoder.runner._static_passes or oracle.tokens == oracle.committed
+    assert flips <= (2 if dtype == "float32" else 40)
 
 
 def test_committed_beginnings_of_every_length_are_kept_and_continued_as_the_reference_does(

@@ -30,33 +30,27 @@ from typing import Any
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from lerobot_policy_vla0.batches import grey_batch, n_rows, read_images, read_padding, read_prompt
+from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.checkpoint import check_same_answer, load_weights, resolve_checkpoint
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
-from lerobot_policy_vla0.errors import ActionError, CheckpointError, ConfigError, PromptError
-from lerobot_policy_vla0.images import (
-    encode_images,
-    image_problems,
-    raise_for_problems,
-    select_cameras,
-)
+from lerobot_policy_vla0.errors import ActionError, CheckpointError, ConfigError
+from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
 from lerobot_policy_vla0.processor_vla0 import check_action_stats
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
 from lerobot_policy_vla0.realtime import committed_bins
 from lerobot_policy_vla0.thread_guard import ThreadGuard
-from lerobot_policy_vla0.training import answer_loss, answer_metrics
+from lerobot_policy_vla0.training import answer_loss, answer_metrics, step_generator, warn_about_clipping
 from lerobot_policy_vla0.vlm import VLM, VLM_FOLDER
 
 logger = logging.getLogger(__name__)
-
-ACTION_IS_PAD = f"{ACTION}_is_pad"
 
 
 class VLA0Policy(PreTrainedPolicy):
@@ -147,8 +141,8 @@ class VLA0Policy(PreTrainedPolicy):
         if reduction not in ("mean", "none"):
             raise ConfigError(f"reduction={reduction!r} must be 'mean' or 'none'.")
         generator = self._next_generator() if self.training else None
-        prompt, prompt_mask = self._prompt(batch)
-        images = self._images(batch)
+        prompt, prompt_mask = read_prompt(batch, self._device)
+        images = read_images(batch, self.config, self._device)
         if ACTION not in batch:
             raise ActionError(f"the batch has no {ACTION!r}; it has {sorted(batch)}. Training needs actions.")
         actions: Tensor = batch[ACTION].to(prompt.device)
@@ -160,7 +154,9 @@ class VLA0Policy(PreTrainedPolicy):
         answer = chunk.ids
         labels = chunk.ids.masked_fill(~chunk.is_token, IGNORE_INDEX)
         if not self.config.loss_on_padding:
-            labels = labels.masked_fill(self._padded(batch, chunk.number), IGNORE_INDEX)
+            labels = labels.masked_fill(
+                read_padding(batch, chunk.number, self.config.action_dim), IGNORE_INDEX
+            )
         hidden_share = torch.zeros((), device=answer.device)
         if generator is not None and self.config.action_mask_max_ratio > 0:
             hide = draw_mask(
@@ -204,20 +200,10 @@ class VLA0Policy(PreTrainedPolicy):
         if packed[n]:
             raise_non_finite_actions(bad_actions)
         metrics = dict(zip(scalars, packed, strict=False))
-        self._warn_about_clipping(metrics["clipped_fraction"], clipped)
+        if metrics["clipped_fraction"] > 0 and not self._warned_clipping:
+            self._warned_clipping = True
+            warn_about_clipping(clipped)
         return (loss if reduction == "mean" else result.per_sample), metrics
-
-    def _padded(self, batch: dict[str, Any], number: Tensor) -> Tensor:
-        """Mark the answer tokens ``(B, L)`` of steps past the end of their episode."""
-        if ACTION_IS_PAD not in batch:
-            raise ActionError(
-                f"loss_on_padding=false needs {ACTION_IS_PAD!r} in the batch, which has {sorted(batch)}. Load the "
-                "data through LeRobot's dataset with this policy's delta timestamps, or set loss_on_padding=true."
-            )
-        is_pad: Tensor = batch[ACTION_IS_PAD].to(number.device).bool()  # (B, T)
-        per_number = is_pad.repeat_interleave(self.config.action_dim, dim=1)  # (B, N)
-        per_number = torch.cat([per_number, per_number.new_zeros(len(is_pad), 1)], dim=1)  # end: kept
-        return per_number.gather(1, number)
 
     def _next_generator(self) -> torch.Generator:
         """Return the generator of this training step, the same after a resume."""
@@ -228,22 +214,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._augmentation = (seed, count + 1)
         self.augmentation_state[1] = count + 1
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        # On the CPU: the same draws on every device. SplitMix-style mixing keeps neighbours apart.
-        mixed = (seed + count * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9) % 2**63
-        return torch.Generator().manual_seed(mixed)
-
-    def _warn_about_clipping(self, fraction: float, clipped: Tensor) -> None:
-        if fraction > 0 and not self._warned_clipping:
-            self._warned_clipping = True
-            per_dimension = clipped.sum((0, 1)).tolist()
-            logger.warning(
-                "%d of %d action values lie outside the normalised range and were clipped to it (per dimension: "
-                "%s); logged from now on as clipped_fraction. Expected with quantile normalisation; otherwise the "
-                "statistics belong to another dataset.",
-                sum(per_dimension),
-                clipped.numel(),
-                per_dimension,
-            )
+        return step_generator(seed, count, rank)
 
     # ------------------------------------------------------------------ inference
 
@@ -301,9 +272,7 @@ class VLA0Policy(PreTrainedPolicy):
                 "inference_delay and prev_chunk_left_over."
             )
         with self._guard.exclusive():
-            committed = committed_bins(
-                self.codec, prev_chunk_left_over, inference_delay, self._n_prompts(batch)
-            )
+            committed = committed_bins(self.codec, prev_chunk_left_over, inference_delay, n_rows(batch))
             return snap_binary(self._predict(batch, committed), self.config.binary_action_indices)
 
     @torch.no_grad()
@@ -326,7 +295,7 @@ class VLA0Policy(PreTrainedPolicy):
                 f"select_action got {sorted(kwargs)}, which this policy does not support; pass only the batch."
             )
         with self._guard.owned():
-            rows = self._n_prompts(batch)
+            rows = n_rows(batch)
             if self._queue and len(self._queue[0]) != rows:
                 raise ActionError(
                     f"the batch has {rows} rows, but the queued actions were predicted for {len(self._queue[0])}. "
@@ -346,31 +315,15 @@ class VLA0Policy(PreTrainedPolicy):
             batch: number of environments or robots that will be driven at once.
         """
         self._cold = False
-        config = self.config
-        encoder = PromptEncoder(
-            self.vlm.tokenizer.backend_tokenizer,
-            PromptSettings(
-                system_prompt=config.filled_system_prompt,
-                image_tokens=tuple(config.image_tokens(self.vlm.patch_size, self.vlm.merge_size)),
-                pad_token_id=self.vlm.tokens.pad,
-                add_vision_id=config.add_vision_id,
-                max_length=config.max_prompt_length,
-            ),
-        )
-        ids, mask = encoder.encode_batch(["Warm up."] * batch)
-        images = {
-            key: torch.full((batch, *config.image_features[key].shape), 0.5) for key in config.camera_keys
-        }
-        prompt = {OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
         began = time.perf_counter()
-        self._predict({**images, **prompt})
+        self._predict(grey_batch(self.config, self.vlm, batch))
         self.decoder.reset()
         logger.info("decoder: warmed up in %.1f s", time.perf_counter() - began)
 
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
-        prompt, prompt_mask = self._prompt(batch)
-        images = self._images(batch)
+        prompt, prompt_mask = read_prompt(batch, self._device)
+        images = read_images(batch, self.config, self._device)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
         with self._autocast(), self._evaluating():
             pixel_values, grid_thw = encode_images(images, self.image_settings, None)
@@ -389,7 +342,7 @@ class VLA0Policy(PreTrainedPolicy):
     @property
     def decoder(self) -> Decoder:
         """The decoder, built for the device the weights are on."""
-        device = next(self.parameters()).device
+        device = self._device
         if self._decoder is None or self._decoder_device != device:
             self._decoder = build_decoder(self.config, self.vlm, device)
             self._decoder_device = device
@@ -400,33 +353,11 @@ class VLA0Policy(PreTrainedPolicy):
         """What the last query did: passes, tokens, time, the probability of each number; None before one."""
         return None if self._decoder is None else self._decoder.last
 
-    # ------------------------------------------------------------------ inputs
+    # ------------------------------------------------------------------ modes
 
-    @staticmethod
-    def _n_prompts(batch: dict[str, Any]) -> int:
-        """Return the number of prompts in a batch; touches no device, so it is free on every control tick."""
-        if OBS_LANGUAGE_TOKENS not in batch or OBS_LANGUAGE_ATTENTION_MASK not in batch:
-            raise PromptError(
-                f"the batch has no {OBS_LANGUAGE_TOKENS!r}; it has {sorted(batch)}. Run it through the policy's "
-                "pre-processor first (its vla0_prompt step writes the prompt)."
-            )
-        return len(batch[OBS_LANGUAGE_TOKENS])
-
-    def _prompt(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        self._n_prompts(batch)  # names what is missing
-        device = next(self.parameters()).device
-        return batch[OBS_LANGUAGE_TOKENS].to(device), batch[OBS_LANGUAGE_ATTENTION_MASK].to(device)
-
-    def _images(self, batch: dict[str, Any]) -> list[Tensor]:
-        device = next(self.parameters()).device
-        images = select_cameras(batch, self.config.camera_keys, self.config.image_features)
-        prompts = self._n_prompts(batch)
-        if len(images[0]) != prompts:
-            raise PromptError(
-                f"the batch has {prompts} task(s) and {len(images[0])} image(s) per camera; every sample needs its "
-                "own task text. Pass one task per sample."
-            )
-        return [image.to(device) for image in images]
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -442,7 +373,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Compute in ``config.dtype``; LeRobot autocasts in training only, RTC and async never."""
-        device = next(self.parameters()).device.type
+        device = self._device.type
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self.config.dtype))

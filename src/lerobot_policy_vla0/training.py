@@ -6,6 +6,7 @@ label before they meet the vocabulary, so no logits exist for prompt, images or 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lerobot_policy_vla0.codec import IGNORE_INDEX, EncodedChunk
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,3 +110,34 @@ def answer_metrics(
         "first_step_accuracy": share((text & (number < action_dim)).float()),
         "bin_error": (error.abs() * complete).sum() / complete.sum().clamp(min=1),
     }
+
+
+def step_generator(seed: int, count: int, rank: int) -> torch.Generator:
+    """Return the source of randomness of one training step on one process.
+
+    On the CPU, so that the draws are the same on every device. SplitMix-style mixing keeps neighbours apart.
+
+    Args:
+        seed: of the run.
+        count: training steps before this one.
+        rank: of the process.
+    """
+    mixed = (seed + count * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def warn_about_clipping(clipped: Tensor) -> None:
+    """Log which action values lay outside the range of the statistics.
+
+    Args:
+        clipped: ``(B, T, D)`` bool.
+    """
+    per_dimension = clipped.sum((0, 1)).tolist()
+    logger.warning(
+        "%d of %d action values lie outside the normalised range and were clipped to it (per dimension: "
+        "%s); logged from now on as clipped_fraction. Expected with quantile normalisation; otherwise the "
+        "statistics belong to another dataset.",
+        sum(per_dimension),
+        clipped.numel(),
+        per_dimension,
+    )

@@ -67,10 +67,10 @@ class AnswerCache:
             self.values[layer_idx][:, :, : self._attended],
         )
 
-    def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
-        """Copy columns ``source`` to ``target`` (each ``(n,)``) in ``rows`` ``(n,)``, in all layers."""
+    def move(self, row: int, source: Tensor, target: Tensor) -> None:
+        """Copy columns ``source`` of a row to ``target`` (each ``(n,)``), in all layers."""
         for store in (*self.keys, *self.values):
-            store[rows, :, target] = store[rows, :, source]
+            store[row, :, target] = store[row, :, source]  # the right side is a copy: overlap is safe
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of columns written before; positions are passed explicitly, so nobody needs it."""

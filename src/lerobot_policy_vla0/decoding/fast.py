@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.grammar import (
     N_SYMBOLS,
     SEPARATOR,
@@ -23,7 +24,7 @@ from lerobot_policy_vla0.decoding.grammar import (
     HostGrammar,
     raise_non_finite_logits,
 )
-from lerobot_policy_vla0.decoding.passes import PassRunner
+from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Row:
         numbers: finished integers.
         partial: digits of the integer being written.
         trace: the settled symbols and the scores they were chosen from.
+        forced: settled symbols that were no choice.
+        stops: per pass, how many integers were finished after it.
     """
 
     def __init__(self, tables: HostGrammar) -> None:
@@ -49,6 +52,7 @@ class Row:
         self.partial = ""
         self.trace = RowTrace()
         self.forced = 0
+        self.stops: list[int] = []  # per pass, the number it got to
 
     @property
     def done(self) -> bool:
@@ -134,10 +138,10 @@ class FastDecoder:
         """Look at how much of one row's draft was right."""
         del accepted, drafted
 
-    def _draft(self, index: int, row: Row, room: int) -> list[int]:
+    def _draft(self, index: int, row: Row, room: int) -> Draft:
         """Return up to ``room`` legal symbols that may follow row ``index``; none by default."""
         del index, row, room
-        return []
+        return Draft()
 
     def _finish(self, rows: list[Row]) -> None:
         """Look at the finished answers."""
@@ -154,6 +158,7 @@ class FastDecoder:
                 row.settle(symbol, None)
         committed = sum(len(row.trace.symbols) for row in rows)
         passes = drafted = accepted = 0
+        prefilled = began
         self._begin(request)
         if not all(row.done for row in rows):
             seen = self._seen_in_prompt(request)
@@ -162,23 +167,25 @@ class FastDecoder:
             given = [len(row.trace.symbols) for row in rows]
             for row, length in zip(rows, given, strict=True):
                 row.fed = length
-            self._accept(rows, scores[:, None], [[] for _ in rows], seen)
+            self._accept(rows, scores[:, None], [Draft() for _ in rows], seen)
+            prefilled = time.perf_counter()
             if not all(row.done for row in rows):
                 self._plan(rows)
             while not all(row.done for row in rows):
-                feeds, drafts = self._next_feeds(rows)
-                symbols = np.zeros((len(rows), max(map(len, feeds))), dtype=np.int64)
-                for index, feed in enumerate(feeds):
-                    symbols[index, : len(feed)] = feed
-                starts = np.array([row.fed for row in rows])
-                scores = self.runner.score(symbols, starts)
+                pending = [[] if row.done else row.pending for row in rows]
+                drafts = [
+                    Draft() if row.done else self._draft(index, row, max(self.width - len(settled), 0))
+                    for index, (row, settled) in enumerate(zip(rows, pending, strict=True))
+                ]
+                scores = self.runner.score(self._feed(rows, pending, drafts))
                 passes += 1
                 drafted += sum(map(len, drafts))
-                for row, feed, draft in zip(rows, feeds, drafts, strict=True):
-                    row.fed += len(feed) - len(draft)
-                ends = [max(len(feed) - len(draft) - 1, 0) for feed, draft in zip(feeds, drafts, strict=True)]
+                for row, settled in zip(rows, pending, strict=True):
+                    row.fed += len(settled)
+                # What follows the settled text, then what follows each guess.
                 width = 1 + max(map(len, drafts))
-                at = np.minimum(np.array(ends)[:, None] + np.arange(width), scores.shape[1] - 1)
+                last = np.array([max(len(settled) - 1, 0) for settled in pending])
+                at = np.minimum(last[:, None] + np.arange(width), scores.shape[1] - 1)
                 chosen = np.take_along_axis(scores, at[..., None], axis=1)
                 accepted += self._accept(rows, chosen, drafts, seen)
         self._finish(rows)
@@ -192,49 +199,49 @@ class FastDecoder:
             drafted=drafted,
             accepted=accepted,
             milliseconds=(time.perf_counter() - began) * 1e3,
+            prefill_milliseconds=(prefilled - began) * 1e3,
             reused=self.runner.reused_columns,
             shape=self.shape,
             traces=[row.trace for row in rows],
+            stops=[row.stops for row in rows],
         )
         return answer
 
-    def _next_feeds(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
-        """Return what each row feeds next, and the part of it that is a draft."""
-        feeds: list[list[int]] = []
-        drafts: list[list[int]] = []
-        for index, row in enumerate(rows):
-            draft: list[int] = []
-            pending = [] if row.done else row.pending
-            if not row.done:
-                draft = self._draft(index, row, max(self.width - len(pending), 0))
-            feeds.append(pending + draft)
-            drafts.append(draft)
-        return feeds, drafts
+    def _feed(self, rows: list[Row], pending: list[list[int]], drafts: list[Draft]) -> Feed:
+        """Lay out settled symbols and drafts, shorter rows filled up with symbols nobody looks at."""
+        width = max(len(settled) + len(draft) for settled, draft in zip(pending, drafts, strict=True))
+        symbols = np.zeros((len(rows), width), dtype=np.int64)
+        feed = Feed.chain(symbols, np.array([row.fed for row in rows]))
+        for index, (settled, draft) in enumerate(zip(pending, drafts, strict=True)):
+            first, end = len(settled), len(settled) + len(draft)
+            symbols[index, :end] = settled + draft.symbols
+            if len(draft):
+                feed.depths[index, first:end] = first + np.array(draft.depths())
+                feed.visible[index, first:end, first:end] = draft.visibility()
+        return feed
 
     def _accept(
-        self, rows: list[Row], scores: NDArray[Any], drafts: list[list[int]], seen: NDArray[Any] | None
+        self, rows: list[Row], scores: NDArray[Any], drafts: list[Draft], seen: NDArray[Any] | None
     ) -> int:
-        """Settle one symbol per row, and more as long as the draft agrees; return the accepted draft tokens.
+        """Settle one symbol per row, and more as long as a draft agrees; return the accepted draft symbols.
 
         Args:
-            rows: the answers.
-            scores: ``(B, W, 12)``: at 0 what follows a row's settled symbols, at ``k`` what follows its
-                ``k``-th draft symbol.
-            drafts: the draft symbols.
-            seen: ``(B, 12)`` symbols in prompt or settled answer, for the repetition penalty.
+            rows: the answers; what is settled is in the cache.
+            scores: ``(B, 1 + n, 12)``: at 0 what follows a row's settled symbols, at ``1 + k`` what follows
+                its draft's symbol ``k``.
+            drafts: the guesses, in the cache after the settled symbols.
+            seen: ``(B, 12)`` symbols in prompt or settled answer, for the repetition penalty; updated.
         """
-        batch, width = scores.shape[:2]
-        legal = np.full((batch, width), 2 * self.tables.n_local)
-        used = np.zeros((batch, width), dtype=bool)
+        legal = np.full(scores.shape[:2], 2 * self.tables.n_local)
+        used = np.zeros(scores.shape[:2], dtype=bool)
         for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             if row.done:
                 continue
-            state = row.state
-            legal[index, 0] = self.tables.legal_row(state)
-            for place, symbol in enumerate(draft, start=1):
-                state = self.tables.advance(state, symbol)
-                legal[index, place] = self.tables.legal_row(state)
-            used[index, : len(draft) + 1] = True
+            states = [row.state]
+            for symbol, parent in zip(draft.symbols, draft.parents, strict=True):
+                states.append(self.tables.advance(states[parent + 1], symbol))
+            legal[index, : len(states)] = [self.tables.legal_row(state) for state in states]
+            used[index, : len(states)] = True
         if not np.isfinite(scores[used]).all():
             bad = (~np.isfinite(scores).all(-1) & used).any(1)
             raise_non_finite_logits(bad.nonzero()[0].tolist())
@@ -249,21 +256,25 @@ class FastDecoder:
         for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             if row.done:
                 continue
-            begin = len(row.trace.symbols)
-            place = 0
-            while True:
-                symbol = int(best[index, place])
-                row.settle(symbol, scores[index, place])
-                if row.done or place == len(draft) or draft[place] != symbol:
-                    break
-                place += 1
-            row.fed += place
-            accepted += place
-            if draft:
-                self._learn(place, len(draft))
+            settled = len(row.trace.symbols)
+            path: list[int] = []
+            node: int | None = ROOT
+            while node is not None:
+                symbol = int(best[index, node + 1])
+                row.settle(symbol, scores[index, node + 1])
+                node = None if row.done else draft.child(node, symbol)
+                if node is not None:
+                    path.append(node)
+            if path != list(range(len(path))):
+                self.runner.keep(index, row.fed, path)
+            row.fed += len(path)
+            row.stops.append(len(row.numbers))
+            accepted += len(path)
+            if len(draft):
+                self._learn(len(path), max(draft.depths()) + 1)
             row.settle_forced()
             if seen is not None:
-                seen[index, row.trace.symbols[begin:]] = True
+                seen[index, row.trace.symbols[settled:]] = True
         return accepted
 
     def _choose(self, scores: NDArray[Any]) -> NDArray[Any]:
@@ -287,13 +298,14 @@ class FastDecoder:
             seen[index, text] = True
         return seen
 
-    def _penalise(self, scores: NDArray[Any], drafts: list[list[int]], seen: NDArray[Any]) -> NDArray[Any]:
+    def _penalise(self, scores: NDArray[Any], drafts: list[Draft], seen: NDArray[Any]) -> NDArray[Any]:
         """Divide positive and multiply negative scores of symbols written before, draft included."""
         written = np.zeros((*scores.shape[:2], N_SYMBOLS), dtype=bool)
         written[:, 0] = seen
         for index, draft in enumerate(drafts):
-            written[index, np.arange(1, len(draft) + 1), draft] = True
-        written = np.logical_or.accumulate(written, axis=1)
+            for place, (symbol, parent) in enumerate(zip(draft.symbols, draft.parents, strict=True), start=1):
+                written[index, place] = written[index, parent + 1]
+                written[index, place, symbol] = True
         penalty = np.float32(self.repetition_penalty)
         penalised: NDArray[Any] = np.where(
             written, np.where(scores < 0, scores * penalty, scores / penalty), scores

@@ -7,7 +7,8 @@ columns, positions and masks a pass needs; knows nothing about drafts or what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.cache import AnswerCache
+from lerobot_policy_vla0.decoding.static_pass import StaticPass, static_width
 from lerobot_policy_vla0.prompt import rope_positions
 
 if TYPE_CHECKING:
@@ -26,6 +28,32 @@ if TYPE_CHECKING:
 
 #: Prompt lengths are rounded up to a multiple of this, so that tasks of similar length share one cache.
 _BUCKET = 128
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Answer tokens of a pass; every row's begin at a place of its own.
+
+    Attributes:
+        symbols: ``(B, W)`` int64.
+        starts: ``(B,)`` int64, tokens of each row's answer that are in the cache already.
+        depths: ``(B, W)`` int64, how many tokens of the pass come before each on its path; tokens on different
+            branches of a draft can have the same.
+        visible: ``(B, W, W)`` bool, which tokens of the pass each one looks at (itself, and those before it).
+    """
+
+    symbols: NDArray[Any]
+    starts: NDArray[Any]
+    depths: NDArray[Any]
+    visible: NDArray[Any]
+
+    @classmethod
+    def chain(cls, symbols: NDArray[Any], starts: NDArray[Any]) -> Feed:
+        """Return a pass without branches."""
+        batch, width = symbols.shape
+        depths = np.broadcast_to(np.arange(width), (batch, width)).copy()
+        visible = np.broadcast_to(np.tri(width, dtype=bool), (batch, width, width)).copy()
+        return cls(symbols, starts, depths, visible)
 
 
 class PassRunner:
@@ -46,7 +74,7 @@ class PassRunner:
         self.max_width = max_width
         self._language_model: Any = vlm.model.model.language_model
         self._token_ids = grammar.token_ids  # (12,) on the device
-        self._host_ids = grammar.token_ids.cpu()
+        self._host_ids = grammar.token_ids.cpu().numpy()
         self._device = grammar.token_ids.device
         self._cache: AnswerCache | None = None
         self._weights_seen: int | None = None
@@ -56,7 +84,12 @@ class PassRunner:
         self._positions = self._following = torch.empty(0)
         self._prompt_length = 0
         self._valid = torch.empty(0)
+        self._base = torch.zeros((), dtype=torch.long, device=self._device)  # the prompt's length
         self._all_columns = torch.empty(0)
+        #: Whether passes run on fixed memory (captured as graphs on CUDA).
+        self.static = self._device.type == "cuda"
+        self._static_passes: dict[int, StaticPass] = {}
+        self._cast: dict[str, Tensor] = {}
         self._head = torch.empty(0)
         self._head_bias: Tensor | None = None
         #: Prompt tokens whose keys and values the last prefill took over from the one before.
@@ -74,7 +107,9 @@ class PassRunner:
         Returns:
             ``(B, 12)`` float32 logits of the next symbol of each row.
         """
-        start = self._prepare(request)
+        weights = self._weights_fingerprint()
+        start = self._prepare(request, weights)
+        self._weights_seen = None  # until this prefill has come to its end
         length = self._prompt_length
         batch = len(request.ids)
         embeddings = self._language_model.embed_tokens(request.ids[:, start:])
@@ -96,19 +131,26 @@ class PassRunner:
             positions = torch.cat([positions, answer], dim=2)
 
         columns = torch.arange(start, length + extra, device=self._device).expand(batch, -1)
-        hidden = self._run(embeddings, positions, columns, start=start, attended=length + extra)
+        keys = self._all_columns[: length + extra]
+        visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, : length + extra]
+        # Padding looks at itself: a row of the mask without any key would give NaN.
+        visible |= keys == columns.unsqueeze(-1)
+        hidden = self._run(embeddings, positions, columns, visible, start=start, attended=length + extra)
         last = [length - start - 1 + len(given) for given in committed]
         at = torch.tensor(last, device=self._device)
-        return self._score(hidden[torch.arange(batch, device=self._device), at])
+        following = hidden[torch.arange(batch, device=self._device), at]
+        logits = functional.linear(following, self._head, self._head_bias)
+        out: NDArray[Any] = logits.float().cpu().numpy()
+        self._weights_seen = weights
+        return out
 
-    def _prepare(self, request: DecodeRequest) -> int:
+    def _prepare(self, request: DecodeRequest, weights: int) -> int:
         """Set up cache, positions and head for a batch of prompts; return the first column to compute.
 
         Columns before every row's first image depend on nothing but their ids: if these, the padding and the
         weights are those of the prefill before, their keys and values are still in the cache.
         """
         ids, mask = request.ids, request.mask
-        weights = self._weights_fingerprint()
         same_weights = weights == self._weights_seen
         same_prompt = (
             ids.shape == self._ids.shape
@@ -116,8 +158,9 @@ class PassRunner:
             and bool(torch.equal(mask, self._mask))
         )
         if not same_weights:
-            self._weights_seen = weights
             self._take_head()
+            self._cast = self._cast_weights()
+            self._static_passes.clear()
         if same_prompt:
             self.reused_columns = self._prefix_columns if same_weights else 0
             return self.reused_columns
@@ -135,17 +178,23 @@ class PassRunner:
             and bool(torch.equal(mask[:, :before], self._mask[:, :before]))
         )
         if fresh:
+            # Passes are captured on this memory: what changes from prompt to prompt is written into it.
+            self._static_passes.clear()
             self._cache = AnswerCache(batch, columns)
             self._all_columns = torch.arange(columns, device=self._device)
+            self._following = torch.zeros(batch, dtype=torch.long, device=self._device)
+            self._valid = torch.ones(batch, columns, dtype=torch.bool, device=self._device)
         merge = self.vlm.merge_size
         _, height, width = request.grid_thw[0].tolist()
-        self._positions, self._following = rope_positions(
+        self._positions, following = rope_positions(
             ids, mask, image_token_id=self.vlm.image_token_id, grid=(height // merge, width // merge)
         )
         self._ids, self._mask, self._image_mask = ids.clone(), mask.clone(), is_image
         self._prefix_columns = prefix
         self._prompt_length = length
-        self._valid = torch.ones(batch, columns, dtype=torch.bool, device=self._device)
+        self._following.copy_(following)
+        self._base.fill_(length)
+        self._valid.fill_(True)
         self._valid[:, :length] = mask
         self.reused_columns = before if reusable else 0
         return self.reused_columns
@@ -156,7 +205,9 @@ class PassRunner:
     def _weights_fingerprint(self) -> int:
         """Return a number that changes when a weight is replaced or modified in place."""
         # Optimizers and load_state_dict raise a tensor's version; `.to()` gives it other memory.
-        return hash(tuple((p._version, p.data_ptr()) for p in self.vlm.parameters()))
+        return hash(
+            tuple((0 if p.is_inference() else p._version, p.data_ptr()) for p in self.vlm.parameters())
+        )
 
     def _take_head(self) -> None:
         """Cut the vocabulary projection to the twelve symbols."""
@@ -166,47 +217,143 @@ class PassRunner:
 
     # ------------------------------------------------------------------ answer tokens
 
-    def score(self, symbols: NDArray[Any], starts: NDArray[Any]) -> NDArray[Any]:
-        """Feed answer symbols and score what follows each of them.
+    def score(self, feed: Feed) -> NDArray[Any]:
+        """Feed answer symbols and score what follows each of them: ``(B, W, 12)`` float32 logits."""
+        width = feed.symbols.shape[1]
+        ids = self._host_ids[feed.symbols]
+        if self.static:
+            logits = self._static_pass(width)(ids, feed.starts, feed.depths, feed.visible)
+        else:
+            first = int(feed.starts[0])
+            shared = self._prompt_length + first if bool((feed.starts == first).all()) else None
+            logits = self._pass(
+                torch.from_numpy(ids).to(self._device),
+                torch.from_numpy(feed.starts).to(self._device),
+                torch.from_numpy(feed.depths).to(self._device),
+                torch.from_numpy(feed.visible).to(self._device),
+                start=shared,
+                attended=self._prompt_length + int(feed.starts.max()) + width,
+            )
+        out: NDArray[Any] = logits.float().cpu().numpy()
+        return out
+
+    def _pass(
+        self,
+        ids: Tensor,
+        starts: Tensor,
+        depths: Tensor,
+        tree: Tensor,
+        *,
+        start: int | None = None,
+        attended: int | None = None,
+    ) -> Tensor:
+        """Run answer tokens on the device; return logits ``(B, W, 12)``.
 
         Args:
-            symbols: ``(B, W)`` int64, the symbols of each row at its answer tokens ``starts .. starts + W``.
-            starts: ``(B,)`` int64; everything before must have been fed.
-
-        Returns:
-            ``(B, W, 12)`` float32 logits.
+            ids: ``(B, W)`` token ids.
+            starts: see `Feed`.
+            depths: see `Feed`.
+            tree: ``Feed.visible``.
+            start: the first column, if all rows write the same ones.
+            attended: columns that can be needed; None looks at all of them.
         """
-        width = symbols.shape[1]
-        first = int(starts[0])
-        shared = first if bool((starts == first).all()) else None
-        places = torch.from_numpy(starts[:, None] + np.arange(width)).to(self._device)  # (B, W)
-        positions = (self._following.unsqueeze(1) + places).expand(3, -1, -1)
+        width = ids.shape[1]
+        columns = (self._base + starts).unsqueeze(1) + self._all_columns[:width]  # (B, W)
+        positions = (self._following + starts).unsqueeze(1) + depths
+        before = (self._all_columns[:attended] < columns[:, :1]) & self._valid[:, :attended]  # (B, attended)
+        visible = before.unsqueeze(1).repeat(1, width, 1)
+        visible.scatter_(2, columns.unsqueeze(1).expand(-1, width, -1), tree)
         hidden = self._run(
-            self._embed(symbols),
-            positions,
-            self._prompt_length + places,
-            start=None if shared is None else self._prompt_length + shared,
-            attended=self._prompt_length + int(starts.max()) + width,
+            self._language_model.embed_tokens(ids),
+            positions.expand(3, -1, -1),
+            columns,
+            visible,
+            start=start,
+            attended=visible.shape[2],
         )
-        return self._score(hidden)
+        return functional.linear(hidden, self._head, self._head_bias)
+
+    def _static_pass(self, width: int) -> StaticPass:
+        """Return the captured pass that holds ``width`` tokens."""
+        assert self._cache is not None
+        width = static_width(width)
+        if width not in self._static_passes:
+            self._static_passes[width] = StaticPass(
+                self._pass_with_cast_weights,
+                batch=self._cache.batch,
+                width=width,
+                device=self._device,
+                spare=self._cache.length - self._prompt_length - width,
+            )
+        return self._static_passes[width]
+
+    def _pass_with_cast_weights(self, ids: Tensor, starts: Tensor, depths: Tensor, tree: Tensor) -> Tensor:
+        """Run a pass on weights in the computing precision.
+
+        Under autocast every pass would read the float32 weights and write them out in bfloat16 before it uses
+        them, three times the memory traffic; a captured pass gets a copy made once.
+        """
+        if not self._cast:
+            return self._pass(ids, starts, depths, tree)
+        # Modules are called through `functional_call`, which lends them the copies for this call.
+        out: Tensor = torch.func.functional_call(
+            _Call(self._language_model, lambda: self._pass(ids, starts, depths, tree)),
+            {f"module.{name}": weight for name, weight in self._cast.items()},
+            (),
+        )
+        return out
+
+    def _cast_weights(self) -> dict[str, Tensor]:
+        """Return copies of the linear layers' weights in autocast's precision, nothing where it is off."""
+        kind = self._device.type
+        if not self.static or not torch.is_autocast_enabled(kind):
+            return {}
+        dtype = torch.get_autocast_dtype(kind)
+        return {
+            f"{name}.{key}": weight.detach().to(dtype)
+            for name, module in self._language_model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+            for key, weight in module.named_parameters(recurse=False)
+            if weight.dtype != dtype
+        }
+
+    def keep(self, row: int, start: int, path: list[int]) -> None:
+        """Make the tokens of the last pass at places ``start + path`` of a row the ones at ``start, start + 1, ...``.
+
+        Args:
+            row: of the batch.
+            start: answer token.
+            path: places after ``start``, ascending.
+        """
+        assert self._cache is not None
+        base = self._prompt_length + start
+        source = torch.tensor(path, device=self._device) + base
+        target = torch.arange(len(path), device=self._device) + base
+        self._cache.move(row, source, target)
 
     # ------------------------------------------------------------------ shared
 
     def _embed(self, symbols: NDArray[Any]) -> Tensor:
-        ids = self._host_ids[torch.from_numpy(symbols)].to(self._device)
+        ids = torch.from_numpy(self._host_ids[symbols]).to(self._device)
         out: Tensor = self._language_model.embed_tokens(ids)
         return out
 
     def _run(
-        self, embeddings: Tensor, positions: Tensor, columns: Tensor, *, start: int | None, attended: int
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        columns: Tensor,
+        visible: Tensor,
+        *,
+        start: int | None,
+        attended: int,
     ) -> Tensor:
-        """Run the language model on tokens at ``columns`` ``(B, W)``; return hidden states ``(B, W, hidden)``."""
+        """Run the language model on tokens at ``columns`` ``(B, W)``; return hidden states ``(B, W, hidden)``.
+
+        ``visible`` ``(B, W, attended)`` says which columns each token looks at.
+        """
         assert self._cache is not None
         self._cache.place(columns, start=start, attended=attended)
-        keys = self._all_columns[:attended]
-        visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, :attended]
-        # Padding looks at itself: a row of the mask without any key would give NaN.
-        visible |= keys == columns.unsqueeze(-1)
         mask = visible.unsqueeze(1)  # (B, 1, W, attended)
         if self._language_model.config._attn_implementation == "eager":  # adds its mask
             lowest = torch.finfo(embeddings.dtype).min
@@ -221,7 +368,14 @@ class PassRunner:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _score(self, hidden: Tensor) -> NDArray[Any]:
-        logits = functional.linear(hidden, self._head, self._head_bias)
-        out: NDArray[Any] = logits.float().cpu().numpy()
-        return out
+
+class _Call(torch.nn.Module):
+    """Wraps a function so that `torch.func.functional_call` can lend a module other weights while it runs."""
+
+    def __init__(self, module: torch.nn.Module, function: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def forward(self) -> Tensor:
+        return self._function()

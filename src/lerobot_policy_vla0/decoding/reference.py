@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.grammar import END, AnswerGrammar, raise_non_finite_logits
+from lerobot_policy_vla0.decoding.grammar import END, SEPARATOR, AnswerGrammar, raise_non_finite_logits
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
     def __init__(self, grammar: AnswerGrammar, given: list[list[int]]) -> None:
         self.grammar = grammar
         self.scores: list[Tensor] = []  # per token, (B, 12) masked scores
+        self.first_call: float | None = None  # when the first token's logits came
         number, local = grammar.start(len(given))
         for row, symbols in enumerate(given):
             state = grammar.start(1)
@@ -49,6 +50,8 @@ class GrammarLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask ``scores`` ``(B, V)`` for the rows whose text so far is ``input_ids`` ``(B, L)``."""
+        if self.first_call is None:
+            self.first_call = time.perf_counter()
         if self.scores:
             symbol = self.grammar.symbol_of(input_ids[:, -1])
             self._state = self.grammar.advance(*self._state, symbol)
@@ -143,7 +146,7 @@ class ReferenceDecoder:
         token_ids = self.grammar.token_ids.cpu()
         for index, row in enumerate(symbols):
             answer[index, : len(row)] = token_ids[row]
-        self.last = self._report(symbols, given, constraint, (time.perf_counter() - began) * 1e3)
+        self.last = self._report(symbols, given, constraint, began)
         return answer.to(request.ids.device)
 
     def _with_answer(self, ids: Tensor, mask: Tensor, given: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -175,8 +178,9 @@ class ReferenceDecoder:
         symbols: list[list[int]],
         given: list[list[int]],
         constraint: GrammarLogitsProcessor,
-        milliseconds: float,
+        began: float,
     ) -> DecodeReport:
+        milliseconds = (time.perf_counter() - began) * 1e3
         scores = [step.float().cpu().numpy() for step in constraint.scores]
         traces = [
             RowTrace(row, [*[None] * len(text), *[step[index] for step in scores[: len(row) - len(text)]]])
@@ -191,7 +195,12 @@ class ReferenceDecoder:
             drafted=0,
             accepted=0,
             milliseconds=milliseconds,
+            prefill_milliseconds=((constraint.first_call or began) - began) * 1e3,
             reused=0,
             shape=self.shape,
             traces=traces,
+            stops=[
+                [sum(s >= SEPARATOR for s in row[: k + 1]) for k in range(len(text), len(row))]
+                for row, text in zip(symbols, given, strict=True)
+            ],
         )

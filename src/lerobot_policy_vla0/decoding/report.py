@@ -43,9 +43,11 @@ class DecodeReport:
         drafted: draft tokens fed.
         accepted: draft tokens that turned out right.
         milliseconds: wall time from the request to the ids.
+        prefill_milliseconds: of it, until the first symbol was settled.
         reused: prompt tokens not computed again.
         shape: ``(chunk_size, action_dim)``.
         traces: one per row.
+        stops: per row and pass, how many integers the row had finished after it.
     """
 
     decoder: str
@@ -56,9 +58,11 @@ class DecodeReport:
     drafted: int
     accepted: int
     milliseconds: float
+    prefill_milliseconds: float
     reused: int
     shape: tuple[int, int]
     traces: list[RowTrace] = field(repr=False)
+    stops: list[list[int]] = field(repr=False)
 
     @property
     def passes_per_number(self) -> float:

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
 from lerobot_policy_vla0.decoding.grammar import SEPARATOR, AnswerGrammar
+from lerobot_policy_vla0.decoding.passes import Feed
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.vlm import VLM
@@ -79,7 +81,7 @@ class SpeculativeDecoder(FastDecoder):
             starts = np.array([row.fed for row in rows])
             # The columns written here are written again before anything looks at them.
             self._times[batch] = measure_widths(
-                lambda width: self.runner.score(np.zeros((batch, width), dtype=np.int64), starts),
+                lambda width: self.runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts)),
                 limit=max(WIDTHS),
             )
             logger.info(
@@ -105,25 +107,26 @@ class SpeculativeDecoder(FastDecoder):
             return int(np.argmin(errors))
         return request.steps_since
 
-    def _draft(self, index: int, row: Row, room: int) -> list[int]:
-        tables = self.tables
+    def _draft(self, index: int, row: Row, room: int) -> Draft:
+        draft = Draft()
+        draft.extend(self._chain(index, row.numbers, row.partial, room), ROOT, room)
+        return draft
+
+    def _chain(self, index: int, numbers: list[int], partial: str, room: int) -> list[int]:
+        """Return the guessed text after ``numbers`` and the digits ``partial``, at least ``room`` symbols of it."""
         out: list[int] = []
-        numbers = list(row.numbers)
-        partial = row.partial
-        while room > 0 and len(numbers) < tables.n_numbers:
+        numbers = list(numbers)
+        while len(out) < room and len(numbers) < self.tables.n_numbers:
             target = self._target(index, numbers)
             if target is None:
                 break
             text = nearest_with_prefix(target, partial, self.n_bins)
             out += [int(c) for c in text[len(partial) :]]
             numbers.append(int(text))
-            if len(numbers) == tables.n_numbers:
-                break
-            out.append(SEPARATOR)
             partial = ""
-            if len(out) >= room:
-                break
-        return out[:room]
+            if len(numbers) < self.tables.n_numbers:
+                out.append(SEPARATOR)
+        return out
 
     def _target(self, index: int, numbers: list[int]) -> int | None:
         """Return the guess for the number after ``numbers``, None if there is nothing to go by."""

@@ -1,0 +1,102 @@
+"""Reads what the policy needs out of LeRobot's batches, and says what is missing.
+
+Also makes up a batch, for warming up. The keys and shapes are listed in `modeling_vla0`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor
+
+from lerobot_policy_vla0.cameras import select_cameras
+from lerobot_policy_vla0.errors import ActionError, PromptError
+from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+    from lerobot_policy_vla0.vlm import VLM
+
+ACTION_IS_PAD = f"{ACTION}_is_pad"
+
+
+def n_rows(batch: dict[str, Any]) -> int:
+    """Return the number of prompts in a batch; touches no device, so it is free on every control tick.
+
+    Raises:
+        PromptError: if the batch has none.
+    """
+    if OBS_LANGUAGE_TOKENS not in batch or OBS_LANGUAGE_ATTENTION_MASK not in batch:
+        raise PromptError(
+            f"the batch has no {OBS_LANGUAGE_TOKENS!r}; it has {sorted(batch)}. Run it through the policy's "
+            "pre-processor first (its vla0_prompt step writes the prompt)."
+        )
+    return len(batch[OBS_LANGUAGE_TOKENS])
+
+
+def read_prompt(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return prompt ids ``(B, P)`` int64 and their mask ``(B, P)`` bool.
+
+    Raises:
+        PromptError: if the batch has none.
+    """
+    n_rows(batch)  # names what is missing
+    return batch[OBS_LANGUAGE_TOKENS].to(device), batch[OBS_LANGUAGE_ATTENTION_MASK].to(device)
+
+
+def read_images(batch: dict[str, Any], config: VLA0Config, device: torch.device) -> list[Tensor]:
+    """Return one ``(B, 3, H, W)`` tensor per camera, in the model's order.
+
+    Raises:
+        CameraError: if a camera is missing.
+        PromptError: if there are not as many prompts as images.
+    """
+    images = select_cameras(batch, config.camera_keys, config.image_features)
+    prompts = n_rows(batch)
+    if len(images[0]) != prompts:
+        raise PromptError(
+            f"the batch has {prompts} task(s) and {len(images[0])} image(s) per camera; every sample needs its "
+            "own task text. Pass one task per sample."
+        )
+    return [image.to(device) for image in images]
+
+
+def read_padding(batch: dict[str, Any], number: Tensor, action_dim: int) -> Tensor:
+    """Mark the answer tokens ``(B, L)`` of steps past the end of their episode.
+
+    Args:
+        batch: with ``action_is_pad`` ``(B, T)``.
+        number: ``(B, L)`` the number each answer token belongs to.
+        action_dim: numbers per step.
+
+    Raises:
+        ActionError: if the batch does not say which steps are padding.
+    """
+    if ACTION_IS_PAD not in batch:
+        raise ActionError(
+            f"loss_on_padding=false needs {ACTION_IS_PAD!r} in the batch, which has {sorted(batch)}. Load the "
+            "data through LeRobot's dataset with this policy's delta timestamps, or set loss_on_padding=true."
+        )
+    is_pad: Tensor = batch[ACTION_IS_PAD].to(number.device).bool()  # (B, T)
+    per_number = is_pad.repeat_interleave(action_dim, dim=1)  # (B, N)
+    per_number = torch.cat([per_number, per_number.new_zeros(len(is_pad), 1)], dim=1)  # end: kept
+    return per_number.gather(1, number)
+
+
+def grey_batch(config: VLA0Config, vlm: VLM, rows: int) -> dict[str, Any]:
+    """Return a batch of grey images under a made-up task, shaped like the real ones."""
+    encoder = PromptEncoder(
+        vlm.tokenizer.backend_tokenizer,
+        PromptSettings(
+            system_prompt=config.filled_system_prompt,
+            image_tokens=tuple(config.image_tokens(vlm.patch_size, vlm.merge_size)),
+            pad_token_id=vlm.tokens.pad,
+            add_vision_id=config.add_vision_id,
+            max_length=config.max_prompt_length,
+        ),
+    )
+    ids, mask = encoder.encode_batch(["Warm up."] * rows)
+    images = {key: torch.full((rows, *config.image_features[key].shape), 0.5) for key in config.camera_keys}
+    return {**images, OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
