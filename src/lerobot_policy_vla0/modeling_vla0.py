@@ -357,7 +357,8 @@ class VLA0Policy(PreTrainedPolicy):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.parameters()).device
+        device: torch.device = next(self.parameters()).device
+        return device
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

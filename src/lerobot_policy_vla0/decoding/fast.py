@@ -134,9 +134,17 @@ class FastDecoder:
         """Prepare for the passes after the prefill."""
         del rows
 
-    def _learn(self, accepted: int, drafted: int) -> None:
-        """Look at how much of one row's draft was right."""
-        del accepted, drafted
+    def _learn(self, index: int, row: Row, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
+        """Look at what became of row ``index``'s draft.
+
+        Args:
+            index: of the row.
+            row: with all that is settled now.
+            draft: the guesses.
+            path: the accepted ones.
+            best: ``(1 + n,)`` what the model would write after the settled text and after each guess.
+        """
+        del index, row, draft, path, best
 
     def _draft(self, index: int, row: Row, room: int) -> Draft:
         """Return up to ``room`` legal symbols that may follow row ``index``; none by default."""
@@ -270,9 +278,9 @@ class FastDecoder:
             row.fed += len(path)
             row.stops.append(len(row.numbers))
             accepted += len(path)
-            if len(draft):
-                self._learn(len(path), max(draft.depths()) + 1)
             row.settle_forced()
+            if len(draft):
+                self._learn(index, row, draft, path, best[index])
             if seen is not None:
                 seen[index, row.trace.symbols[settled:]] = True
         return accepted

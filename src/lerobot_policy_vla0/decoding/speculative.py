@@ -1,17 +1,19 @@
 """The speculative decoder: guesses the answer, and lets one pass check many guessed tokens.
 
 The guess never changes the answer, only how many passes it takes: a token is settled when the model itself
-would have written it (`FastDecoder` checks). What is worth guessing for an action chunk:
+would have written it (`FastDecoder` checks). What is worth guessing for an action chunk, best first:
 
+- what the model said, in the pass before, it would write after a guess that turned out wrong;
 - a step the previous chunk already predicted: the same numbers, shifted by the steps executed since;
-- a step beyond it, or any step of a first chunk: the step before it in this very chunk, held;
-- after a mismatch: the legal number nearest to the guess that begins with the digits settled, and from the
-  next number on the guesses as before.
+- a step beyond it: the step before it, held;
+- within a number some of whose digits are settled: the legal number nearest to the guess that begins with them;
+- nothing to go by (an episode's first action): every symbol that may come next, side by side.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
-from lerobot_policy_vla0.decoding.grammar import SEPARATOR, AnswerGrammar
+from lerobot_policy_vla0.decoding.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar
 from lerobot_policy_vla0.decoding.passes import Feed
 
 if TYPE_CHECKING:
@@ -55,7 +57,10 @@ class SpeculativeDecoder(FastDecoder):
         assert self.temperature == 0, "drafts are checked against the greedy choice"
         self.n_bins = n_bins
         self._previous: NDArray[Any] | None = None  # (B, T, D) bins of the last answer
-        self._guess: list[list[int | None]] = []  # per row, N guesses from the previous chunk
+        self._guess: list[list[int | None]] = []  # per row, N guesses, None where there is nothing to go by
+        # Per row, where its last draft began (number, digits written of it) and the guessed symbols in a row.
+        self._chained: list[tuple[int, str, int]] = []
+        self._siblings = True
 
     def reset(self) -> None:
         """Forget the previous chunks: they belong to another episode."""
@@ -64,18 +69,22 @@ class SpeculativeDecoder(FastDecoder):
     def _begin(self, request: DecodeRequest) -> None:
         steps, dims = self.shape
         batch = len(request.ids)
+        self._chained = [(0, "", 0)] * batch
         if self._previous is None or len(self._previous) != batch:
             self._guess = [[None] * (steps * dims) for _ in range(batch)]
             return
         shift = min(self._shift(request), steps)
-        self._guess = [
-            [*chunk[shift:].reshape(-1).tolist(), *[None] * (shift * dims)] for chunk in self._previous
-        ]
+        last = self._previous[:, -1].tolist()
+        self._guess = []
+        for chunk, final in zip(self._previous, last, strict=True):
+            left: list[int | None] = chunk[shift:].reshape(-1).tolist()
+            # Nothing left of the chunk: the robot goes on from where it ended.
+            self._guess.append([*(left or final), *[None] * (steps * dims - len(left or final))])
 
     def _plan(self, rows: list[Row]) -> None:
         """Choose the width of this answer's passes."""
         if self.draft_width is not None:
-            return
+            return  # as wide as it was told to be, siblings included
         batch = len(rows)
         if batch not in self._times:
             starts = np.array([row.fed for row in rows])
@@ -89,10 +98,30 @@ class SpeculativeDecoder(FastDecoder):
                 batch,
                 ", ".join(f"{1e3 * t:.1f} ms at width {w}" for w, t in self._times[batch].items()),
             )
-        self.width = best_width(self._times[batch], self._acceptance.rate)
+        times = self._times[batch]
+        self.width = best_width(times, self._acceptance.rate)
+        # Siblings settle two symbols in a pass instead of one.
+        self._siblings = times.get(N_SYMBOLS, math.inf) < 2 * times[2] if 2 in times else False
 
-    def _learn(self, accepted: int, drafted: int) -> None:
-        self._acceptance.add(accepted, drafted)
+    def _learn(self, index: int, row: Row, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
+        number, written, length = self._chained[index]
+        if not length:
+            return
+        self._acceptance.add(len(path), length)
+        if row.done or len(path) == length:
+            return
+        # The model has also said what it would write at each place of the part that was turned down. It said so
+        # after a wrong number, which is still more than was known before this pass.
+        wanted: str | None = None
+        for symbol, choice in zip(draft.symbols, best.tolist(), strict=False):
+            if wanted is None and choice != symbol:
+                wanted = written + str(choice) if choice < SEPARATOR else written
+            if symbol < SEPARATOR:
+                written += str(symbol)
+                continue
+            if wanted and number > len(row.numbers):
+                self._guess[index][number] = int(nearest_with_prefix(int(written), wanted, self.n_bins))
+            number, written, wanted = number + 1, "", None
 
     def _shift(self, request: DecodeRequest) -> int:
         """Return how many steps passed since the previous chunk."""
@@ -110,6 +139,13 @@ class SpeculativeDecoder(FastDecoder):
     def _draft(self, index: int, row: Row, room: int) -> Draft:
         draft = Draft()
         draft.extend(self._chain(index, row.numbers, row.partial, room), ROOT, room)
+        self._chained[index] = (len(row.numbers), row.partial, len(draft))
+        if not len(draft) and self._siblings:
+            # Nothing to go by: feed every symbol that may come next, to have what follows it as well.
+            legal = self.tables.legal_rows[self.tables.legal_row(row.state), :END].nonzero()[0]
+            if self.draft_width is None or len(legal) <= room:
+                for symbol in legal:
+                    draft.add(int(symbol), ROOT)
         return draft
 
     def _chain(self, index: int, numbers: list[int], partial: str, room: int) -> list[int]:

@@ -55,8 +55,8 @@ class StaticPass:
         self._host = torch.zeros(sum(sizes), dtype=torch.long, pin_memory=cuda)
         self._device = torch.zeros(sum(sizes), dtype=torch.long, device=device)
         shapes = ((batch, width), (batch,), (batch, width), (batch, width, width))
-        self._host_views = [p.view(s) for p, s in zip(self._host.split(sizes), shapes, strict=True)]
-        self._views = [p.view(s) for p, s in zip(self._device.split(sizes), shapes, strict=True)]
+        self._host_views = [p.view(s) for p, s in zip(torch.split(self._host, sizes), shapes, strict=True)]
+        self._views = [p.view(s) for p, s in zip(torch.split(self._device, sizes), shapes, strict=True)]
         self._graph: Any = None
         self._logits: Tensor | None = None
         if cuda:
@@ -65,7 +65,7 @@ class StaticPass:
     def _capture(self, spare: int) -> None:
         self._views[1].fill_(spare)
         self._views[3].copy_(torch.eye(self.width, dtype=torch.long))
-        stream = torch.cuda.Stream()
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate their workspaces before the capture
             for _ in range(2):
