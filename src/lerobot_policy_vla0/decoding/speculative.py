@@ -5,7 +5,7 @@ would have written it (`FastDecoder` checks). What is worth guessing for an acti
 
 - what the model said, in the pass before, it would write after a guess that turned out wrong;
 - a step the previous chunk already predicted: the same numbers, shifted by the steps executed since;
-- a step beyond it: the step before it, held;
+- a step beyond it: the two steps before it, carried on;
 - within a number some of whose digits are settled: the legal number nearest to the guess that begins with them;
 - nothing to go by (an episode's first action): every symbol that may come next, side by side.
 """
@@ -170,7 +170,11 @@ class SpeculativeDecoder(FastDecoder):
         if guess is not None:
             return guess
         dims = self.shape[1]
-        return numbers[-dims] if len(numbers) >= dims else None
+        if len(numbers) < dims:
+            return None
+        if len(numbers) < 2 * dims:
+            return numbers[-dims]
+        return min(max(2 * numbers[-dims] - numbers[-2 * dims], 0), self.n_bins)
 
     def _finish(self, rows: list[Row]) -> None:
         steps, dims = self.shape
