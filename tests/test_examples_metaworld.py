@@ -321,3 +321,17 @@ def test_replaying_a_demonstration_on_its_own_seed_succeeds(recorded: Path) -> N
     actions = baselines.demonstrations(recorded, TASK)
     result = baselines.play(RawEnv(TASK), range(7, 8), lambda step: actions[0][step], NoBar())
     assert result == {"n_success": 1, "success": [True], "steps": [LENGTHS[7]]}
+
+
+@pytest.mark.sim
+def test_a_disturbed_demonstration_is_replayed_as_the_undisturbed_expert_plays_it(tmp_path: Path) -> None:
+    settings = {"noise": 0.5}
+    recording = {"settings": settings, "episodes": [[TASK, 7]]}
+    (tmp_path / baselines.SETTINGS_FILE).write_text(json.dumps(recording))
+    env = RawEnv(TASK)
+    stored = np.zeros((3, 4), np.float32)
+    played = baselines.executed_actions(env, tmp_path, TASK, 0, stored)
+    np.testing.assert_array_equal(played, expert_actions(7))
+    settings["noise"] = 0.0
+    (tmp_path / baselines.SETTINGS_FILE).write_text(json.dumps(recording))
+    assert baselines.executed_actions(env, tmp_path, TASK, 0, stored) is stored

@@ -71,6 +71,27 @@ def test_every_random_walk_ends_and_reads_as_n_integers_in_range(
         assert 0 <= min(numbers) <= max(numbers) <= n_bins
 
 
+@given(n_bins=any_n_bins, n_numbers=st.integers(1, 6), seed=st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_host_tables_are_the_tensor_tables(n_bins: int, n_numbers: int, seed: int) -> None:
+    grammar = make(n_bins, n_numbers)
+    host = grammar.host
+    texts, states = random_walk(grammar, 3, seed)
+    for row, text in enumerate(texts):
+        state = 0
+        for position, (number, local) in enumerate(states):
+            legal = grammar.legal(number, local)[row]
+            assert host.legal_rows[host.legal_row(state)].tolist() == legal.tolist()
+            forced = host.forced(state)
+            assert (forced >= 0) == bool(grammar.forced(number, local)[row]) == (int(legal.sum()) == 1)
+            assert forced < 0 or legal[forced]
+            if position < len(text):
+                symbol = CHARACTERS.index(text[position])
+                assert host.is_legal(state, symbol)
+                state = host.advance(state, symbol)
+        assert state == host.finished
+
+
 @given(n_bins=any_n_bins, seed=st.integers(0, 2**32))
 @settings(max_examples=50, deadline=None)
 def test_whatever_the_grammar_writes_the_codec_reads_and_the_other_way_round(n_bins: int, seed: int) -> None:

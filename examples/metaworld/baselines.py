@@ -84,14 +84,7 @@ def executed_actions(
         return recorded
     name, seed = recording["episodes"][index]
     assert name == task, (name, task)
-    raw, _ = env.reset(seed=seed)
-    actions = []
-    for _ in range(experts.MAX_EPISODE_STEPS):
-        actions.append(np.clip(env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32))
-        raw, _, terminated, truncated, _ = env.step(actions[-1])
-        if terminated or truncated:
-            break
-    return np.stack(actions)
+    return experts.run_expert(env, seed, image_size=None).actions
 
 
 def play(

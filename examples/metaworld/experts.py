@@ -79,18 +79,18 @@ class Episode:
     actions: np.ndarray
 
 
-def run_expert(env: RawEnv, seed: int, image_size: int, noise: float = 0.0) -> Episode:
+def run_expert(env: RawEnv, seed: int, image_size: int | None, noise: float = 0.0) -> Episode:
     """Play the scripted expert from `env.reset(seed=seed)` until success or the step limit.
 
     Args:
         env: Environment of the task; its state before the call does not matter.
         seed: Reset seed; also seeds the noise, so an episode depends on nothing but its arguments.
-        image_size: Edge of the stored square frames, pixels, 1 to 480.
+        image_size: Edge of the stored square frames, pixels, 1 to 480; None draws no frames (rendering is nearly
+            all of the time).
         noise: Standard deviation of the disturbance added to the expert's motion before it is executed, action
             units (range [-1, 1]); the gripper is left alone. Consecutive steps correlate by `NOISE_CORRELATION`,
             so that the arm really drifts away. What is stored is the action the expert asked for, so the
-            demonstrations show how to come back (DART, Laskey et al. 2017): without it every late frame has
-            the gripper above its target, and a policy learns "late means straight down".
+            demonstrations show how to come back (DART, Laskey et al. 2017).
 
     Returns:
         The episode. Frames are only drawn up to the last action: the frame after success is never stored.
@@ -103,7 +103,8 @@ def run_expert(env: RawEnv, seed: int, image_size: int, noise: float = 0.0) -> E
     success = False
     drift = rng.normal(0.0, noise, size=4)
     for _ in range(MAX_EPISODE_STEPS):
-        images.append(encode_frame(env.render(), image_size))
+        if image_size is not None:
+            images.append(encode_frame(env.render(), image_size))
         states.append(raw[:4].astype(np.float32))
         # The environment clips to [-1, 1] before moving; store that, not the larger number asked for.
         action = np.clip(env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)

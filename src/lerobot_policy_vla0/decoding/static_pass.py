@@ -55,7 +55,9 @@ class StaticPass:
         self._host = torch.zeros(sum(sizes), dtype=torch.long, pin_memory=cuda)
         self._device = torch.zeros(sum(sizes), dtype=torch.long, device=device)
         shapes = ((batch, width), (batch,), (batch, width), (batch, width, width))
-        self._host_views = [p.view(s) for p, s in zip(torch.split(self._host, list(sizes)), shapes, strict=True)]
+        self._host_views = [
+            p.view(s) for p, s in zip(torch.split(self._host, list(sizes)), shapes, strict=True)
+        ]
         self._views = [p.view(s) for p, s in zip(torch.split(self._device, list(sizes)), shapes, strict=True)]
         self._graph: Any = None
         self._logits: Tensor | None = None
