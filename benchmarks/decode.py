@@ -2,9 +2,12 @@
 
     python benchmarks/decode.py --policy CHECKPOINT [--task button-press-topdown-v3] [--output FILE]
 
+    python benchmarks/decode.py --vlm qwen2.5-vl-3b-random [--acceptance results/decode_demo_bfloat16.json]
+
 Drives the simulator with the policy and keeps what it saw at every query, then answers the very same
 observations, in the same order, with plain Hugging Face ``generate``, the reference decoder, the fast one
-and the speculative one. Prints tables and, last, one line of JSON.
+and the speculative one. With ``--vlm``, times passes of a random model of the 3B's shapes instead. Prints
+tables and, last, one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
+import decode_shapes
 import numpy as np
 import torch
 from hardware import copy_bandwidth, hardware, percentiles, synchronise
@@ -275,7 +279,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--n-action-steps", type=int, nargs="+", default=None)
     parser.add_argument("--output", type=Path, help="write the JSON line to this file too")
+    parser.add_argument(
+        "--vlm", choices=("qwen2.5-vl-3b-random", "tiny"), help="random weights, pass times only"
+    )
+    parser.add_argument("--acceptance", type=Path, help="with --vlm: JSON of a trained policy's rollouts")
+    parser.add_argument("--repeats", type=int, default=20, help="with --vlm")
     arguments = parser.parse_args()
+    if arguments.vlm:
+        finish(
+            decode_shapes.measure(arguments.vlm, arguments.acceptance, arguments.repeats), arguments.output
+        )
+        return
     if not arguments.policy.is_dir():
         parser.exit(message=f"not measured: {arguments.policy} is missing; run `make demo` first\n")
     chunk = PreTrainedConfig.from_pretrained(arguments.policy).chunk_size  # type: ignore[attr-defined]
@@ -291,14 +305,19 @@ def main() -> None:
         if steps == 1:
             result |= batched(arguments.policy, episodes, arguments.dtype)
             print("  ", {k: v for k, v in result.items() if k.startswith("chunks_per_s")})
+    finish(result, arguments.output)
+
+
+def finish(result: dict[str, Any], output: Path | None) -> None:
+    """Add memory and machine, write and print the JSON line."""
     result["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if torch.cuda.is_available():
         result["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
     result |= hardware()
     line = json.dumps(result)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(line + "\n")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(line + "\n")
     print(line)
 
 

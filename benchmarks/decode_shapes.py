@@ -1,0 +1,124 @@
+"""Pass times of a random model of real shapes, and what they make of a chunk: an estimate, and labelled as one.
+
+Used by decode.py for ``--vlm``. Random weights accept no draft, so acceptance comes from a trained policy's rollouts;
+the time of a pass does not depend on what the weights say.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hardware import copy_bandwidth, percentiles, synchronise
+from memory import vlm_config_3b
+from transformers import AutoModelForImageTextToText
+
+from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
+from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
+from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.prompt import IMAGE_TOKEN
+from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.vlm import VLM
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+#: LIBERO's protocol: 8 steps of 7 numbers up to 1000, two cameras tiled to 448 x 224, a prompt of about 208 tokens.
+CHUNK, DIMS, N_BINS, GRID, TEXT = 8, 7, 1000, (16, 32), 80
+
+
+def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Return the median wall time of a call, after two warm-ups."""
+    times = []
+    for index in range(repeats + 2):
+        synchronise(device)
+        began = time.perf_counter()
+        run()
+        synchronise(device)
+        if index > 1:
+            times.append(1e3 * (time.perf_counter() - began))
+    return percentiles(times)[0]
+
+
+def build(name: str, device: torch.device) -> VLM:
+    """Return a random model in bfloat16 on the device."""
+    tokenizer = build_tiny_tokenizer()
+    config = (
+        vlm_config_3b(tokenizer)
+        if name == "qwen2.5-vl-3b-random"
+        else tiny_vlm_config(TinyVLMConfig(), tokenizer)
+    )
+    with device:
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+    return VLM(model.eval(), tokenizer)
+
+
+def make_request(vlm: VLM, batch: int, device: torch.device) -> DecodeRequest:
+    """Return a prompt of LIBERO's size."""
+    image_tokens = GRID[0] * GRID[1] // vlm.merge_size**2
+    image = [int(vlm.tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0])] * image_tokens
+    text = [vlm.tokens.space] * (TEXT // 2)
+    ids = torch.tensor([*text, *image, *text], device=device).expand(batch, -1)
+    patches = torch.randn(batch * GRID[0] * GRID[1], 3 * 2 * 14 * 14, device=device, dtype=torch.bfloat16)
+    grid = torch.tensor([[1, *GRID]], device=device).expand(batch, -1)
+    return DecodeRequest(ids, torch.ones_like(ids, dtype=torch.bool), patches, grid)
+
+
+@torch.inference_mode()
+def measure(name: str, acceptance: Path | None, repeats: int) -> dict[str, Any]:
+    """Return pass times by batch and width, floors, and the composite estimate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vlm = build(name, device)
+    layers = vlm.model.model.language_model.layers
+    read = sum(p.numel() * p.element_size() for p in layers.parameters())
+    floor = 1e3 * read / copy_bandwidth(device)
+    result: dict[str, Any] = {
+        "benchmark": "decode",
+        "vlm": name,
+        "parameters": sum(p.numel() for p in vlm.model.parameters()),
+        "floor_ms_per_pass": round(floor, 3),
+    }
+    max_answer = CHUNK * DIMS * (len(str(N_BINS)) + 1) + 1
+    for batch in (1, 8):
+        grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
+        runner = PassRunner(vlm, grammar, max_answer=max_answer, max_width=max(WIDTHS))
+        request = make_request(vlm, batch, device)
+        prefill = milliseconds(lambda r=runner, q=request: r.prefill(q, [[]] * len(q.ids)), device, repeats)  # type: ignore[misc]
+        result[f"prefill_ms_batch{batch}"] = round(prefill, 2)
+        result[f"prompt_tokens_reused_batch{batch}"] = runner.reused_columns
+        starts = np.zeros(batch, dtype=np.int64)
+        for width in WIDTHS:
+            feed = Feed.chain(np.zeros((batch, width), dtype=np.int64), starts)
+            took = milliseconds(lambda r=runner, f=feed: r.score(f), device, repeats)  # type: ignore[misc]
+            result[f"pass_ms_batch{batch}_width{width}"] = round(took, 3)
+            print(
+                f"  batch {batch} width {width:3d}: {took:8.3f} ms, {took / floor:.2f} of reading the weights once"
+            )
+    if acceptance is not None:
+        result["estimate"] = estimate(result, json.loads(acceptance.read_text()), acceptance.name)
+        print("  estimate, not a measurement:", result["estimate"])
+    return result
+
+
+def estimate(result: dict[str, Any], rollouts: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a chunk's time from these pass times and the passes a trained policy needed."""
+    table = rollouts["n_action_steps_1"]["speculative"]
+    per_number = table["passes_per_varying_number"]  # constant dimensions left out: they cost nothing there
+    width = min((w for w in WIDTHS if w >= table["width"]), default=max(WIDTHS))
+    passes = per_number * CHUNK * DIMS
+    prefill, one = result["prefill_ms_batch1"], result[f"pass_ms_batch1_width{width}"]
+    return {
+        "acceptance_from": source,
+        "passes": round(passes, 1),
+        "width": width,
+        "ms_per_chunk": round(prefill + (passes - 1) * one, 1),
+        "token_by_token_ms_per_chunk": round(
+            prefill + 3.7 * CHUNK * DIMS * result["pass_ms_batch1_width1"], 1
+        ),
+    }
