@@ -20,9 +20,11 @@ import pytest
 import torch
 import toy_env  # noqa: F401 - registers --env.type=toy
 from conftest import REPO
+from lerobot.configs.types import FeatureType, PolicyFeature
 from official_checkpoint import (
     LIBERO_MAX,
     LIBERO_MIN,
+    old_name,
     paper_stats,
     write_json,
     write_paper_checkpoint,
@@ -34,10 +36,11 @@ from test_lerobot_commands import evaluate, train, train_arguments
 from tiny import make_dataset
 from torch import Tensor
 
-from lerobot_policy_vla0 import VLA0Config, VLA0Policy, official_layout
+from lerobot_policy_vla0 import VLA0Config, VLA0Policy, commands, official_layout
 from lerobot_policy_vla0.commands import COMMANDS, main
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError
 from lerobot_policy_vla0.images import encode_images
+from lerobot_policy_vla0.official_weights import plan_weights
 from lerobot_policy_vla0.restricted_pickle import load_array_pickle
 from lerobot_policy_vla0.weight_stream import ShardReader, TensorSource, find_shards, write_stream
 
@@ -148,8 +151,15 @@ def test_the_statistics_are_liberos(imported: Path) -> None:
     config = VLA0Config.from_pretrained(imported)
     preprocess, postprocess = make_pre_post_processors(config, str(imported))
     ends = torch.stack([-torch.ones(7), torch.ones(7)])
-    assert torch.equal(postprocess(ends), torch.tensor([LIBERO_MIN, LIBERO_MAX]))
-    batch = preprocess({"action": torch.tensor([LIBERO_MIN]), "task": "push"})
+    torch.testing.assert_close(postprocess(ends), torch.tensor([LIBERO_MIN, LIBERO_MAX]), rtol=0, atol=1e-7)
+    files = sorted(imported.glob("policy_p*normalizer_processor.safetensors"))
+    assert len(files) == 2
+    for file in files:
+        stored = load_file(file)
+        assert torch.equal(stored["action.min"], torch.tensor(LIBERO_MIN))
+        assert torch.equal(stored["action.max"], torch.tensor(LIBERO_MAX))
+    images = {key: torch.zeros(1, 3, 8, 8) for key in config.camera_keys}
+    batch = preprocess({**images, "action": torch.tensor([LIBERO_MIN]), "task": ["push"]})
     assert torch.equal(batch["action"], -torch.ones(1, 7))
 
 
@@ -716,6 +726,56 @@ def test_a_config_error_is_one_too(tmp_path: Path) -> None:
         )
 
 
+# ---------------------------------------------------------------------- tensors
+
+
+def test_every_tensor_of_the_3b_model_finds_its_place(qwen_folder: Path, tmp_path: Path) -> None:
+    """Names and shapes only: Qwen2.5-VL-3B as published, in the old layout."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    for file in qwen_folder.iterdir():
+        shutil.copyfile(file, tmp_path / file.name)
+    write_json(tmp_path / "config.json", QWEN_3B)
+    config = VLA0Config(device="cpu")
+    config.input_features = {"observation.images.image": PolicyFeature(FeatureType.VISUAL, (3, 256, 256))}
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    reader: Any = ShardReader([])
+    with torch.device("meta"):
+        skeleton = VLA0Policy(config, stored_vlm=tmp_path)
+        model: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tmp_path))
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":
+            shape = tuple(tensor.shape)
+            reader.tensors[old_name(name)] = TensorSource(shape, torch.bfloat16, lambda: torch.empty(0))
+    planned, metadata = plan_weights(skeleton, reader, tmp_path)
+    del planned["augmentation_state"]
+    assert len(planned) == 824
+    assert sum(source.n_bytes for source in planned.values()) == 2 * 3_754_622_976
+    assert metadata == {"vlm.model.model.language_model.embed_tokens.weight": "vlm.model.lm_head.weight"}
+
+
+QWEN_3B = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "rope_theta": 1000000.0,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "patch_size": 14,
+    },
+}
+
+
 # ---------------------------------------------------------------------- copying
 
 
@@ -805,13 +865,13 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().err
 
 
-def test_help_imports_no_subcommand() -> None:
-    code = (
-        "import sys\n"
-        "from lerobot_policy_vla0.commands import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "assert 'lerobot_policy_vla0.commands.import_official' not in sys.modules\n"
-        "assert 'lerobot_policy_vla0.modeling_vla0' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+def test_help_imports_no_subcommand(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} was imported")
+
+    monkeypatch.setattr(commands, "import_module", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    with pytest.raises(AssertionError, match="import_official was imported"):
+        main(["import", "--help"])

@@ -220,14 +220,16 @@ def read_paper_config(file: Path) -> StatedProtocol:
 
 
 def _section(config: Any, file: Path, *names: str) -> dict[str, Any]:
-    for depth, name in enumerate(names, start=1):
-        config = config.get(name) if isinstance(config, dict) else None
-        if not isinstance(config, dict):
+    section: dict[str, Any] = {"": config}
+    for depth, name in enumerate(("", *names)):
+        found = section.get(name)
+        if not isinstance(found, dict):
             raise CheckpointError(
-                f"{file} has no section {'.'.join(names[:depth])}; expected the paper's layout with "
+                f"{file} has no section {'.'.join(names[:depth]) or names[0]}; expected the paper's layout with "
                 "MODEL.QWEN and DATALOADER.ROBOVERSE."
             )
-    return config
+        section = found
+    return section
 
 
 def _parse_options(text: Any, file: Path) -> dict[str, Any]:
