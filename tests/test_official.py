@@ -572,6 +572,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         replaced("tiled_rgb_imgs: true", "tiled_rgb_imgs: 1"),
         "tiled_rgb_imgs is 1, expected true",
     ),
+    "empty YAML": (cut("config.yaml", 0), "config.yaml has no section MODEL"),
     "history": (replaced("history: 1", "history: 3"), "MODEL.QWEN.history is 3"),
     "camera count": (replaced("num_cam: 2", "num_cam: 3"), "num_cam is 3, but IMAGE.cam_list names 2"),
     "two sizes": (replaced("img_size:224", "img_size:256"), "(256, 256)} (height, width) disagree"),
