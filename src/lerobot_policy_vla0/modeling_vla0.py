@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -445,6 +446,28 @@ class VLA0Policy(PreTrainedPolicy):
         policy.eval()
         policy._cold = True
         return policy
+
+    @classmethod
+    def from_official(
+        cls, source: str | Path, *, out: str | Path | None = None, **options: Any
+    ) -> VLA0Policy:
+        """Load a checkpoint of the paper's or vla0-trl's layout, as ``vla0 import`` and `from_pretrained` do.
+
+        Args:
+            source: a folder or Hub repo id, such as ``ankgoyal/vla0-libero``.
+            out: the policy folder to make and keep; its processors are loaded from there. None imports to a
+                temporary folder, which needs the weights' size in disk space for a while.
+            **options: the fields of `lerobot_policy_vla0.official.ImportOptions`.
+
+        Raises:
+            CheckpointError: if ``out`` exists, or naming what the checkpoint lacks.
+        """
+        from lerobot_policy_vla0.official import ImportOptions, import_checkpoint
+
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "policy" if out is None else Path(out)
+            import_checkpoint(source, folder, ImportOptions(**options))
+            return cls.from_pretrained(folder)
 
 
 def _pairs(values: list[float]) -> list[tuple[float, float]]:

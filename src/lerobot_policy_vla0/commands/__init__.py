@@ -1,0 +1,51 @@
+"""The ``vla0`` command: what LeRobot's own commands do not do.
+
+One module per subcommand, with two functions: ``configure(parser)`` adds its arguments and ``run(arguments)``
+hands them to the code that does the work. A module is imported only when its subcommand is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lerobot_policy_vla0.errors import Vla0Error
+
+#: Subcommand, the module in this package that does it, and its line in ``vla0 --help``.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "import": ("import_official", "turn the paper's or vla0-trl's checkpoint into a LeRobot policy folder"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's.
+
+    Returns:
+        The exit status: 0, or 2 after an error the user can mend, which is printed in one line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asked = given[0] if given else None
+    parser = argparse.ArgumentParser(prog="vla0", description="Tools around the vla0 policy for LeRobot.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=line,
+            description=f"{line[0].upper()}{line[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == asked:
+            command = import_module(f"{__name__}.{module}")
+            command.configure(subparser)
+    parsed = parser.parse_args(given)
+    try:
+        command.run(parsed)
+    except Vla0Error as error:
+        print(f"vla0 {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
