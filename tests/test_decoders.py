@@ -27,6 +27,7 @@ from tiny import make_batch, make_config
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.autotune import Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
@@ -128,6 +129,56 @@ def test_passes_over_fixed_memory_give_the_same_tokens(policy: VLA0Policy) -> No
             problem.penalty,
         )
         assert check_equal(decoder, other, reference(policy, other)) == 0
+
+
+@pytest.mark.parametrize("width", [5, 33, 40, 100])
+def test_widths_between_the_captured_ones_fit_the_cache(policy: VLA0Policy, width: int) -> None:
+    """A finished row stays at the end of its answer while a pass of the captured width runs over the others."""
+    request = make_request(policy, 1, 2, same_task=True)
+    filled = 128 - request.ids.shape[1]  # a prompt that leaves no slack in the cache
+    space = policy.vlm.tokens.space
+    request = DecodeRequest(
+        torch.cat([request.ids[:, :3], torch.full((2, filled), space), request.ids[:, 3:]], 1),
+        torch.ones(2, 128, dtype=torch.bool),
+        request.pixel_values,
+        request.grid_thw,
+        # One row has as good as finished its longest answer, the other has hardly begun.
+        torch.tensor([[[999, 999]] * 15, [[0, 0]] * 15]),
+    )
+    problem = Problem(request, (16, 2), 999, 1.0)
+    decoder = speculative(policy, problem, width=width)
+    decoder.runner.static = True
+    assert check_equal(decoder, problem, reference(policy, problem)) == 0
+
+
+def test_a_wrapped_projection_is_asked_in_full(policy: VLA0Policy) -> None:
+    class Wrapped(torch.nn.Linear):
+        """Adds to its weight's product, as an adapter does."""
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden) + hidden.sum(-1, keepdim=True) * torch.linspace(
+                0, 1, self.out_features
+            )
+
+    changed = trained_policy(steps=5)
+    head = changed.vlm.model.lm_head
+    wrapped = Wrapped(head.in_features, head.out_features, bias=False)
+    wrapped.weight = head.weight
+    changed.vlm.model.lm_head = wrapped
+    for seed in range(5):
+        problem = random_problem(changed, seed)
+        assert check_equal(speculative(changed, problem), problem, reference(changed, problem)) == 0
+
+
+def test_training_frees_what_decoding_held() -> None:
+    config = make_config()
+    built = VLA0Policy(config).eval()
+    built.predict_action_chunk(make_batch(config))
+    assert built.last_decode is not None
+    built.train()
+    assert built.last_decode is None
+    built.predict_action_chunk(make_batch(config))  # decoding in between leaves training mode as it was
+    assert built.training and built.last_decode is not None
 
 
 def test_weights_cast_once_equal_weights_cast_in_every_pass(policy: VLA0Policy) -> None:
@@ -246,8 +297,6 @@ def test_sampling_follows_the_reference_distribution(policy: VLA0Policy) -> None
     torch.manual_seed(0)
     many = 2000
     request = make_request(policy, 3, 1)
-    from lerobot_policy_vla0.decoding import DecodeRequest
-
     repeated = DecodeRequest(
         request.ids.expand(many, -1),
         request.mask.expand(many, -1),

@@ -87,7 +87,6 @@ def test_host_tables_are_the_tensor_tables(n_bins: int, n_numbers: int, seed: in
             assert forced < 0 or legal[forced]
             if position < len(text):
                 symbol = CHARACTERS.index(text[position])
-                assert host.is_legal(state, symbol)
                 state = host.advance(state, symbol)
         assert state == host.finished
 

@@ -113,6 +113,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._decoder_device: torch.device | None = None
         self._warned_clipping = False
         self._cold = False
+        self._evaluates = False
         self.reset()
 
     # ------------------------------------------------------------------ training
@@ -356,6 +357,13 @@ class VLA0Policy(PreTrainedPolicy):
 
     # ------------------------------------------------------------------ modes
 
+    def train(self, mode: bool = True) -> VLA0Policy:
+        """Switch to training or evaluation mode; training frees what decoding holds (cache, cast weights)."""
+        if mode and not self._evaluates:
+            self._decoder = None
+        super().train(mode)
+        return self
+
     @property
     def _device(self) -> torch.device:
         device: torch.device = next(self.parameters()).device
@@ -365,6 +373,7 @@ class VLA0Policy(PreTrainedPolicy):
     def _evaluating(self) -> Iterator[None]:
         """Leave training mode for a while: checkpointing and dropout have no place in decoding."""
         was_training = self.training
+        self._evaluates = True
         if was_training:
             self.eval()
         try:
@@ -372,6 +381,7 @@ class VLA0Policy(PreTrainedPolicy):
         finally:
             if was_training:
                 self.train()
+            self._evaluates = False
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Compute in ``config.dtype``; LeRobot autocasts in training only, RTC and async never."""

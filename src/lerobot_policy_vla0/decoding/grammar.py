@@ -177,10 +177,6 @@ class HostGrammar:
             return number * self.n_local + self._next[local][symbol]
         return min((number + 1) * self.n_local, self.finished)
 
-    def is_legal(self, state: int, symbol: int) -> bool:
-        """Whether ``symbol`` may follow ``state``."""
-        return bool(self.legal_rows[self.legal_row(state), symbol])
-
 
 def raise_non_finite_logits(rows: list[int]) -> None:
     """Raise the `DecodeError` for NaN or infinite logits.

@@ -71,7 +71,7 @@ class PassRunner:
     def __init__(self, vlm: VLM, grammar: AnswerGrammar, *, max_answer: int, max_width: int) -> None:
         self.vlm = vlm
         self.max_answer = max_answer
-        self.max_width = max_width
+        self.max_width = static_width(max_width)  # what a captured pass of that width really writes
         self._language_model: Any = vlm.model.model.language_model
         self._token_ids = grammar.token_ids  # (12,) on the device
         self._host_ids = grammar.token_ids.cpu().numpy()
@@ -90,7 +90,7 @@ class PassRunner:
         self.static = self._device.type == "cuda"
         self._static_passes: dict[int, StaticPass] = {}
         self._cast: dict[str, Tensor] = {}
-        self._head = torch.empty(0)
+        self._head: Tensor | None = None
         self._head_bias: Tensor | None = None
         #: Prompt tokens whose keys and values the last prefill took over from the one before.
         self.reused_columns = 0
@@ -139,7 +139,7 @@ class PassRunner:
         last = [length - start - 1 + len(given) for given in committed]
         at = torch.tensor(last, device=self._device)
         following = hidden[torch.arange(batch, device=self._device), at]
-        logits = functional.linear(following, self._head, self._head_bias)
+        logits = self._project(following)
         out: NDArray[Any] = logits.float().cpu().numpy()
         self._weights_seen = weights
         return out
@@ -212,8 +212,15 @@ class PassRunner:
     def _take_head(self) -> None:
         """Cut the vocabulary projection to the twelve symbols."""
         head = self.vlm.model.lm_head
-        self._head = head.weight.detach()[self._token_ids]
-        self._head_bias = None if head.bias is None else head.bias.detach()[self._token_ids]
+        plain = type(head) is torch.nn.Linear
+        self._head = head.weight.detach()[self._token_ids] if plain else None
+        self._head_bias = head.bias.detach()[self._token_ids] if plain and head.bias is not None else None
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Return the logits ``(..., 12)`` of hidden states ``(..., hidden)``."""
+        if self._head is None:  # an adapted or quantised projection is more than its weight
+            return self.vlm.logits(hidden)[..., self._token_ids]
+        return functional.linear(hidden, self._head, self._head_bias)
 
     # ------------------------------------------------------------------ answer tokens
 
@@ -271,7 +278,7 @@ class PassRunner:
             start=start,
             attended=visible.shape[2],
         )
-        return functional.linear(hidden, self._head, self._head_bias)
+        return self._project(hidden)
 
     def _static_pass(self, width: int) -> StaticPass:
         """Return the captured pass that holds ``width`` tokens."""

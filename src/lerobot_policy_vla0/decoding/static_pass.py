@@ -74,7 +74,8 @@ class StaticPass:
                 self._forward()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads (a robot's control loop) may use the device while this one captures.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = self._forward()
 
     def _forward(self) -> Tensor:
