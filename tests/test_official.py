@@ -260,7 +260,7 @@ def test_the_folder_is_what_save_pretrained_writes(imported: Path, tmp_path: Pat
             assert left.dtype == right.dtype and torch.equal(left, right), name
             types.add(left.dtype)
     assert types == {torch.bfloat16, torch.int64}
-    assert load_file(imported / "model.safetensors")["augmentation_state"].tolist() == [0, 0]
+    assert load_file(imported / "model.safetensors")["augmentation.state"].tolist() == [0, 0]
     left, right = (json.loads((folder / "config.json").read_text()) for folder in (imported, tmp_path))
     assert {key for key in left | right if left.get(key) != right.get(key)} == {"device", "param_dtype"}
 
@@ -303,7 +303,7 @@ def test_lerobot_trains_and_evaluates_the_imported_policy(
     trained = tmp_path / "run/checkpoints/000002/pretrained_model"
     before, after = (load_file(folder / "model.safetensors") for folder in (policy, trained))
     assert before.keys() == after.keys()
-    assert after["augmentation_state"].tolist() == [0, 2]
+    assert after["augmentation.state"].tolist() == [0, 2]
     name = "vlm.model.model.language_model.layers.0.mlp.up_proj.weight"
     step = (after[name] - before[name].float()).abs().max().item()
     assert 0 < step < 2 * 2 * 4e-5  # two AdamW steps of the learning rate, with a margin
@@ -749,7 +749,7 @@ def test_every_tensor_of_the_3b_model_finds_its_place(qwen_folder: Path, tmp_pat
             shape = tuple(tensor.shape)
             reader.tensors[old_name(name)] = TensorSource(shape, torch.bfloat16, lambda: torch.empty(0))
     planned, metadata = plan_weights(skeleton, reader, tmp_path)
-    del planned["augmentation_state"]
+    del planned["augmentation.state"]
     assert len(planned) == 824
     assert sum(source.n_bytes for source in planned.values()) == 2 * 3_754_622_976
     assert metadata == {"vlm.model.model.language_model.embed_tokens.weight": "vlm.model.lm_head.weight"}

@@ -1,4 +1,4 @@
-"""Reading a saved policy: find its files, load its weights, and say what does not fit.
+"""A saved policy's files: find them, read config and weights, say what does not fit, and what to write.
 
 Strict where LeRobot's own loader is not: a tensor that is missing, left over or of another shape is an
 error that names it, because the alternative is random weights on a robot.
@@ -6,20 +6,24 @@ error that names it, because the alternative is random weights on a robot.
 
 from __future__ import annotations
 
+import json
+import logging
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from draccus.utils import DraccusException
 from huggingface_hub import snapshot_download
-from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from lerobot.configs.policies import PreTrainedConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
-from torch import nn
+from torch import Tensor, nn
 
 from lerobot_policy_vla0.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+logger = logging.getLogger(__name__)
 
 
 def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
@@ -56,15 +60,20 @@ _BAKED = (
 )
 
 
-def check_same_answer(stored: VLA0Config, given: VLA0Config) -> None:
+def check_same_answer(stored: PreTrainedConfig, given: PreTrainedConfig) -> None:
     """Refuse options that contradict what a checkpoint was trained to answer.
 
     The saved pre-processor writes the prompt the weights were trained with ("the next 8 timesteps ...
     integers (0-1000)"), so changing such an option after training would make prompt and decoder disagree.
 
     Raises:
-        CheckpointError: naming each option with both values.
+        CheckpointError: naming each option with both values, or the type of policy if it is another one.
     """
+    for what, config in (("the checkpoint", stored), ("the given config", given)):
+        if config.type != "vla0":
+            raise CheckpointError(
+                f"{what} is of a {config.type!r} policy, expected 'vla0'. Load it with the class of its type."
+            )
     clashes = [
         f"{name} is {_plain(getattr(given, name))}, the checkpoint has {_plain(getattr(stored, name))}"
         for name in _BAKED
@@ -83,48 +92,205 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Read a checkpoint's ``config.json``; options it lacks take this version's defaults.
+
+    Raises:
+        CheckpointError: naming the option this version does not know or accept.
+    """
+    file = folder / CONFIG_NAME
+    try:
+        written = json.loads(file.read_text())
+        kind = written.get("type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}). Point to a folder such as .../checkpoints/last/pretrained_model."
+        ) from error
+    if kind is None and "model_type" in written:
+        raise CheckpointError(
+            f"{folder} is a backbone ({written['model_type']}), not a trained policy. Start from it with "
+            "--policy.type=vla0 --policy.vlm_model_name=..."
+        )
+    if kind == "vla0":
+        known = {item.name for item in fields(PreTrainedConfig.get_choice_class(kind))}
+        unknown = sorted(written.keys() - known - {"type"})
+        if unknown:
+            raise CheckpointError(
+                f"{file} has the option(s) {unknown}, which this version of lerobot_policy_vla0 does not know: it was "
+                "written by another version. Install that version, or, if you can do without what they did, delete "
+                "them from the file."
+            )
+        absent = sorted(known - written.keys())
+        if absent:
+            logger.info("%s was written before the options %s existed: defaults are used", file, absent)
+    try:
+        config: PreTrainedConfig = PreTrainedConfig.from_pretrained(folder)
+    except (DraccusException, ValueError) as error:
+        reasons = []
+        cause: BaseException | None = error
+        while cause is not None:
+            reasons.append(str(cause).strip())
+            cause = cause.__cause__
+        raise CheckpointError(
+            f"{file} has an option this version does not accept: {' <- '.join(reasons)}"
+        ) from error
+    return config
+
+
+# ------------------------------------------------------------------ weights
+
+
+def weights_to_save(
+    model: nn.Module, state_dict: dict[str, Tensor] | None, save_dtype: str | None
+) -> dict[str, Tensor] | None:
+    """Return the tensors a checkpoint holds, tied ones once and in the precision asked for.
+
+    Args:
+        model: whose weights they are.
+        state_dict: gathered by LeRobot if the model is sharded, else None.
+        save_dtype: ``float32``, ``bfloat16`` or None to convert nothing.
+
+    Returns:
+        None if the model can be saved as it is.
+    """
+    if state_dict is None and save_dtype is None:
+        return None
+    out = dict(model.state_dict() if state_dict is None else state_dict)
+    for name, kept in tied_names(model).items():
+        if kept in out:
+            out.pop(name, None)
+    if save_dtype is not None:
+        dtype = getattr(torch, save_dtype)
+        out = {name: t.to(dtype) if t.is_floating_point() else t for name, t in out.items()}
+    return out
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of parameters that are another one, each with the name that is kept."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        kept = first.setdefault(id(parameter), name)
+        if kept != name:
+            tied[name] = kept
+    return tied
+
+
 def load_weights(model: nn.Module, folder: Path, *, strict: bool = True) -> None:
-    """Load ``model.safetensors`` into a model, strictly.
+    """Load ``model.safetensors``, or the shards of ``model.safetensors.index.json``, into a model.
+
+    Names and shapes are checked before anything is overwritten. One tensor at a time is read, and converted to the
+    precision of the model.
 
     Args:
         model: the model to fill; tied weights are stored once.
         folder: the checkpoint.
-        strict: refuse missing and unexpected tensors.
+        strict: refuse missing and unexpected tensors; False only logs them.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected or misshapen.
+        CheckpointError: naming what is missing, unexpected or misshapen, the shard included.
     """
-    file = folder / SAFETENSORS_SINGLE_FILE
-    if not file.is_file():
-        raise CheckpointError(
-            f"{folder} has no {SAFETENSORS_SINGLE_FILE}; it holds {sorted(p.name for p in folder.iterdir())}. "
-            "Point to a folder such as .../checkpoints/last/pretrained_model."
-        )
-    _check_shapes(model, file)
-    missing, unexpected = load_model(model, file, strict=False)
-    if strict and (missing or unexpected):
-        raise CheckpointError(
-            f"{file} does not fit the model. Missing tensors: {_shown(missing)}. Unexpected tensors: "
+    stored = _stored_tensors(folder)
+    state = model.state_dict()
+    tied = tied_names(model)
+    stored_as = {_RENAMED.get(name, name): name for name in stored}
+    covered = {tied.get(name, name) for name in stored_as}
+    missing = {name for name in state if tied.get(name, name) not in covered}
+    unexpected = stored_as.keys() - state.keys()
+    _check_shapes(state, stored, stored_as, folder)
+    if missing or unexpected:
+        problem = (
+            f"{folder} does not fit the model. Missing tensors: {_shown(missing)}. Unexpected tensors: "
             f"{_shown(unexpected)}. The file is incomplete, or was saved by another model or version."
         )
+        if strict:
+            raise CheckpointError(problem)
+        logger.warning("%s", problem)
+    for name, kept in tied.items():
+        if name in stored_as and kept in stored_as:
+            one, two = (_read(stored, stored_as[key]) for key in (name, kept))
+            if not torch.equal(one, two):
+                raise CheckpointError(
+                    f"{folder} stores different values for {name} and {kept}, which are one tensor in this model "
+                    "(tie_word_embeddings in vlm/config.json). It was saved by another model."
+                )
+    by_file: dict[Path, list[str]] = {}
+    for name in stored_as.keys() & state.keys():
+        by_file.setdefault(stored[stored_as[name]], []).append(name)
+    for file, names in by_file.items():
+        with safe_open(file, framework="pt") as tensors, torch.no_grad():
+            for name in sorted(names):
+                state[name].copy_(tensors.get_tensor(stored_as[name]))
 
 
-def _check_shapes(model: nn.Module, file: Path) -> None:
-    """Compare shapes before anything is overwritten."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+#: Tensors that an earlier version saved under another name.
+_RENAMED = {"augmentation_state": "augmentation.state"}
+
+
+def _stored_tensors(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor of a checkpoint."""
+    index = folder / SAFETENSORS_INDEX_FILE
+    whole = folder / SAFETENSORS_SINGLE_FILE
+    if whole.is_file():
+        return dict.fromkeys(_names_in(whole), whole)
+    if not index.is_file():
+        raise CheckpointError(
+            f"{folder} has no {SAFETENSORS_SINGLE_FILE} and no {SAFETENSORS_INDEX_FILE}; it holds "
+            f"{sorted(p.name for p in folder.iterdir())}. Point to a folder such as "
+            ".../checkpoints/last/pretrained_model."
+        )
+    try:
+        listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is damaged ({error!r}): download or copy it again.") from error
+    shards = sorted(set(listed.values()))
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {len(absent)} of the {len(shards)} shards {SAFETENSORS_INDEX_FILE} lists: "
+            f"{_shown(absent)}. Download or copy them again."
+        )
+    found = {name: folder / shard for shard in shards for name in _names_in(folder / shard)}
+    misplaced = [name for name, shard in listed.items() if found.get(name) != folder / shard]
+    if misplaced:
+        raise CheckpointError(
+            f"the shards of {folder} do not hold what {SAFETENSORS_INDEX_FILE} lists: {_shown(misplaced)}. They belong "
+            "to another checkpoint or are incomplete: download or copy them again."
+        )
+    return found
+
+
+def _read(stored: dict[str, Path], name: str) -> Tensor:
+    with safe_open(stored[name], framework="pt") as tensors:
+        tensor: Tensor = tensors.get_tensor(name)
+        return tensor
+
+
+def _names_in(file: Path) -> list[str]:
     try:
         with safe_open(file, framework="pt") as stored:
-            wrong = [
-                f"{name} is {tuple(stored.get_slice(name).get_shape())}, expected {expected[name]}"
-                for name in stored.keys()  # noqa: SIM118 - not a dict
-                if name in expected and tuple(stored.get_slice(name).get_shape()) != expected[name]
-            ]
+            return list(stored.keys())
     except SafetensorError as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}); it is truncated or damaged. Download or copy it again."
         ) from error
+
+
+def _check_shapes(
+    state: dict[str, Tensor], stored: dict[str, Path], stored_as: dict[str, str], folder: Path
+) -> None:
+    """Compare shapes before anything is overwritten."""
+    wrong = []
+    for file in sorted(set(stored.values())):
+        with safe_open(file, framework="pt") as tensors:
+            for name, written in stored_as.items():
+                if stored[written] != file or name not in state:
+                    continue
+                shape = tuple(tensors.get_slice(written).get_shape())
+                if shape != tuple(state[name].shape):
+                    wrong.append(f"{name} is {shape}, expected {tuple(state[name].shape)}")
     if wrong:
-        raise CheckpointError(f"{file} does not fit the model: {_shown(wrong)}.")
+        raise CheckpointError(f"{folder} does not fit the model: {_shown(wrong)}.")
 
 
 def _shown(names: Any, limit: int = 8) -> str:

@@ -140,6 +140,12 @@ class VLA0Config(PreTrainedConfig):
         attn_implementation: transformers' attention: ``sdpa``, ``eager``, ``flash_attention_2`` or ``_3``.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         freeze_vision_encoder: do not train the vision tower.
+        lora_vision: with ``--peft.method_type=LORA``, put adapters into the vision tower as well as into the
+            language model.
+        quantization: ``nf4`` holds the backbone's linear layers in 4 bits (bitsandbytes; CUDA only) under an adapter
+            in full precision (QLoRA); None does not.
+        save_dtype: precision of the weights a checkpoint is written in, ``float32`` or ``bfloat16``; None keeps
+            ``param_dtype``. Loading converts to ``param_dtype``; a run resumed from rounded weights is not exact.
         optimizer_lr: peak learning rate (the paper: 5e-6 per GPU of batch 8, 4e-5 at batch 64).
         optimizer_betas: AdamW's betas.
         optimizer_eps: AdamW's epsilon.
@@ -197,6 +203,9 @@ class VLA0Config(PreTrainedConfig):
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     freeze_vision_encoder: bool = False
+    lora_vision: bool = False
+    quantization: str | None = None
+    save_dtype: str | None = None
 
     optimizer_lr: float = 4e-5
     optimizer_betas: tuple[float, float] = (0.9, 0.999)
@@ -327,6 +336,15 @@ class VLA0Config(PreTrainedConfig):
             raise ConfigError(
                 f"param_dtype='bfloat16' computes in bfloat16, but dtype={self.dtype!r}. Set both to bfloat16, or "
                 "param_dtype to float32."
+            )
+        if self.save_dtype not in (None, "float32", "bfloat16"):
+            raise ConfigError(f"save_dtype={self.save_dtype!r} must be None, 'float32' or 'bfloat16'.")
+        if self.quantization not in (None, "nf4"):
+            raise ConfigError(f"quantization={self.quantization!r} must be None or 'nf4'.")
+        if self.lora_vision and self.freeze_vision_encoder:
+            raise ConfigError(
+                "lora_vision=True trains adapters in the vision tower, but freeze_vision_encoder=True says not to "
+                "train it. Set one of them to False."
             )
         if self.attn_implementation not in _ATTENTION:
             raise ConfigError(

@@ -24,19 +24,29 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from lerobot_policy_vla0 import adapters
+from lerobot_policy_vla0.augmentation import AugmentationState
 from lerobot_policy_vla0.batches import grey_batch, n_rows, read_images, read_padding, read_prompt
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
-from lerobot_policy_vla0.checkpoint import check_same_answer, load_weights, resolve_checkpoint
+from lerobot_policy_vla0.checkpoint import (
+    check_same_answer,
+    load_weights,
+    read_config,
+    resolve_checkpoint,
+    weights_to_save,
+)
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder
@@ -46,9 +56,10 @@ from lerobot_policy_vla0.errors import ActionError, CheckpointError, ConfigError
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
 from lerobot_policy_vla0.processor_vla0 import check_action_stats
+from lerobot_policy_vla0.publishing import build_model_card
 from lerobot_policy_vla0.realtime import committed_bins
 from lerobot_policy_vla0.thread_guard import ThreadGuard
-from lerobot_policy_vla0.training import answer_loss, answer_metrics, step_generator, warn_about_clipping
+from lerobot_policy_vla0.training import answer_loss, answer_metrics, warn_about_clipping
 from lerobot_policy_vla0.vlm import VLM, VLM_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -62,6 +73,7 @@ class VLA0Policy(PreTrainedPolicy):
         dataset_stats: if given, checked for usable action statistics.
         stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
             built from it, downloads nothing, and its weights are loaded afterwards.
+        vlm_revision: Hub revision of the backbone, if it is loaded from there.
         dataset_meta: accepted because LeRobot passes it; unused.
 
     Raises:
@@ -81,6 +93,7 @@ class VLA0Policy(PreTrainedPolicy):
         dataset_stats: dict[str, dict[str, Any]] | None = None,
         *,
         stored_vlm: Path | None = None,
+        vlm_revision: str | None = None,
         dataset_meta: object = None,
     ) -> None:
         super().__init__(config)
@@ -89,7 +102,9 @@ class VLA0Policy(PreTrainedPolicy):
         config.validate_features()
         if dataset_stats is not None:
             check_action_stats(config, dataset_stats)
-        self.vlm = VLM.from_config(config, stored_vlm)
+        self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
+        #: PEFT looks here to choose adapters for layers in 4 bits.
+        self.is_loaded_in_4bit = config.quantization is not None
         self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
         self.codec = ActionCodec(
             self.vlm.tokens,
@@ -97,11 +112,8 @@ class VLA0Policy(PreTrainedPolicy):
             chunk_size=config.chunk_size,
             action_dim=config.action_dim,
         )
-        # Seed and number of training steps so far. In the weights, so that a resumed run draws the same
-        # crops, jitter and masks as an uninterrupted one: LeRobot's saved random state is not enough,
-        # because recreating the data loader consumes some of it.
-        self.register_buffer("augmentation_state", torch.tensor([torch.initial_seed() % 2**62, 0]))
-        self._augmentation: tuple[int, int] | None = None
+        # In the weights, so that a resumed run draws the same crops, jitter and masks as an uninterrupted one.
+        self.augmentation = AugmentationState()
         self._ensembler = TemporalEnsembler(
             n_chunks=config.ensemble_n_chunks,
             n_action_steps=config.n_action_steps,
@@ -119,7 +131,18 @@ class VLA0Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ training
 
     def get_optim_params(self) -> list[Tensor]:
-        """Return the parameters to train."""
+        """Return the parameters to train.
+
+        Raises:
+            ConfigError: if an option needs an adapter and there is none.
+        """
+        for name, wanted in (("lora_vision", False), ("quantization", None)):
+            value = getattr(self.config, name)
+            if value != wanted and not self.config.use_peft:
+                raise ConfigError(
+                    f"{name}={value!r} is for training an adapter, and there is none. Add --peft.method_type=LORA, or "
+                    f"leave {name} at {wanted}."
+                )
         return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
@@ -209,14 +232,8 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _next_generator(self) -> torch.Generator:
         """Return the generator of this training step, the same after a resume."""
-        if self._augmentation is None:
-            seed, count = self.augmentation_state.tolist()
-            self._augmentation = (int(seed), int(count))
-        seed, count = self._augmentation
-        self._augmentation = (seed, count + 1)
-        self.augmentation_state[1] = count + 1
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        return step_generator(seed, count, rank)
+        return self.augmentation.next_generator(rank)
 
     # ------------------------------------------------------------------ inference
 
@@ -228,7 +245,8 @@ class VLA0Policy(PreTrainedPolicy):
         """
         self._guard.release()
         if self._cold and not self.training:
-            self.warm_up()
+            with self._guard.exclusive():
+                self.warm_up()
         self.drop_queued_actions()
         if self._decoder is not None:
             self._decoder.reset()
@@ -390,12 +408,73 @@ class VLA0Policy(PreTrainedPolicy):
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self.config.dtype))
 
+    # ------------------------------------------------------------------ adapters
+
+    def wrap_with_peft(
+        self, peft_config: Any = None, peft_cli_overrides: dict[str, Any] | None = None
+    ) -> Any:
+        """Freeze the policy and put adapters into it; LeRobot calls this for ``--peft.*``.
+
+        Works from the bare backbone too: the adapter then names ``vlm_model_name`` as its base.
+
+        Args:
+            peft_config: PEFT's config, or None for one of LeRobot's overrides over this policy's defaults.
+            peft_cli_overrides: LeRobot's ``--peft.*``.
+
+        Returns:
+            The ``PeftModel``.
+
+        Raises:
+            ConfigError: for options an adapter makes inert, or adapters on the vocabulary.
+        """
+        overrides = peft_cli_overrides or {}
+        adapters.check_options(self.config, overrides)
+        if peft_config is None:
+            peft_config = self._build_peft_config(overrides)
+        elif overrides:
+            peft_config = self._apply_peft_cli_overrides(peft_config, overrides)
+        before = self.vlm.vocabulary
+        self.name_or_path = (
+            self.config.vlm_model_name
+        )  # LeRobot puts the trained policy's here, if there is one
+        wrapped = super().wrap_with_peft(adapters.complete(self, peft_config))
+        adapters.refuse_changed_vocabulary(self.vlm, before)
+        return wrapped
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """Return PEFT options used unless ``--peft.*`` says otherwise."""
+        return {"target_modules": adapters.default_targets(self.vlm, vision=self.config.lora_vision)}
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        """Allow training from the backbone: unlike most policies, this one has no random weights there."""
+
     # ------------------------------------------------------------------ saving and loading
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write config, weights, and the backbone's description: nothing else is needed to load."""
-        super()._save_pretrained(save_directory, state_dict)
+        super()._save_pretrained(save_directory, weights_to_save(self, state_dict, self.config.save_dtype))
         self.vlm.save_description(save_directory / VLM_FOLDER)
+
+    def generate_model_card(
+        self,
+        dataset_repo_id: str | None = None,
+        model_type: str | None = None,
+        license: str | None = None,
+        tags: list[str] | None = None,
+        cfg: Any = None,
+        dataset_meta: Any = None,
+    ) -> ModelCard:
+        """Return the README of a published policy; LeRobot calls this on ``--policy.push_to_hub=true``."""
+        del model_type  # always this one
+        return build_model_card(
+            self.config,
+            dataset=dataset_repo_id,
+            license=license,
+            tags=tags,
+            training=cfg,
+            dataset_meta=dataset_meta,
+            adapter_base=getattr(self, "name_or_path", None),
+        )
 
     @classmethod
     def from_pretrained(
@@ -413,7 +492,9 @@ class VLA0Policy(PreTrainedPolicy):
     ) -> VLA0Policy:
         """Load a trained policy from a folder or the Hub, in evaluation mode.
 
-        Everything comes from the checkpoint: the base model is neither needed nor looked for.
+        All weights come from the checkpoint: the base model is neither needed nor looked for. An adapter (LoRA) is
+        loaded with its base and merged into it, in full precision even if it was trained on a 4-bit base; LeRobot's
+        commands instead ask for the base alone, with the adapter's config, and put the adapter on top.
 
         Args:
             pretrained_name_or_path: a folder written by LeRobot, or a Hub repo id.
@@ -430,31 +511,46 @@ class VLA0Policy(PreTrainedPolicy):
         Raises:
             CheckpointError: naming missing files, missing, unexpected or misshapen tensors.
         """
-        folder = resolve_checkpoint(
-            pretrained_name_or_path,
-            revision=revision,
-            local_files_only=local_files_only,
-            cache_dir=cache_dir,
-            token=token,
-            force_download=force_download,
-        )
-        stored_config = PreTrainedConfig.from_pretrained(folder)
-        if config is None:
-            config = stored_config
-        if not isinstance(config, VLA0Config):
-            raise CheckpointError(
-                f"{pretrained_name_or_path} holds a {config.type!r} policy, expected 'vla0'. Load it with the class "
-                "of its type."
-            )
-        if isinstance(stored_config, VLA0Config):
-            check_same_answer(stored_config, config)
+        download: dict[str, Any] = {
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+            "force_download": force_download,
+        }
         for unused in ("resume_download", "proxies"):
             kwargs.pop(unused, None)
-        policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
-        load_weights(policy, folder, strict=strict)
-        policy.to(config.device)
+        name = str(pretrained_name_or_path)
+        on_top: PreTrainedConfig | None = None  # config of the adapter that LeRobot will put on this policy
+        if (
+            config is not None
+            and config.use_peft
+            and config.pretrained_path
+            and name != str(config.pretrained_path)
+        ):
+            on_top = read_config(
+                resolve_checkpoint(config.pretrained_path, revision=config.pretrained_revision, **download)
+            )
+            check_same_answer(on_top, config)
+        if config is not None and on_top is not None and name == getattr(on_top, "vlm_model_name", None):
+            policy = cls._from_backbone(name, config, vlm_revision=revision, **kwargs)
+        else:
+            folder = resolve_checkpoint(name, revision=revision, **download)
+            stored = read_config(folder)
+            config = stored if config is None else config
+            check_same_answer(stored, config)
+            if adapters.is_adapter(folder):
+                policy = cls._from_adapter(folder, config, strict=strict, **download, **kwargs)
+                if on_top is None:
+                    return policy
+                policy.config = config
+            else:
+                policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
+                load_weights(policy, folder, strict=strict)
+        policy.to(policy.config.device)
         policy.eval()
         policy._cold = True
+        if on_top is not None:
+            adapters.expect_adapter(policy, name)
         return policy
 
     @classmethod
@@ -478,6 +574,31 @@ class VLA0Policy(PreTrainedPolicy):
             folder = Path(temporary) / "policy" if out is None else Path(out)
             import_checkpoint(source, folder, ImportOptions(**options))
             return cls.from_pretrained(folder)
+
+    @classmethod
+    def _from_backbone(cls, name: str, config: VLA0Config, **kwargs: Any) -> VLA0Policy:
+        """Build the policy an adapter was trained on when that was the bare backbone ``name``."""
+        try:
+            return cls(config, **kwargs)
+        except OSError as error:
+            raise CheckpointError(
+                f"the adapter was trained on the backbone {name!r}, and {config.vlm_model_name!r} could not be loaded "
+                f"({error}). Say where it is now with --policy.vlm_model_name=..., or check the network and "
+                "HF_HUB_OFFLINE."
+            ) from error
+
+    @classmethod
+    def _from_adapter(cls, folder: Path, config: Any, **kwargs: Any) -> VLA0Policy:
+        """Load an adapter's base, put the adapter on it, and merge the two."""
+        base, revision = adapters.base_of(folder)
+        if config.quantization is not None:
+            logger.info(
+                "quantization=%s is dropped: an adapter is merged in full precision", config.quantization
+            )
+        # As LeRobot does it: the base is asked for with the adapter's path in the config.
+        config = replace(config, use_peft=True, pretrained_path=folder, quantization=None, lora_vision=False)
+        policy = cls.from_pretrained(base, config=config, revision=revision, **kwargs)
+        return adapters.merge_into(policy, folder)
 
 
 def _pairs(values: list[float]) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.weight_stream import ShardReader, TensorSource
 
 #: The policy's own buffer: seed and number of training steps.
-AUGMENTATION_STATE = "augmentation_state"
+AUGMENTATION_STATE = "augmentation.state"
 
 
 def plan_weights(

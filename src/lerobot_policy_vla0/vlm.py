@@ -8,15 +8,22 @@ the ``vlm/`` folder of a saved policy (config and tokenizer; the policy's own fi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 
 from lerobot_policy_vla0.codec import ActionTokens
-from lerobot_policy_vla0.errors import CheckpointError
+from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 from lerobot_policy_vla0.prompt import IMAGE_TOKEN, rope_positions
 from lerobot_policy_vla0.testing.tiny_vlm import TINY, build_tiny_tokenizer, tiny_vlm_config
 
@@ -47,13 +54,14 @@ class Backbone:
 
 
 def load_description(
-    config: VLA0Config, stored: Path | None = None
+    config: VLA0Config, stored: Path | None = None, revision: str | None = None
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """Return the transformers config and the tokenizer of a policy's backbone, without its weights.
 
     Args:
         config: names the backbone.
         stored: the ``vlm/`` folder of a checkpoint, which then wins over the name.
+        revision: Hub revision of the backbone; None is the newest.
 
     Raises:
         CheckpointError: if ``stored`` lacks its files.
@@ -70,8 +78,8 @@ def load_description(
         tokenizer = build_tiny_tokenizer()
         return tiny_vlm_config(config.tiny, tokenizer), tokenizer
     return (
-        AutoConfig.from_pretrained(config.vlm_model_name),
-        AutoTokenizer.from_pretrained(config.vlm_model_name),
+        AutoConfig.from_pretrained(config.vlm_model_name, revision=revision or "main"),
+        AutoTokenizer.from_pretrained(config.vlm_model_name, revision=revision or "main"),
     )
 
 
@@ -86,6 +94,46 @@ def describe_backbone(config: VLA0Config) -> Backbone:
         pad_token_id=tokens.pad,
         tokenizer_json=backend.backend_tokenizer.to_str(),
     )
+
+
+def quantization_options(config: VLA0Config, stored: Path | None = None) -> dict[str, Any]:
+    """Return what transformers needs to load the language model's linear layers in 4 bits; nothing if it is off.
+
+    The vision tower, embeddings and norms keep ``param_dtype``: they are small, and images suffer first.
+
+    Args:
+        config: its ``quantization``.
+        stored: the ``vlm/`` folder of a checkpoint, if weights come from there.
+
+    Raises:
+        ConfigError: without CUDA or bitsandbytes, or for weights that are not a backbone's.
+    """
+    if config.quantization is None:
+        return {}
+    what = f"quantization={config.quantization!r}"
+    if stored is not None or config.vlm_model_name == TINY:
+        raise ConfigError(
+            f"{what} reads the weights of a backbone from the Hub or a folder, but these come from "
+            + ("a trained policy" if stored is not None else f"vlm_model_name={TINY!r}")
+            + ". Leave quantization unset here."
+        )
+    if not str(config.device).startswith("cuda"):
+        raise ConfigError(
+            f"{what} needs CUDA, but device={config.device!r}. Set quantization to null to use this device; an adapter "
+            "trained on a 4-bit base also runs on the base in full precision."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{what} needs bitsandbytes: pip install bitsandbytes.")
+    return {
+        "device_map": {"": config.device},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantization,
+            bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=["visual", "lm_head"],  # transformers' name for 4 bits too
+        ),
+    }
 
 
 class VLM(nn.Module):
@@ -109,26 +157,31 @@ class VLM(nn.Module):
     # ------------------------------------------------------------------ building
 
     @classmethod
-    def from_config(cls, config: VLA0Config, stored: Path | None = None) -> VLM:
+    def from_config(cls, config: VLA0Config, stored: Path | None = None, revision: str | None = None) -> VLM:
         """Build the backbone a policy config asks for.
 
         Args:
             config: names the backbone, its precision, attention and freezing.
             stored: the ``vlm/`` folder of a checkpoint; then nothing is downloaded and the weights are
                 left for the caller to load.
+            revision: Hub revision of the backbone; None is the newest.
 
         Raises:
             CheckpointError: if ``stored`` lacks a file.
+            ConfigError: if ``quantization`` cannot be done here, or not to these weights.
         """
         dtype = getattr(torch, config.param_dtype)
-        vlm_config, tokenizer = load_description(config, stored)
+        quantized = quantization_options(config, stored)
+        vlm_config, tokenizer = load_description(config, stored, revision)
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
         if stored is not None or config.vlm_model_name == TINY:
             with torch.random.fork_rng(devices=[]):  # building must not disturb the training seed
                 torch.manual_seed(config.tiny.seed)
                 model = AutoModelForImageTextToText.from_config(vlm_config, **options)
         else:
-            model = AutoModelForImageTextToText.from_pretrained(config.vlm_model_name, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                config.vlm_model_name, revision=revision or "main", **options, **quantized
+            )
         vlm = cls(model, tokenizer)
         if config.gradient_checkpointing:
             vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -156,6 +209,17 @@ class VLM(nn.Module):
         """The image encoder."""
         tower: nn.Module = self.model.model.visual
         return tower
+
+    @property
+    def vocabulary(self) -> tuple[nn.Module, nn.Module]:
+        """The token embedding and the vocabulary projection, which share their weights in most backbones."""
+        return self.model.get_input_embeddings(), self.model.lm_head
+
+    @property
+    def revision(self) -> str | None:
+        """The Hub commit the weights came from; None for a local folder, a checkpoint or the tiny model."""
+        commit: str | None = getattr(self.model.config, "_commit_hash", None)
+        return commit
 
     @property
     def patch_size(self) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lerobot_policy_vla0.adapters import adapter_layers, adapter_state
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.static_pass import StaticPass, static_width
@@ -78,6 +79,8 @@ class PassRunner:
         self._device = grammar.token_ids.device
         self._cache: AnswerCache | None = None
         self._weights_seen: int | None = None
+        self._parameters_seen: int | None = None
+        self._adapter_layers: list[Any] = []
         self._ids = self._mask = torch.empty(0)
         self._prefix_columns = 0
         self._image_mask = torch.empty(0)
@@ -205,9 +208,13 @@ class PassRunner:
     def _weights_fingerprint(self) -> int:
         """Return a number that changes when a weight is replaced or modified in place."""
         # Optimizers and load_state_dict raise a tensor's version; `.to()` gives it other memory.
-        return hash(
+        weights = hash(
             tuple((0 if p.is_inference() else p._version, p.data_ptr()) for p in self.vlm.parameters())
         )
+        if weights != self._parameters_seen:  # putting adapters in or out changes the parameters too
+            self._parameters_seen = weights
+            self._adapter_layers = adapter_layers(self.vlm)
+        return hash((weights, adapter_state(self._adapter_layers)))
 
     def _take_head(self) -> None:
         """Cut the vocabulary projection to the twelve symbols."""
@@ -321,7 +328,7 @@ class PassRunner:
             for name, module in self._language_model.named_modules()
             if isinstance(module, torch.nn.Linear)
             for key, weight in module.named_parameters(recurse=False)
-            if weight.dtype != dtype
+            if weight.is_floating_point() and weight.dtype != dtype  # not: layers in 4 bits
         }
 
     def keep(self, row: int, start: int, path: list[int]) -> None:

@@ -1,0 +1,34 @@
+"""The state of the training augmentation: a seed and a count of steps, saved with the weights.
+
+LeRobot's saved random state is not enough to resume: recreating the data loader consumes some of it. A module
+of its own, because that is what PEFT can save beside an adapter. Knows nothing about what is drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lerobot_policy_vla0.training import step_generator
+
+
+class AugmentationState(nn.Module):
+    """Hands out one random generator per training step, the same ones after a resume."""
+
+    state: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # (seed, number of training steps so far)
+        self.register_buffer("state", torch.tensor([torch.initial_seed() % 2**62, 0]))
+        self._host: tuple[int, int] | None = None  # read from the device once
+
+    def next_generator(self, rank: int) -> torch.Generator:
+        """Return the generator of this training step on process ``rank``, and count the step."""
+        if self._host is None:
+            seed, count = self.state.tolist()
+            self._host = (int(seed), int(count))
+        seed, count = self._host
+        self._host = (seed, count + 1)
+        self.state[1] = count + 1
+        return step_generator(seed, count, rank)
