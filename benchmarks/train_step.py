@@ -97,8 +97,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int) -> float:
     """Return the operations a step cannot do without: forward and backward of every product with a weight.
 
-    Six per weight and token (two forward, four backward), and attention's two products. The vocabulary projection
-    counts at labelled positions only, recomputation not at all.
+    Six per weight and token (two forward, four backward), and attention's two products, counted without regard to
+    the causal mask, as is usual. The vocabulary projection counts at labelled positions only, recomputation not at all.
     """
     rows, prompt = batch["observation.language.tokens"].shape
     model = policy.vlm.model

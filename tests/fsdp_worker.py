@@ -1,6 +1,7 @@
 """One of two processes that train a tiny policy sharded, on CPUs; started by test_scale.py through torchrun.
 
-Takes a few steps, gathers the weights as LeRobot does, and writes a checkpoint and its losses.
+Takes a few steps, gathers the weights, and writes a checkpoint and its losses. LeRobot gathers with
+`offload_to_cpu`, which crashes torch where the weights are on the CPU already.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
-from lerobot.common.train_utils import gather_fsdp_state_dicts
 from tiny import make_batch, make_config
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
 from lerobot_policy_vla0 import VLA0Policy
 
@@ -52,7 +52,9 @@ def main(folder: Path) -> None:
         mean = loss.detach() / world
         dist.all_reduce(mean)
         losses.append(mean.item())
-    weights, _ = gather_fsdp_state_dicts(sharded, optimizer)
+    settings = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
+    with FullyShardedDataParallel.state_dict_type(sharded, StateDictType.FULL_STATE_DICT, settings):
+        weights = sharded.state_dict()
     if rank == 0:
         policy.save_pretrained(folder, state_dict=weights)
         units = sorted({type(m.module).__name__ for m in FullyShardedDataParallel.fsdp_modules(sharded)})

@@ -32,6 +32,7 @@ def text_sizes(**changes: Any) -> dict[str, Any]:
     names += ("num_key_value_heads", "max_position_embeddings", "eos_token_id", "pad_token_id")
     text = {name: getattr(config.text_config, name) for name in names}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+    text["bos_token_id"] = None
     return {**text, **changes}
 
 
@@ -148,7 +149,7 @@ def test_the_loss_is_the_plain_models_on_the_same_tokens(policy: VLA0Policy) -> 
     labels = chunk.ids.masked_fill(~chunk.is_token, -100)
     expected = cross_entropy(logits[:, prompt.shape[1] - 1 : -1].flatten(0, 1), labels.flatten())
     torch.testing.assert_close(loss, expected)
-    assert metrics["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_gradients_reach_every_weight(policy: VLA0Policy) -> None:

@@ -55,37 +55,22 @@ def run(command: list[str], **environment: str) -> str:
     return finished.stdout + finished.stderr
 
 
-def train(
-    root: Path, output: Path, *, processes: int, batch: int
-) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Run the real ``lerobot-train`` under ``accelerate launch``; return losses and final weights."""
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
+def arguments(root: Path, output: Path, batch: int) -> list[str]:
+    """Return the arguments of a short, offline run of ``lerobot-train``."""
+    return [
+        f"--config_path={REPO / 'configs' / 'debug.yaml'}",
+        "--dataset.repo_id=local/tiny",
+        f"--dataset.root={root}",
+        f"--output_dir={output}",
+        "--steps=3",
+        "--save_freq=3",
+        f"--batch_size={batch}",
+        *COMPARABLE,
     ]
-    # Without --multi_gpu accelerate starts one process; LeRobot puts them on the CPU for --policy.device=cpu.
-    launch += ["--multi_gpu", f"--num_processes={processes}", f"--main_process_port={free_port()}"]
-    log = run(
-        [
-            *(launch if processes > 1 else []),
-            "-m",
-            "lerobot.scripts.lerobot_train",
-            f"--config_path={REPO / 'configs' / 'debug.yaml'}",
-            "--dataset.repo_id=local/tiny",
-            f"--dataset.root={root}",
-            f"--output_dir={output}",
-            "--steps=3",
-            "--save_freq=3",
-            f"--batch_size={batch}",
-            *COMPARABLE,
-        ]
-    )
-    assert f"x {processes} = 4" in log  # LeRobot's "Effective batch size"
-    losses = [float(value) for value in re.findall(r"\bloss:(\d+\.\d+)", log)]
-    return losses, load_file(output / "checkpoints/000003/pretrained_model/model.safetensors")
+
+
+def losses_in(log: str) -> list[float]:
+    return [float(value) for value in re.findall(r"\bloss:(\d+\.\d+)", log)]
 
 
 def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -93,12 +78,45 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     return sum(float((first[k] - second[k]).double().pow(2).sum()) for k in first) ** 0.5
 
 
-def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path: Path) -> None:
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real ``lerobot-train``, here with batch 4 and under ``accelerate launch`` with twice batch 2."""
+    from lerobot.scripts.lerobot_train import main
+
     root = make_dataset(tmp_path / "data")
-    losses, weights = train(root, tmp_path / "one", processes=1, batch=4)
-    shared_losses, shared_weights = train(root, tmp_path / "two", processes=2, batch=2)
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", *arguments(root, tmp_path / "one", batch=4)])
+    logged: list[str] = []
+    monkeypatch.setattr("logging.info", lambda message, *rest: logged.append(str(message)))
+    main()
+    monkeypatch.undo()
+    # Without --multi_gpu accelerate starts one process; LeRobot puts both on the CPU for --policy.device=cpu.
+    launch = [
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
+    log = run(
+        [
+            "-m",
+            "accelerate.commands.launch",
+            *launch,
+            f"--main_process_port={free_port()}",
+            "-m",
+            "lerobot.scripts.lerobot_train",
+            *arguments(root, tmp_path / "two", batch=2),
+        ]
+    )
+    assert "Effective batch size: 2 x 2 = 4" in log
+    losses, shared_losses = losses_in("\n".join(logged)), losses_in(log)
     assert len(losses) == 3
     assert shared_losses == pytest.approx(losses, abs=2e-3)  # the log has three decimals
+    weights, shared_weights = (
+        load_file(tmp_path / run / "checkpoints/000003/pretrained_model/model.safetensors")
+        for run in ("one", "two")
+    )
     # AdamW turns rounding in gradients near zero into steps of full size, so weights are compared as a whole.
     start = VLA0Policy(make_config(n_bins=9)).state_dict()
     keys = [key for key in weights if key != "augmentation_state"]
@@ -156,7 +174,7 @@ def test_autocast_bfloat16_computes_as_bfloat16_does() -> None:
     for dtype in ("bfloat16", "autocast_bfloat16", "float32"):
         torch.manual_seed(0)
         policy = VLA0Policy(make_config(dtype=dtype)).eval()
-        losses.append(float(policy(make_batch(policy.config))[0]))
+        losses.append(policy(make_batch(policy.config))[0].item())
     assert losses[0] == losses[1] != losses[2]
 
 

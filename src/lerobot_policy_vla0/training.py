@@ -89,7 +89,7 @@ def answer_loss(
             checkpoint(score, part, wanted, use_reentrant=False, preserve_rng_state=False)
             for part, wanted in zip(states.split(chunk), target.split(chunk), strict=True)
         ]
-        per_token, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+        per_token, predicted = (torch.cat(values) for values in zip(*parts, strict=True))
     total = torch.zeros(labels.shape[0], device=hidden.device).index_add(0, row, per_token)
     # Dividing by the mean number of tokens, not each row's own, makes mean(per_sample) the token mean.
     per_sample = total * (labels.shape[0] / max(1, row.numel()))
