@@ -1,8 +1,9 @@
 """What a training step costs, against the step one would first write (`plain_step.py`).
 
-    python benchmarks/train_step.py [--vlm tiny | qwen2.5-vl-3b-random] [--batch-size N] [--output FILE]
+    python benchmarks/train_step.py [--vlm tiny | qwen2.5-vl-3b-random] [--shape demo | libero] [--output FILE]
 
-Both steps train the same model on the same batch of made-up observations in LIBERO's shape, in turns. Prints the
+Both steps train the same model on the same batch of made-up observations in the shape of LIBERO (two cameras, 8 x 7
+numbers up to 1000) or of the demo (one camera, 5 x 4 numbers up to 100), in turns. Prints the
 floor, a table, a computed memory table for the 3B model and, last, one line of JSON. LeRobot's data loader is part of
 neither step.
 """
@@ -31,25 +32,48 @@ from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
 from lerobot_policy_vla0.testing import build_tiny_tokenizer
 
-CAMERAS = ("observation.images.image", "observation.images.image2")
-ACTION_DIM = 7
+#: Cameras, their side in pixels, dimensions of an action, batch size; and the policy's options.
+SHAPES: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {
+    "libero": (2, 256, 7, 8, {"system_prompt": "Predict {H} actions of {D} numbers: {N} integers 0-{B}"}),
+    # configs/metaworld_tiny.yaml without its crop box.
+    "demo": (
+        1,
+        240,
+        4,
+        16,
+        {
+            "system_prompt": "{N} integers 0-{B}",
+            "chunk_size": 5,
+            "n_action_steps": 1,
+            "n_bins": 100,
+            "image_size": (112, 112),
+            "antialias": True,
+            "crop_ratio": 1.0,
+            "brightness": 0.0,
+            "contrast": 0.0,
+            "saturation": 0.0,
+            "hue": 0.0,
+        },
+    ),
+}
 #: bfloat16 matrix products, dense, per second, from the makers' data sheets.
 DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def make_policy(vlm: str, folder: Path, device: torch.device, changes: dict[str, Any]) -> VLA0Policy:
+def make_policy(
+    vlm: str, shape: str, folder: Path, device: torch.device, changes: dict[str, Any]
+) -> VLA0Policy:
     """Return a policy with random weights; the 3B one is built on the device, without a file of weights."""
-    options: dict[str, Any] = {
-        "device": device.type,
-        "push_to_hub": False,
-        "optimizer_lr": 1e-5,
-        # The byte-level tokenizer writes the protocol's prompt letter by letter; this one has about as many tokens
-        # as that prompt has with Qwen's tokenizer.
-        "system_prompt": "Predict {H} actions of {D} numbers: {N} integers 0-{B}",
+    # The byte-level tokenizer writes the protocol's prompt letter by letter; the shapes' own are as short as it is with
+    # Qwen's tokenizer.
+    cameras, side, action_dim, _, options = SHAPES[shape]
+    config = VLA0Config(
+        **{"device": device.type, "push_to_hub": False, "optimizer_lr": 1e-5, **options, **changes}
+    )
+    config.input_features = {
+        f"observation.images.{k}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for k in range(cameras)
     }
-    config = VLA0Config(**{**options, **changes})
-    config.input_features = {key: PolicyFeature(FeatureType.VISUAL, (3, 256, 256)) for key in CAMERAS}
-    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))}
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (action_dim,))}
     if vlm == "tiny":
         config.vlm_model_name = "tiny"
         return VLA0Policy(config).to(device)
@@ -65,12 +89,12 @@ def make_policy(vlm: str, folder: Path, device: torch.device, changes: dict[str,
 def make_batch(config: VLA0Config, rows: int) -> dict[str, Any]:
     """Return a batch as LeRobot's loader gives it: smooth pictures, actions in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    coarse = {key: torch.rand(rows, 3, 8, 8, generator=generator) for key in CAMERAS}
-    images = {
-        key: torch.nn.functional.interpolate(value, (256, 256), mode="bilinear").mul(255).round() / 255
-        for key, value in coarse.items()
-    }
-    actions = torch.rand(rows, config.chunk_size, ACTION_DIM, generator=generator) * 2 - 1
+    images = {}
+    for key, feature in config.image_features.items():
+        coarse = torch.rand(rows, 3, 8, 8, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, feature.shape[1:], mode="bilinear")
+        images[key] = smooth.mul(255).round() / 255
+    actions = torch.rand(rows, config.chunk_size, config.action_dim, generator=generator) * 2 - 1
     tasks = ["pick up the black bowl and place it on the plate", "open the middle drawer of the cabinet"]
     return {
         **images,
@@ -124,7 +148,7 @@ class Steps:
     def __init__(self, policy: VLA0Policy, rows: int) -> None:
         self.policy, self.config = policy, policy.config
         self.device = next(policy.parameters()).device
-        bound = torch.ones(ACTION_DIM)
+        bound = torch.ones(self.config.action_dim)
         stats = {"action": {"min": -bound, "max": bound}}
         self.preprocess, _ = make_vla0_pre_post_processors(self.config, stats)
         self.plain_step = PlainStep(policy, -bound, bound)
@@ -243,7 +267,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vlm", default="tiny", choices=("tiny", "qwen2.5-vl-3b-random"))
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--shape", choices=tuple(SHAPES), help="default: demo for the tiny model, else libero"
+    )
+    parser.add_argument("--batch-size", type=int, help="default: 16 for the demo, 8 for LIBERO")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--dtype", help="default: float32 for the tiny model, bfloat16 for the 3B one")
     parser.add_argument("--param-dtype", default="float32", choices=("float32", "bfloat16"))
@@ -264,11 +291,13 @@ def main() -> None:
         "attn_implementation": arguments.attention,
         "gradient_checkpointing": large and not arguments.no_checkpointing,
     }
-    result: dict[str, Any] = {"benchmark": "train_step", "vlm": arguments.vlm, **changes}
+    shape = arguments.shape or ("libero" if large else "demo")
+    rows = arguments.batch_size or SHAPES[shape][3]
+    result: dict[str, Any] = {"benchmark": "train_step", "vlm": arguments.vlm, "shape": shape, **changes}
     with TemporaryDirectory() as folder:
-        policy = make_policy(arguments.vlm, Path(folder), device, changes)
+        policy = make_policy(arguments.vlm, shape, Path(folder), device, changes)
         peak = arguments.peak_tflops * 1e12 if arguments.peak_tflops else None
-        result |= measure(policy, arguments.batch_size, arguments.repeats, peak)
+        result |= measure(policy, rows, arguments.repeats, peak)
     for key, value in result.items():
         print(f"{key:<40}{value}")
     result["memory_3b_gb_computed"] = memory_table(batch=8)

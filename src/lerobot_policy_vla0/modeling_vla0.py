@@ -401,7 +401,16 @@ class VLA0Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ saving and loading
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write config, weights, and the backbone's description: nothing else is needed to load."""
+        """Write config, weights, and the backbone's description: nothing else is needed to load.
+
+        Args:
+            save_directory: the checkpoint's folder.
+            state_dict: weights gathered from several processes (FSDP); None writes this object's own.
+        """
+        if state_dict is not None:
+            # Gathering copies a tied weight under each of its names; the usual checkpoint has it once.
+            again = {f"vlm.model.{name}" for name in self.vlm.tied_names}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in again}
         super()._save_pretrained(save_directory, state_dict)
         self.vlm.save_description(save_directory / VLM_FOLDER)
 

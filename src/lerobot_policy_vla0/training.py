@@ -86,8 +86,14 @@ def answer_loss(
         per_token, predicted = score(states, target)  # (M,), (M,)
     else:
         parts = [
-            checkpoint(score, part, wanted, use_reentrant=False, preserve_rng_state=False)
-            for part, wanted in zip(states.split(chunk), target.split(chunk), strict=True)
+            checkpoint(
+                score,
+                states[start : start + chunk],
+                target[start : start + chunk],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for start in range(0, len(target), chunk)
         ]
         per_token, predicted = (torch.cat(values) for values in zip(*parts, strict=True))
     total = torch.zeros(labels.shape[0], device=hidden.device).index_add(0, row, per_token)

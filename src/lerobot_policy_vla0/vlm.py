@@ -210,6 +210,12 @@ class VLM(nn.Module):
         )
 
     @property
+    def tied_names(self) -> list[str]:
+        """Names in the model of weights that the vocabulary projection shares with the embedding, all but its own."""
+        tied: dict[str, str] = self.model.all_tied_weights_keys  # the sharing name to the source's
+        return sorted(set(tied.values()))
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the vocabulary projection."""
         return int(self.model.config.get_text_config().vocab_size)
