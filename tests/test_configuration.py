@@ -198,7 +198,10 @@ MAPPING = {"VISUAL": NormalizationMode.IDENTITY, "STATE": NormalizationMode.MIN_
             },
             "normalization_mapping['VISUAL'] is MEAN_STD, but the backbone normalises pixels itself. Use IDENTITY.",
         ),
-        ({"dtype": "int8"}, "dtype='int8' must be one of ('float32', 'bfloat16', 'float16')."),
+        (
+            {"dtype": "int8"},
+            "dtype='int8' must be one of ('float32', 'bfloat16', 'float16', 'autocast_bfloat16').",
+        ),
         ({"param_dtype": "float16"}, "param_dtype='float16' must be 'float32' or 'bfloat16'."),
         (
             {"param_dtype": "bfloat16", "dtype": "float32"},

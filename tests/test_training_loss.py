@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, ActionTokens, EncodedChunk
-from lerobot_policy_vla0.training import AnswerLoss, answer_loss, answer_metrics
+from lerobot_policy_vla0.training import AnswerLoss, answer_loss, answer_metrics, positions_per_chunk
 
 # Small ids in an order that is not the digits' own, so that an id is never mistaken for its value.
 TOKENS = ActionTokens(digits=(12, 3, 7, 1, 9, 14, 5, 11, 2, 8), space=0, end=4, newline=6, mask=10, pad=13)
@@ -95,6 +95,77 @@ def test_losses_of_half_precision_states_are_computed_in_float32() -> None:
     torch.testing.assert_close(per_sample.mean(), F.cross_entropy(hidden[0].float(), labels[0]))
 
 
+@given(
+    batch=st.integers(1, 4),
+    length=st.integers(1, 9),
+    share_ignored=st.sampled_from((0.0, 0.3, 1.0)),
+    chunk=st.integers(1, 12),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_in_chunks_it_is_the_same_loss(
+    batch: int, length: int, share_ignored: float, chunk: int, seed: int
+) -> None:
+    source = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(batch, length, 6, generator=source)
+    labels = random_labels(batch, length, share_ignored, source)
+    results = []
+    for size in (None, chunk):
+        states = hidden.clone().requires_grad_()
+        weight = torch.randn(VOCABULARY, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        result = answer_loss(states, labels, lambda h, weight=weight: h @ weight.T, chunk=size)
+        result.per_sample.mean().backward()
+        results.append((result, states.grad, weight.grad))
+    (whole, *gradients), (parts, *chunked) = results
+    assert torch.equal(whole.predicted, parts.predicted)
+    assert torch.equal(whole.correct, parts.correct)
+    torch.testing.assert_close(parts.per_sample, whole.per_sample, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(chunked, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_no_more_logits_than_a_chunk_are_kept_for_the_backward_pass() -> None:
+    """Counts what autograd saves: with one chunk all logits, with ten a tenth at a time, none of it kept."""
+    states, labels = torch.randn(1, 1000, 4, requires_grad=True), torch.randint(0, 512, (1, 1000))
+    weight = torch.randn(512, 4)
+
+    def saved(chunk: int | None) -> int:
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            answer_loss(states, labels, lambda h: h @ weight.T, chunk=chunk)
+        return max(sizes)
+
+    assert saved(None) >= 1000 * 512
+    assert saved(100) < 100 * 512
+
+
+def test_a_projection_sees_no_more_positions_than_the_chunk() -> None:
+    seen: list[int] = []
+
+    def project(states: Tensor) -> Tensor:
+        seen.append(len(states))
+        return states
+
+    hidden = torch.randn(2, 5, VOCABULARY, requires_grad=True)
+    answer_loss(hidden, torch.ones(2, 5, dtype=torch.long), project, chunk=4).per_sample.sum().backward()
+    assert seen[:3] == [4, 4, 2]
+    assert max(seen) == 4
+    seen.clear()
+    answer_loss(hidden, torch.ones(2, 5, dtype=torch.long), project, chunk=10)
+    assert seen == [10]  # nothing is recomputed where everything fits
+
+
+def test_chunks_fit_the_vocabulary() -> None:
+    assert positions_per_chunk(152_064) == 441
+    assert positions_per_chunk(263) > 64 * 300  # the tiny model's batches are never split
+    assert positions_per_chunk(10**9) == 1
+
+
 # ---------------------------------------------------------------- metrics
 
 
@@ -110,7 +181,7 @@ def metrics_oracle(
     predicted: list[list[int]],
     action_dim: int,
 ) -> dict[str, float]:
-    correct, first_step, errors = [], [], []
+    correct, first_step, first_digit, errors = [], [], [], []
     value_of = {id_: value for value, id_ in enumerate(TOKENS.digits)}
     for row, numbers in enumerate(bins):
         column = 0
@@ -122,10 +193,12 @@ def metrics_oracle(
                         first_step.append(correct[-1])
                 column += 1
             guess, complete = 0, True
-            for digit in str(number):
+            for k, digit in enumerate(str(number)):
                 complete &= labels[row][column] != IGNORE_INDEX
                 if labels[row][column] != IGNORE_INDEX:
                     correct.append(predicted[row][column] == TOKENS.digits[int(digit)])
+                    if k == 0:
+                        first_digit.append(correct[-1])
                     if index < action_dim:
                         first_step.append(correct[-1])
                 guess = 10 * guess + value_of.get(predicted[row][column], 0)
@@ -138,6 +211,7 @@ def metrics_oracle(
 
     return {
         "token_accuracy": mean(correct),
+        "first_digit_accuracy": mean(first_digit),
         "first_step_accuracy": mean(first_step),
         "bin_error": mean(errors),
     }
@@ -190,6 +264,7 @@ def test_metrics_of_a_chunk_worked_out_by_hand() -> None:
     # 514 instead of 507 is 7 off, 90 instead of 92 is 2 off. The end token counts in no metric.
     assert float(metrics["bin_error"]) == pytest.approx((7 + 2) / 2)
     assert float(metrics["token_accuracy"]) == pytest.approx(3 / 6)  # 5, the space, 9
+    assert float(metrics["first_digit_accuracy"]) == 1  # 5 and 9
     assert float(metrics["first_step_accuracy"]) == pytest.approx(1 / 3)  # 5
 
     labels[0, 5] = IGNORE_INDEX  # the 2 of 92 is hidden: that number is not scored any more

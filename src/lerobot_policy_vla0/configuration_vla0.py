@@ -30,7 +30,7 @@ _BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, Normal
 _EXAMPLES = {"image_size": "(224, 224)", "crop_box": "(0.2, 0.1, 0.8, 0.9)"}
 DECODERS = ("auto", "reference", "fast", "speculative")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16")
 
 
 @dataclass
@@ -94,8 +94,8 @@ class VLA0Config(PreTrainedConfig):
       clipping helps.
 
     Attributes:
-        vlm_model_name: backbone: a Hub repo id, a local folder, or ``tiny`` for a random Qwen2.5-VL that
-            needs no download (see ``tiny``).
+        vlm_model_name: backbone: a Hub repo id or local folder of a Qwen2.5-VL or Qwen2-VL of any size, or ``tiny``
+            for a random Qwen2.5-VL that needs no download (see ``tiny``).
         tiny: sizes used when ``vlm_model_name`` is ``tiny``.
         chunk_size: steps predicted per query, the paper's horizon ``H`` (>= 1).
         n_action_steps: steps executed per query, in ``[1, chunk_size]``.
@@ -135,9 +135,12 @@ class VLA0Config(PreTrainedConfig):
         draft_width: most tokens a speculative pass checks; None measures what pays on this device.
         normalization_mapping: actions must map to a bounded mode: MIN_MAX (the paper), QUANTILES or
             QUANTILE10; images stay IDENTITY, the state is not read.
-        dtype: compute precision. LeRobot's training autocasts to it, and so does inference.
+        dtype: compute precision: ``float32``, ``bfloat16`` or ``float16``. LeRobot's training autocasts to it, and
+            so does inference. ``autocast_bfloat16`` leaves the training's autocast to the policy alone; needed with
+            FSDP, where accelerate would round actions and rotary tables too.
         param_dtype: precision the weights are held in; float32 keeps master weights.
-        attn_implementation: transformers' attention: ``sdpa``, ``eager``, ``flash_attention_2`` or ``_3``.
+        attn_implementation: transformers' attention: ``sdpa``, ``eager``, ``flash_attention_2`` or ``_3`` (to be
+            installed; used in training and on prompts by the reference decoder, faster decoders use sdpa).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         freeze_vision_encoder: do not train the vision tower.
         lora_vision: with ``--peft.method_type=LORA``, put adapters into the vision tower as well as into the
@@ -332,7 +335,7 @@ class VLA0Config(PreTrainedConfig):
             raise ConfigError(f"dtype={self.dtype!r} must be one of {_DTYPES}.")
         if self.param_dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"param_dtype={self.param_dtype!r} must be 'float32' or 'bfloat16'.")
-        if self.param_dtype == "bfloat16" and self.dtype != "bfloat16":
+        if self.param_dtype == "bfloat16" and not self.dtype.endswith("bfloat16"):
             raise ConfigError(
                 f"param_dtype='bfloat16' computes in bfloat16, but dtype={self.dtype!r}. Set both to bfloat16, or "
                 "param_dtype to float32."

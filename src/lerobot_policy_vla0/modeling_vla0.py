@@ -59,7 +59,12 @@ from lerobot_policy_vla0.processor_vla0 import check_action_stats
 from lerobot_policy_vla0.publishing import build_model_card
 from lerobot_policy_vla0.realtime import committed_bins
 from lerobot_policy_vla0.thread_guard import ThreadGuard
-from lerobot_policy_vla0.training import answer_loss, answer_metrics, warn_about_clipping
+from lerobot_policy_vla0.training import (
+    answer_loss,
+    answer_metrics,
+    positions_per_chunk,
+    warn_about_clipping,
+)
 from lerobot_policy_vla0.vlm import VLM, VLM_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -83,8 +88,8 @@ class VLA0Policy(PreTrainedPolicy):
     config_class = VLA0Config
     name = "vla0"
 
-    # For LeRobot's FSDP and rollout code.
-    _fsdp_wrap_modules = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
+    # For LeRobot's FSDP and rollout code; `__init__` puts the classes of its own backbone here.
+    _fsdp_wrap_modules: tuple[str, ...] = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
     _action_queue_attrs = ("_queue",)
 
     def __init__(
@@ -105,6 +110,9 @@ class VLA0Policy(PreTrainedPolicy):
         self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
         #: PEFT looks here to choose adapters for layers in 4 bits.
         self.is_loaded_in_4bit = config.quantization is not None
+        # What FSDP shards one by one: LeRobot's name for it, and accelerate's, which it reads when the launch
+        # configuration names no classes. They depend on the backbone's family.
+        self._fsdp_wrap_modules = self._no_split_modules = self.vlm.layer_classes
         self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
         self.codec = ActionCodec(
             self.vlm.tokens,
@@ -157,8 +165,8 @@ class VLA0Policy(PreTrainedPolicy):
                 that their mean is the ``mean`` result.
 
         Returns:
-            The loss, ``()`` or ``(B,)``, and ``loss``, ``token_accuracy``, ``first_step_accuracy``,
-            ``bin_error`` (bins), ``clipped_fraction``, ``masked_fraction``.
+            The loss, ``()`` or ``(B,)``, and ``loss``, ``token_accuracy``, ``first_digit_accuracy``,
+            ``first_step_accuracy``, ``bin_error`` (bins), ``clipped_fraction``, ``masked_fraction``.
 
         Raises:
             ImageError, CameraError, ActionError, PromptError: for unusable input.
@@ -171,6 +179,12 @@ class VLA0Policy(PreTrainedPolicy):
         if ACTION not in batch:
             raise ActionError(f"the batch has no {ACTION!r}; it has {sorted(batch)}. Training needs actions.")
         actions: Tensor = batch[ACTION].to(prompt.device)
+        if actions.is_floating_point() and actions.element_size() < 4:
+            raise ActionError(
+                f"the actions arrived as {actions.dtype}, which is too coarse for bins, expected torch.float32. "
+                "Under FSDP, accelerate casts a policy's inputs when it autocasts itself: train with "
+                "--policy.dtype=autocast_bfloat16 (docs/scaling.md)."
+            )
         problems = image_problems(images)
         bad_actions = ~torch.isfinite(actions)
 
@@ -204,7 +218,12 @@ class VLA0Policy(PreTrainedPolicy):
             )
             # The state at column c predicts the token at c + 1: one before the answer to one before its end.
             start = prompt.shape[1] - 1
-            result = answer_loss(hidden[:, start : start + answer.shape[1]], labels, self.vlm.logits)
+            result = answer_loss(
+                hidden[:, start : start + answer.shape[1]],
+                labels,
+                self.vlm.logits,
+                chunk=positions_per_chunk(self.vlm.vocabulary_size),
+            )
         loss = result.per_sample.mean()
         scalars = {
             "loss": loss.detach(),
@@ -406,7 +425,7 @@ class VLA0Policy(PreTrainedPolicy):
         device = self._device.type
         if self.config.dtype == "float32":
             return nullcontext()
-        return torch.autocast(device, dtype=getattr(torch, self.config.dtype))
+        return torch.autocast(device, dtype=getattr(torch, self.config.dtype.removeprefix("autocast_")))
 
     # ------------------------------------------------------------------ adapters
 
@@ -451,7 +470,16 @@ class VLA0Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ saving and loading
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write config, weights, and the backbone's description: nothing else is needed to load."""
+        """Write config, weights, and the backbone's description: nothing else is needed to load.
+
+        Args:
+            save_directory: the checkpoint's folder.
+            state_dict: weights gathered from several processes (FSDP); None writes this object's own.
+        """
+        if state_dict is not None:
+            # Gathering copies a tied weight under each of its names; the usual checkpoint has it once.
+            again = {f"vlm.model.{name}" for name in self.vlm.tied_names}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in again}
         super()._save_pretrained(save_directory, weights_to_save(self, state_dict, self.config.save_dtype))
         self.vlm.save_description(save_directory / VLM_FOLDER)
 

@@ -3,6 +3,7 @@
 Knows dtype, attention, freezing and checkpointing; knows nothing about actions, robots or LeRobot's
 batches. A backbone is one of: a Hub repo or local folder with weights, the ``tiny`` random model, or
 the ``vlm/`` folder of a saved policy (config and tokenizer; the policy's own file holds the weights).
+Which families of models fit, and why others do not, is in `FAMILIES` and `check_family`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 #: Folder inside a policy checkpoint that makes it independent of the base model's repo.
 VLM_FOLDER = "vlm"
 
+#: transformers' ``model_type`` of the families that fit, of any size, with their names.
+FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -53,6 +57,34 @@ class Backbone:
     tokenizer_json: str
 
 
+def check_family(vlm_config: PretrainedConfig, name: str) -> None:
+    """Refuse a backbone that this package's prompt, images and decoders were not made for.
+
+    Qwen3-VL is one: its decoder layers also take features from inside the vision tower (DeepStack), which passes over a
+    static cache would have to carry, and it normalises pixels otherwise.
+
+    Args:
+        vlm_config: of the backbone.
+        name: what the user called it, for the message.
+
+    Raises:
+        ConfigError: naming the family, or the sliding-window layers, and what is supported.
+    """
+    supported = " and ".join(FAMILIES.values())
+    family = str(vlm_config.model_type)
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"vlm_model_name={name!r} is a {family!r} model, which is not supported: expected {supported}, of any "
+            "size. Use e.g. Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+    text: Any = vlm_config.get_text_config()
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise ConfigError(
+            f"vlm_model_name={name!r} has layers with sliding-window attention (use_sliding_window=true in its "
+            "config), which the decoders do not mask. The released models have none; set use_sliding_window to false."
+        )
+
+
 def load_description(
     config: VLA0Config, stored: Path | None = None, revision: str | None = None
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -65,6 +97,7 @@ def load_description(
 
     Raises:
         CheckpointError: if ``stored`` lacks its files.
+        ConfigError: if the backbone is of a family that does not fit.
     """
     if stored is not None:
         for name in ("config.json", "tokenizer.json"):
@@ -73,14 +106,15 @@ def load_description(
                     f"the checkpoint has no {VLM_FOLDER}/{name} (looked in {stored}); it was not saved by this "
                     "package or is incomplete. Re-download it, or start from a backbone with --policy.type=vla0."
                 )
-        return AutoConfig.from_pretrained(stored), AutoTokenizer.from_pretrained(stored)
+        vlm_config = AutoConfig.from_pretrained(stored)
+        check_family(vlm_config, str(stored))
+        return vlm_config, AutoTokenizer.from_pretrained(stored)
     if config.vlm_model_name == TINY:
         tokenizer = build_tiny_tokenizer()
         return tiny_vlm_config(config.tiny, tokenizer), tokenizer
-    return (
-        AutoConfig.from_pretrained(config.vlm_model_name, revision=revision or "main"),
-        AutoTokenizer.from_pretrained(config.vlm_model_name, revision=revision or "main"),
-    )
+    vlm_config = AutoConfig.from_pretrained(config.vlm_model_name, revision=revision or "main")
+    check_family(vlm_config, config.vlm_model_name)
+    return vlm_config, AutoTokenizer.from_pretrained(config.vlm_model_name, revision=revision or "main")
 
 
 def describe_backbone(config: VLA0Config) -> Backbone:
@@ -168,20 +202,29 @@ class VLM(nn.Module):
 
         Raises:
             CheckpointError: if ``stored`` lacks a file.
-            ConfigError: if ``quantization`` cannot be done here, or not to these weights.
+            ConfigError: if the family of models does not fit, the attention is not installed, or ``quantization``
+                cannot be done here, or not to these weights.
         """
         dtype = getattr(torch, config.param_dtype)
         quantized = quantization_options(config, stored)
         vlm_config, tokenizer = load_description(config, stored, revision)
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
-        if stored is not None or config.vlm_model_name == TINY:
-            with torch.random.fork_rng(devices=[]):  # building must not disturb the training seed
-                torch.manual_seed(config.tiny.seed)
-                model = AutoModelForImageTextToText.from_config(vlm_config, **options)
-        else:
-            model = AutoModelForImageTextToText.from_pretrained(
-                config.vlm_model_name, revision=revision or "main", **options, **quantized
-            )
+        try:
+            if stored is not None or config.vlm_model_name == TINY:
+                with torch.random.fork_rng(devices=[]):  # building must not disturb the training seed
+                    torch.manual_seed(config.tiny.seed)
+                    model = AutoModelForImageTextToText.from_config(vlm_config, **options)
+            else:
+                model = AutoModelForImageTextToText.from_pretrained(
+                    config.vlm_model_name, revision=revision or "main", **options, **quantized
+                )
+        except (ImportError, ValueError) as error:
+            if "flash" not in config.attn_implementation:
+                raise
+            raise ConfigError(
+                f"attn_implementation={config.attn_implementation!r} cannot be used here: {error} Install it, or set "
+                "attn_implementation to 'sdpa', which needs nothing."
+            ) from error
         vlm = cls(model, tokenizer)
         if config.gradient_checkpointing:
             vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -220,6 +263,26 @@ class VLM(nn.Module):
         """The Hub commit the weights came from; None for a local folder, a checkpoint or the tiny model."""
         commit: str | None = getattr(self.model.config, "_commit_hash", None)
         return commit
+
+    @property
+    def layer_classes(self) -> tuple[str, str]:
+        """Class names of the decoder layers and of the image encoder's blocks: what FSDP shards one by one."""
+        tower: Any = self.vision_tower
+        return (
+            type(self.model.model.language_model.layers[0]).__name__,
+            type(tower.blocks[0]).__name__,
+        )
+
+    @property
+    def tied_names(self) -> list[str]:
+        """Names in the model of weights that the vocabulary projection shares with the embedding, all but its own."""
+        tied: dict[str, str] = self.model.all_tied_weights_keys  # the sharing name to the source's
+        return sorted(set(tied.values()))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the vocabulary projection."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def patch_size(self) -> int:

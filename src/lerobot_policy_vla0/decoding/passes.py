@@ -7,7 +7,8 @@ columns, positions and masks a pass needs; knows nothing about drafts or what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -372,15 +373,29 @@ class PassRunner:
         if self._language_model.config._attn_implementation == "eager":  # adds its mask
             lowest = torch.finfo(embeddings.dtype).min
             mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
-        output = self._language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask={"full_attention": mask},
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        with _masked_attention(self._language_model.config):
+            output = self._language_model(
+                inputs_embeds=embeddings,
+                position_ids=positions,
+                attention_mask={"full_attention": mask},
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+
+@contextmanager
+def _masked_attention(config: Any) -> Iterator[None]:
+    """Use sdpa for a pass where the backbone uses flash attention, whose kernels take no mask of their caller's."""
+    configured = config._attn_implementation
+    if "flash" in configured:
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        if "flash" in configured:
+            config._attn_implementation = configured
 
 
 class _Call(torch.nn.Module):
