@@ -119,12 +119,12 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     )
     # AdamW turns rounding in gradients near zero into steps of full size, so weights are compared as a whole.
     start = VLA0Policy(make_config(n_bins=9)).state_dict()
-    keys = [key for key in weights if key != "augmentation_state"]
+    keys = [key for key in weights if key != "augmentation.state"]
     moved = distance({k: start[k] for k in keys}, {k: weights[k] for k in keys})
     assert moved > 0
     apart = distance({k: weights[k] for k in keys}, {k: shared_weights[k] for k in keys})
     assert apart < 0.02 * moved
-    assert torch.equal(weights["augmentation_state"], shared_weights["augmentation_state"])
+    assert torch.equal(weights["augmentation.state"], shared_weights["augmentation.state"])
 
 
 # ---------------------------------------------------------------- sharded

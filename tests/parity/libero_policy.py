@@ -64,6 +64,9 @@ def write_dataset(root: Path) -> None:
     dataset.finalize()
 
 
+_load_description = vlm.load_description
+
+
 class Libero:
     """The dataset, transformers' processor, and policies by their options (each built once).
 
@@ -97,11 +100,9 @@ class Libero:
         policy.reset()
         return policy, pre, post
 
-    def _load_once(
-        self, config: VLA0Config, stored: Path | None = None, load: Any = vlm.load_description
-    ) -> Any:
+    def _load_once(self, *arguments: Any) -> Any:
         """Read the real tokenizer once: it takes seconds, and every policy here has the same."""
-        self._description = self._description or load(config, stored)
+        self._description = self._description or _load_description(*arguments)
         return self._description
 
     def batch(self, pre: Any, *frames: int) -> dict[str, Any]:

@@ -62,9 +62,9 @@ def labels_seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     seen: list[Tensor] = []
     original = modeling_vla0.answer_loss
 
-    def record(hidden: Tensor, labels: Tensor, project: Any) -> Any:
+    def record(hidden: Tensor, labels: Tensor, project: Any, **options: Any) -> Any:
         seen.append(labels.clone())
-        return original(hidden, labels, project)
+        return original(hidden, labels, project, **options)
 
     monkeypatch.setattr(modeling_vla0, "answer_loss", record)
     return seen

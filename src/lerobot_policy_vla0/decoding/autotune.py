@@ -57,8 +57,8 @@ def best_width(times: dict[int, float], acceptance: float, *, pending: int = 2) 
         acceptance: in ``[0, 1]``.
         pending: settled tokens fed per pass.
 
-    >>> times = {1: 1.0, 8: 1.1, 32: 2.0}
-    >>> best_width(times, 0.0), best_width(times, 0.9), best_width(times, 0.999)
+    >>> times = {1: 1.0, 8: 1.1, 32: 3.0}
+    >>> best_width(times, 0.0), best_width(times, 0.8), best_width(times, 0.999)
     (1, 8, 32)
     """
 
