@@ -170,32 +170,29 @@ class FastDecoder:
         self._begin(request)
         if not all(row.done for row in rows):
             seen = self._seen_in_prompt(request)
-            scores = self.runner.prefill(request, [row.pending for row in rows])
-            passes = 1
-            given = [len(row.trace.symbols) for row in rows]
-            for row, length in zip(rows, given, strict=True):
-                row.fed = length
-            self._accept(rows, scores[:, None], [Draft() for _ in rows], seen)
-            prefilled = time.perf_counter()
-            if not all(row.done for row in rows):
-                self._plan(rows)
             while not all(row.done for row in rows):
                 pending = [[] if row.done else row.pending for row in rows]
                 drafts = [
                     Draft() if row.done else self._draft(index, row, max(self.width - len(settled), 0))
                     for index, (row, settled) in enumerate(zip(rows, pending, strict=True))
                 ]
-                scores = self.runner.score(self._feed(rows, pending, drafts))
+                feed = self._feed(rows, pending, drafts)
+                # `scores` begins with what follows the first token fed, in a prefill with what follows the prompt.
+                scores = self.runner.score(feed) if passes else self.runner.prefill(request, feed)
+                last = np.array([max(len(settled) - (passes > 0), 0) for settled in pending])
                 passes += 1
                 drafted += sum(map(len, drafts))
                 for row, settled in zip(rows, pending, strict=True):
                     row.fed += len(settled)
                 # What follows the settled text, then what follows each guess.
                 width = 1 + max(map(len, drafts))
-                last = np.array([max(len(settled) - 1, 0) for settled in pending])
                 at = np.minimum(last[:, None] + np.arange(width), scores.shape[1] - 1)
                 chosen = np.take_along_axis(scores, at[..., None], axis=1)
                 accepted += self._accept(rows, chosen, drafts, seen)
+                if passes == 1:
+                    prefilled = time.perf_counter()
+                    if not all(row.done for row in rows):
+                        self._plan(rows)
         self._finish(rows)
         answer = self._answer(rows, request.ids.device)
         self.last = DecodeReport(

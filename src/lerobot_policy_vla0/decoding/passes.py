@@ -7,7 +7,7 @@ columns, positions and masks a pass needs; knows nothing about drafts or what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -101,21 +101,21 @@ class PassRunner:
 
     # ------------------------------------------------------------------ prefill
 
-    def prefill(self, request: DecodeRequest, committed: Sequence[Sequence[int]]) -> NDArray[Any]:
-        """Run prompt, images and committed answer symbols; score what follows.
+    def prefill(self, request: DecodeRequest, feed: Feed) -> NDArray[Any]:
+        """Run prompt, images and the answer's first symbols; score what follows the prompt and each of them.
 
         Args:
             request: the prompts.
-            committed: per row, the answer's first symbols, already decided.
+            feed: committed symbols and a draft after them, ``(B, W)`` with ``W >= 0`` and all ``starts`` 0.
 
         Returns:
-            ``(B, 12)`` float32 logits of the next symbol of each row.
+            ``(B, 1 + W, 12)`` float32 logits.
         """
         weights = self._weights_fingerprint()
         start = self._prepare(request, weights)
         self._weights_seen = None  # until this prefill has come to its end
         length = self._prompt_length
-        batch = len(request.ids)
+        batch, width = feed.symbols.shape
         embeddings = self._language_model.embed_tokens(request.ids[:, start:])
         features = self.vlm.model.model.get_image_features(
             request.pixel_values, request.grid_thw
@@ -123,27 +123,19 @@ class PassRunner:
         pictures = torch.cat(list(features), dim=0).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self._image_mask[:, start:].unsqueeze(-1), pictures)
         positions = self._positions[:, :, start:]
-
-        extra = max(map(len, committed))
-        if extra:
-            symbols = np.zeros((batch, extra), dtype=np.int64)
-            for row, given in enumerate(committed):
-                symbols[row, : len(given)] = given
-            embeddings = torch.cat([embeddings, self._embed(symbols)], dim=1)
-            steps = torch.arange(extra, device=self._device)
-            answer = (self._following.unsqueeze(1) + steps).expand(3, -1, -1)
-            positions = torch.cat([positions, answer], dim=2)
-
-        columns = torch.arange(start, length + extra, device=self._device).expand(batch, -1)
-        keys = self._all_columns[: length + extra]
-        visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, : length + extra]
+        columns = torch.arange(start, length + width, device=self._device).expand(batch, -1)
+        keys = self._all_columns[: length + width]
+        visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, : length + width]
         # Padding looks at itself: a row of the mask without any key would give NaN.
         visible |= keys == columns.unsqueeze(-1)
-        hidden = self._run(embeddings, positions, columns, visible, start=start, attended=length + extra)
-        last = [length - start - 1 + len(given) for given in committed]
-        at = torch.tensor(last, device=self._device)
-        following = hidden[torch.arange(batch, device=self._device), at]
-        logits = self._project(following)
+        if width:
+            embeddings = torch.cat([embeddings, self._embed(feed.symbols)], dim=1)
+            depths = torch.from_numpy(feed.depths).to(self._device)
+            answer = (self._following.unsqueeze(1) + depths).expand(3, -1, -1)
+            positions = torch.cat([positions, answer], dim=2)
+            visible[:, -width:, -width:] = torch.from_numpy(feed.visible).to(self._device)
+        hidden = self._run(embeddings, positions, columns, visible, start=start, attended=length + width)
+        logits = self._project(hidden[:, -1 - width :])
         out: NDArray[Any] = logits.float().cpu().numpy()
         self._weights_seen = weights
         return out
