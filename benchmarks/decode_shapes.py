@@ -89,10 +89,15 @@ def measure(name: str, acceptance: Path | None, repeats: int) -> dict[str, Any]:
         grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
         runner = PassRunner(vlm, grammar, max_answer=max_answer, max_width=max(WIDTHS))
         request = make_request(vlm, batch, device)
-        prefill = milliseconds(lambda r=runner, q=request: r.prefill(q, [[]] * len(q.ids)), device, repeats)  # type: ignore[misc]
+        starts = np.zeros(batch, dtype=np.int64)
+        nothing = Feed.chain(np.zeros((batch, 0), dtype=np.int64), starts)
+        prefill = milliseconds(
+            lambda r=runner, q=request, f=nothing: r.prefill(q, f),  # type: ignore[misc]
+            device,
+            repeats,
+        )
         result[f"prefill_ms_batch{batch}"] = round(prefill, 2)
         result[f"prompt_tokens_reused_batch{batch}"] = runner.reused_columns
-        starts = np.zeros(batch, dtype=np.int64)
         for width in WIDTHS:
             feed = Feed.chain(np.zeros((batch, width), dtype=np.int64), starts)
             took = milliseconds(lambda r=runner, f=feed: r.score(f), device, repeats)  # type: ignore[misc]
