@@ -8,6 +8,7 @@ uncaptured, slower than the ordinary pass; the tests compare the two there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 #: Widths passes are captured at; a narrower feed is filled up with tokens nobody looks at.
 STATIC_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -62,7 +65,16 @@ class StaticPass:
         self._graph: Any = None
         self._logits: Tensor | None = None
         if cuda:
-            self._capture(spare)
+            try:
+                self._capture(spare)
+            except RuntimeError as error:  # a driver or library that cannot; the pass itself is the same
+                self._graph = None
+                logger.warning(
+                    "decoder: a pass of width %d could not be captured as a CUDA graph (%s); it runs uncaptured, which "
+                    "gives the same tokens and takes longer",
+                    width,
+                    error,
+                )
 
     def _capture(self, spare: int) -> None:
         self._views[1].fill_(spare)
@@ -73,10 +85,11 @@ class StaticPass:
             for _ in range(2):
                 self._forward()
         torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         # Other threads (a robot's control loop) may use the device while this one captures.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._forward()
+        self._graph = graph
 
     def _forward(self) -> Tensor:
         ids, starts, depths, visible = self._views
