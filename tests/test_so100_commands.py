@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPO
 
 from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.testing.so100 import JOINTS, CameraSettings, SO100Emulator
@@ -170,6 +171,57 @@ def test_a_replay_sends_what_was_recorded_and_the_arm_follows(recording: Recordi
     assert np.abs(np.array(log.poses) - seen)[FPS // 2 :].mean() < 3
     # At the end it has arrived, within a step of rounding.
     assert np.abs(recording.emulator.followers[0].pose() - recorded[-1]).mean() < 5
+    assert not recording.emulator.followers[0].torque()
+
+
+@pytest.fixture(scope="module")
+def policy(recording: Recording) -> Path:
+    """A policy trained on the recording for two steps: its actions mean nothing, their range does."""
+    if not recording.with_camera:
+        pytest.skip("a policy needs pictures, the camera pyzmq: pip install pyzmq")
+    output = recording.root.parent / "policy"
+    command(
+        "lerobot-train",
+        f"--config_path={REPO / 'configs' / 'debug.yaml'}",
+        "--dataset.repo_id=local/so100",
+        f"--dataset.root={recording.root}",
+        f"--output_dir={output}",
+        "--policy.chunk_size=12",
+        "--policy.n_action_steps=12",
+        "--policy.ensemble_n_chunks=1",
+        "--steps=2",
+        "--save_freq=2",
+    )
+    return output / "checkpoints" / "000002" / "pretrained_model"
+
+
+@needs_sdk
+@pytest.mark.sim
+@pytest.mark.parametrize("inference", ["sync", "rtc"])
+def test_a_rollout_sends_goals_in_the_range_of_the_recording(
+    recording: Recording, policy: Path, inference: str
+) -> None:
+    _, actions, *_ = columns(recording.root)
+    log = GoalLog(recording.emulator)
+    command(
+        "lerobot-rollout",
+        "--strategy.type=base",
+        f"--inference.type={inference}",
+        f"--policy.path={policy}",
+        "--policy.device=cpu",
+        *recording.emulator.robot_options(),
+        "--task=wave",
+        "--duration=4",
+        f"--fps={FPS}",
+        "--return_to_initial_position=false",
+        "--play_sounds=false",
+    )
+    goals = np.array(log.goals)
+    assert len(goals) >= 2 * FPS  # of 4 * FPS, on a busy machine
+    # And the arm is where it was told to go, or on its way.
+    assert np.abs(recording.emulator.followers[0].pose() - goals[-1]).mean() < 5
+    assert (goals >= actions.min(axis=0) - 1.01 * STEP).all()
+    assert (goals <= actions.max(axis=0) + 1.01 * STEP).all()
     assert not recording.emulator.followers[0].torque()
 
 

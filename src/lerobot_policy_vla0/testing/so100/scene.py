@@ -109,13 +109,13 @@ class Scene:
             self._line(picture, (step / 10 + 0.1, -0.4, 0), (step / 10 + 0.1, 0.4, 0), 0.002, _GRID)
 
         points = joint_points(pose)
+        shadow = points * [1.0, 1.0, 0.0]
+        for start, end in pairwise(shadow[1:-1]):
+            self._line(picture, start, end, 0.02, _GRID)
         ball = np.array([*self.ball, 0.02])
         ball_is_far = self._depth(ball) > self._depth(points[4])
         if ball_is_far:
             self._disc(picture, ball, 0.02, self.ball_color)
-        shadow = points * [1.0, 1.0, 0.0]
-        for start, end in pairwise(shadow[1:-1]):
-            self._line(picture, start, end, 0.02, _GRID)
         self._line(picture, points[0], points[1], 0.07, _BASE)
         for start, end in pairwise(points[1:5]):
             self._line(picture, start, end, 0.028, _LINK)
