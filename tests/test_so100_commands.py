@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import REPO
 from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.testing.so100 import JOINTS, CameraSettings, SO100Emulator
 from lerobot_policy_vla0.testing.so100.calibration import from_steps
+from lerobot_policy_vla0.testing.so100.console import obey
 from lerobot_policy_vla0.testing.so100.packets import Instruction, Packet
 from lerobot_policy_vla0.testing.so100.registers import Register
 
@@ -64,6 +66,25 @@ class GoalLog:
             self.poses.append(self.arm.pose())
 
 
+def record_arguments(emulator: SO100Emulator, root: Path, *, episodes: int) -> list[str]:
+    """Return the arguments of a `lerobot-record` of two-second episodes, teleoperated by the scripted leader."""
+    return [
+        *emulator.robot_options(),
+        *emulator.teleop_options(),
+        "--dataset.repo_id=local/so100",
+        f"--dataset.root={root}",
+        f"--dataset.fps={FPS}",
+        f"--dataset.num_episodes={episodes}",
+        "--dataset.episode_time_s=2",
+        "--dataset.reset_time_s=0",
+        "--dataset.single_task=wave",
+        "--dataset.video=false",
+        "--dataset.push_to_hub=false",
+        "--dataset.no_stamp=true",
+        "--play_sounds=false",
+    ]
+
+
 @dataclass
 class Recording:
     """An emulator, and the dataset that `lerobot-record` made on it."""
@@ -84,22 +105,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         camera = None
     folder = tmp_path_factory.mktemp("so100")
     with SO100Emulator(folder, camera=camera) as emulator:
-        command(
-            "lerobot-record",
-            *emulator.robot_options(),
-            *emulator.teleop_options(),
-            "--dataset.repo_id=local/so100",
-            f"--dataset.root={folder / 'data'}",
-            f"--dataset.fps={FPS}",
-            "--dataset.num_episodes=2",
-            "--dataset.episode_time_s=2",
-            "--dataset.reset_time_s=0",
-            "--dataset.single_task=wave",
-            "--dataset.video=false",
-            "--dataset.push_to_hub=false",
-            "--dataset.no_stamp=true",
-            "--play_sounds=false",
-        )
+        command("lerobot-record", *record_arguments(emulator, folder / "data", episodes=2))
         yield Recording(emulator, folder / "data", camera is not None)
 
 
@@ -223,6 +229,49 @@ def test_a_rollout_sends_goals_in_the_range_of_the_recording(
     assert (goals >= actions.min(axis=0) - 1.01 * STEP).all()
     assert (goals <= actions.max(axis=0) + 1.01 * STEP).all()
     assert not recording.emulator.followers[0].torque()
+
+
+@needs_sdk
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("unplug follower", r"termios.error: .5, .Input/output error"),
+        (
+            "silence follower 3",
+            r"ConnectionError: Failed to sync read .Present_Position. .*\[1, 2, 3, 4, 5, 6\]",
+        ),
+        ("stall", r"TimeoutError: ZMQCamera.top.* latest frame is too old"),
+    ],
+)
+def test_a_fault_ends_the_recording_by_name_and_what_was_saved_loads(
+    tmp_path: Path, fault: str, message: str
+) -> None:
+    pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")
+    camera = None
+    if fault == "stall":
+        pytest.importorskip("zmq", reason="pip install pyzmq")
+        camera = CameraSettings("top", 64, 48, 30)
+    with SO100Emulator(tmp_path, camera=camera) as emulator:
+        process = subprocess.Popen(
+            [BIN / "lerobot-record", *record_arguments(emulator, tmp_path / "data", episodes=3)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Recording episode 1" in line:
+                time.sleep(0.5)
+                obey(emulator, fault)
+        assert process.wait(timeout=60) == 1
+    assert re.search(message, "".join(said)), "".join(said)[-4000:]
+    data, actions, *_ = columns(tmp_path / "data")
+    assert data.meta.total_episodes == 1
+    assert len(actions) == len(data) > FPS
 
 
 def test_the_command_prints_options_obeys_and_ends_cleanly(tmp_path: Path) -> None:
