@@ -16,6 +16,7 @@ from lerobot_policy_vla0.errors import Vla0Error
 #: Subcommand, the module in this package that does it, and its line in ``vla0 --help``.
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_official", "turn the paper's or vla0-trl's checkpoint into a LeRobot policy folder"),
+    "emulate-so100": ("emulate_so100", "SO-100 arms and a camera that exist in software only"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
 }
 

@@ -1,0 +1,42 @@
+"""An SO-100 without an SO-100: servo buses on pseudo-terminals, a rendered camera, faults on demand.
+
+LeRobot's own ``so100_follower``, ``so100_leader`` and ``zmq`` camera connect to it unchanged, through the real
+``feetech-servo-sdk`` and ``pyserial``. For tests, demonstrations and developing
+without hardware; see ``docs/so100.md``.
+
+>>> import tempfile
+>>> from pathlib import Path
+>>> with SO100Emulator(Path(tempfile.mkdtemp())) as emulator:
+...     list(emulator.arms)
+['follower', 'leader']
+"""
+
+from __future__ import annotations
+
+from lerobot_policy_vla0.testing.so100.arm import Arm
+from lerobot_policy_vla0.testing.so100.bus import ServoBus
+from lerobot_policy_vla0.testing.so100.calibration import JOINTS
+from lerobot_policy_vla0.testing.so100.camera import CameraSettings, SceneCamera
+from lerobot_policy_vla0.testing.so100.emulator import SO100Emulator
+from lerobot_policy_vla0.testing.so100.faults import BusFaults
+from lerobot_policy_vla0.testing.so100.port import SerialPort
+from lerobot_policy_vla0.testing.so100.scene import Scene
+from lerobot_policy_vla0.testing.so100.servo import Servo
+from lerobot_policy_vla0.testing.so100.trajectory import REST, Trajectory, through, wave
+
+__all__ = [
+    "JOINTS",
+    "REST",
+    "Arm",
+    "BusFaults",
+    "CameraSettings",
+    "SO100Emulator",
+    "Scene",
+    "SceneCamera",
+    "SerialPort",
+    "Servo",
+    "ServoBus",
+    "Trajectory",
+    "through",
+    "wave",
+]

@@ -1,0 +1,187 @@
+"""What a camera sees: an SO-100, drawn from its joint angles, on a table with a coloured ball.
+
+Forward kinematics with the arm's approximate link lengths, a pinhole camera, lines and discs. Every joint changes the
+picture. Knows nothing about servos or how pictures travel.
+
+Coordinates are metres: x ahead of the arm, y to its left, z up, the origin on the table under the shoulder's axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lerobot_policy_vla0.errors import ConfigError
+
+Points = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+
+SHOULDER_HEIGHT, UPPER_ARM, FOREARM, WRIST, JAW = 0.12, 0.116, 0.135, 0.06, 0.1
+_TABLE, _GRID, _WALL = (188, 170, 140), (160, 142, 115), (214, 220, 226)
+_BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
+    (60, 60, 66),
+    (238, 178, 40),
+    (70, 70, 78),
+    (40, 110, 60),
+    (120, 40, 140),
+)
+
+
+def joint_points(pose: Sequence[float]) -> Points:
+    """Return base, shoulder, elbow, wrist, palm, tip of the fixed jaw, tip of the moving one.
+
+    Args:
+        pose: degrees from the middle for five joints (0: upper arm straight up, forearm level ahead), percent open.
+
+    Returns:
+        ``(7, 3)`` metres.
+    """
+    pan, lift, elbow, wrist, roll = np.deg2rad(np.asarray(pose[:5], dtype=np.float64))
+    opening = np.deg2rad(pose[5] * 0.9)
+    ahead = np.array([np.cos(pan), -np.sin(pan), 0.0])
+    up = np.array([0.0, 0.0, 1.0])
+
+    def along(pitch: float) -> Points:
+        """Return the direction at an angle from straight up, leaning ahead."""
+        direction: Points = np.sin(pitch) * ahead + np.cos(pitch) * up
+        return direction
+
+    pitches = np.cumsum([lift, np.pi / 2 + elbow, wrist])
+    palm_direction = along(pitches[2])
+    # The jaws open in a plane that the roll turns about the palm's direction.
+    side = np.cos(roll) * np.array([np.sin(pan), np.cos(pan), 0.0]) + np.sin(roll) * along(
+        pitches[2] - np.pi / 2
+    )
+    shoulder = SHOULDER_HEIGHT * up
+    elbow_point = shoulder + UPPER_ARM * along(pitches[0])
+    wrist_point = elbow_point + FOREARM * along(pitches[1])
+    palm = wrist_point + WRIST * palm_direction
+    fixed = palm + JAW * palm_direction - 0.015 * side
+    moving = palm + JAW * (np.cos(opening) * palm_direction + np.sin(opening) * side) + 0.015 * side
+    return np.stack([np.zeros(3), shoulder, elbow_point, wrist_point, palm, fixed, moving])
+
+
+@dataclass
+class Scene:
+    """A table, a ball, an arm and where they are looked at from.
+
+    Attributes:
+        ball: x and y of the ball on the table, metres.
+        ball_color: red, green, blue, 0 to 255.
+        eye: where the camera is.
+        look_at: what is in the middle of the picture.
+        field_of_view: vertical, degrees, in (0, 180).
+    """
+
+    ball: tuple[float, float] = (0.24, 0.08)
+    ball_color: tuple[int, int, int] = (220, 40, 30)
+    eye: tuple[float, float, float] = (0.55, -0.4, 0.42)
+    look_at: tuple[float, float, float] = (0.13, 0.0, 0.1)
+    field_of_view: float = 48.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.field_of_view < 180:
+            raise ConfigError(
+                f"field_of_view={self.field_of_view} is no angle of view: give degrees in (0, 180)"
+            )
+
+    def render(self, pose: Sequence[float], width: int, height: int) -> Picture:
+        """Return the picture of an arm in ``pose``.
+
+        Args:
+            pose: see `joint_points`.
+            width: pixels.
+            height: pixels.
+
+        Returns:
+            ``(height, width, 3)`` uint8, RGB.
+        """
+        picture: Picture = np.empty((height, width, 3), np.uint8)
+        picture[:] = _WALL
+        self._polygon(picture, [(-0.35, -0.45, 0), (0.5, -0.45, 0), (0.5, 0.45, 0), (-0.35, 0.45, 0)], _TABLE)
+        for step in range(-4, 5):
+            self._line(picture, (-0.3, step / 10, 0), (0.5, step / 10, 0), 0.002, _GRID)
+            self._line(picture, (step / 10 + 0.1, -0.4, 0), (step / 10 + 0.1, 0.4, 0), 0.002, _GRID)
+
+        points = joint_points(pose)
+        shadow = points * [1.0, 1.0, 0.0]
+        for start, end in pairwise(shadow[1:-1]):
+            self._line(picture, start, end, 0.02, _GRID)
+        ball = np.array([*self.ball, 0.02])
+        ball_is_far = self._depth(ball) > self._depth(points[4])
+        if ball_is_far:
+            self._disc(picture, ball, 0.02, self.ball_color)
+        self._line(picture, points[0], points[1], 0.07, _BASE)
+        for start, end in pairwise(points[1:5]):
+            self._line(picture, start, end, 0.028, _LINK)
+        self._line(picture, points[4], points[5], 0.014, _FIXED_JAW)
+        self._line(picture, points[4], points[6], 0.014, _MOVING_JAW)
+        for point in points[1:5]:
+            self._disc(picture, point, 0.019, _JOINT)
+        if not ball_is_far:
+            self._disc(picture, ball, 0.02, self.ball_color)
+        return picture
+
+    def _camera(self) -> tuple[Points, Points]:
+        eye = np.asarray(self.eye, np.float64)
+        forward = np.asarray(self.look_at, np.float64) - eye
+        forward /= np.linalg.norm(forward)
+        right = np.cross(forward, [0.0, 0.0, 1.0])
+        right /= np.linalg.norm(right)
+        return eye, np.stack([right, np.cross(forward, right), forward])  # rows: right, down, forward
+
+    def _depth(self, point: Points) -> float:
+        eye, axes = self._camera()
+        return float(axes[2] @ (point - eye))
+
+    def _project(self, picture: Picture, points: Sequence[Sequence[float]] | Points) -> tuple[Points, float]:
+        """Return ``(n, 2)`` pixels, and pixels per metre at the first point."""
+        eye, axes = self._camera()
+        seen = (np.asarray(points, np.float64) - eye) @ axes.T
+        depth = np.maximum(seen[:, 2], 0.02)
+        height, width = picture.shape[:2]
+        focal = height / 2 / np.tan(np.deg2rad(self.field_of_view) / 2)
+        pixels: Points = seen[:, :2] / depth[:, None] * focal + [width / 2, height / 2]
+        return pixels, float(focal / depth[0])
+
+    def _line(
+        self,
+        picture: Picture,
+        start: Sequence[float] | Points,
+        end: Sequence[float] | Points,
+        size: float,
+        color: tuple[int, int, int],
+    ) -> None:
+        pixels, scale = self._project(picture, np.stack([np.asarray(start, float), np.asarray(end, float)]))
+        first, last = _fixed_point(pixels)
+        cv2.line(picture, first, last, color, max(1, round(size * scale)), cv2.LINE_AA, _SHIFT)
+
+    def _disc(self, picture: Picture, centre: Points, radius: float, color: tuple[int, int, int]) -> None:
+        pixels, scale = self._project(picture, centre[None])
+        cv2.circle(
+            picture,
+            _fixed_point(pixels)[0],
+            round(radius * scale * 2**_SHIFT),
+            color,
+            -1,
+            cv2.LINE_AA,
+            _SHIFT,
+        )
+
+    def _polygon(
+        self, picture: Picture, corners: Sequence[Sequence[float]], color: tuple[int, int, int]
+    ) -> None:
+        pixels, _ = self._project(picture, corners)
+        cv2.fillConvexPoly(picture, np.array(_fixed_point(pixels)), color, cv2.LINE_AA, _SHIFT)
+
+
+_SHIFT = 4  # OpenCV draws at sixteenths of a pixel: small motion shows
+
+
+def _fixed_point(pixels: Points) -> list[tuple[int, int]]:
+    return [(round(x * 2**_SHIFT), round(y * 2**_SHIFT)) for x, y in pixels.tolist()]

@@ -1,0 +1,55 @@
+"""Scripts for a leader arm: a pose for every moment. Pure functions of time; knows nothing about servos.
+
+A pose is six numbers in LeRobot's units: degrees from the middle of the range, and percent open for the gripper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from lerobot_policy_vla0.errors import ConfigError
+
+Pose = Sequence[float]
+#: The pose to be in, t seconds after the arm got its power.
+Trajectory = Callable[[float], Pose]
+
+#: Folded, gripper nearly closed: where arms start.
+REST: Pose = (0.0, -60.0, 60.0, 30.0, 0.0, 10.0)
+
+
+def wave(seconds: float) -> Pose:
+    """Return the pose of an arm that waves: every joint moves, no two alike, at 60 degrees a second or less."""
+    swing = [
+        (0.0, 40.0, 5.0),
+        (-20.0, 25.0, 7.0),
+        (20.0, 25.0, 6.0),
+        (30.0, 20.0, 4.0),
+        (0.0, 45.0, 8.0),
+        (50.0, 40.0, 5.0),
+    ]
+    return [middle + size * math.sin(2 * math.pi * seconds / period) for middle, size, period in swing]
+
+
+def through(points: Sequence[tuple[float, Pose]]) -> Trajectory:
+    """Return a trajectory through poses at given times, at rest in each, that starts over after the last.
+
+    Args:
+        points: seconds and pose, in the order of time; the first at 0.
+
+    Raises:
+        ConfigError: if there are fewer than two points, or the times do not grow from 0.
+    """
+    times = [time for time, _ in points]
+    if len(points) < 2 or times[0] != 0 or any(b <= a for a, b in pairwise(times)):
+        raise ConfigError(f"a trajectory needs two or more points at growing times from 0, got times {times}")
+
+    def pose(seconds: float) -> Pose:
+        now = seconds % times[-1]
+        index = next(i for i in range(len(points) - 1) if now < times[i + 1])
+        (start, before), (end, after) = points[index], points[index + 1]
+        share = (1 - math.cos(math.pi * (now - start) / (end - start))) / 2
+        return [a + share * (b - a) for a, b in zip(before, after, strict=True)]
+
+    return pose

@@ -1,0 +1,327 @@
+"""LeRobot's console scripts record and replay on the emulated SO-100; `vla0 emulate-so100` serves it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPO
+
+from lerobot_policy_vla0.commands import main
+from lerobot_policy_vla0.testing.so100 import JOINTS, CameraSettings, SO100Emulator
+from lerobot_policy_vla0.testing.so100.calibration import from_steps
+from lerobot_policy_vla0.testing.so100.console import obey
+from lerobot_policy_vla0.testing.so100.packets import Instruction, Packet
+from lerobot_policy_vla0.testing.so100.registers import Register
+
+BIN = Path(sys.executable).parent
+STEP = 360 / 4095  # degrees per encoder step
+FPS = 20
+
+needs_sdk = pytest.mark.skipif(
+    not (BIN / "lerobot-record").exists(), reason="pip install 'lerobot[core_scripts]'"
+)
+
+
+def command(name: str, *arguments: str) -> str:
+    """Run a console script without a terminal and return what it logged."""
+    finished = subprocess.run(
+        [BIN / name, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout[-4000:]
+    return finished.stdout
+
+
+class GoalLog:
+    """The goals a follower was sent, and where it was when each came."""
+
+    def __init__(self, emulator: SO100Emulator) -> None:
+        self.arm = emulator.followers[0]
+        self.goals: list[list[float]] = []
+        self.poses: list[list[float]] = []
+        self.arm.bus.observer = self.note
+
+    def note(self, packet: Packet) -> None:
+        if packet.code == Instruction.SYNC_WRITE and packet.parameters[0] == Register.GOAL_POSITION:
+            rows = np.frombuffer(packet.parameters[2:], np.uint8).reshape(-1, 3).astype(int)
+            assert rows[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+            steps = rows[:, 1] + 256 * rows[:, 2]
+            self.goals.append(from_steps(steps.tolist(), self.arm.calibration))
+            self.poses.append(self.arm.pose())
+
+
+def record_arguments(emulator: SO100Emulator, root: Path, *, episodes: int) -> list[str]:
+    """Return the arguments of a `lerobot-record` of two-second episodes, teleoperated by the scripted leader."""
+    return [
+        *emulator.robot_options(),
+        *emulator.teleop_options(),
+        "--dataset.repo_id=local/so100",
+        f"--dataset.root={root}",
+        f"--dataset.fps={FPS}",
+        f"--dataset.num_episodes={episodes}",
+        "--dataset.episode_time_s=2",
+        "--dataset.reset_time_s=0",
+        "--dataset.single_task=wave",
+        "--dataset.video=false",
+        "--dataset.push_to_hub=false",
+        "--dataset.no_stamp=true",
+        "--play_sounds=false",
+    ]
+
+
+@dataclass
+class Recording:
+    """An emulator, and the dataset that `lerobot-record` made on it."""
+
+    emulator: SO100Emulator
+    root: Path
+    with_camera: bool
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
+    pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")
+    try:
+        import zmq  # noqa: F401
+
+        camera = CameraSettings("top", 64, 48, 30)
+    except ImportError:
+        camera = None
+    folder = tmp_path_factory.mktemp("so100")
+    with SO100Emulator(folder, camera=camera) as emulator:
+        command("lerobot-record", *record_arguments(emulator, folder / "data", episodes=2))
+        yield Recording(emulator, folder / "data", camera is not None)
+
+
+def columns(root: Path) -> Any:
+    """Return the dataset, and its joints as ``(frames, 6)`` arrays: actions, states, and the episode of each frame."""
+    from lerobot.datasets import LeRobotDataset
+
+    data = LeRobotDataset("local/so100", root=root)
+    table = data.hf_dataset.with_format("numpy")
+    return (
+        data,
+        np.stack(table["action"]),
+        np.stack(table["observation.state"]),
+        np.array(table["episode_index"]),
+    )
+
+
+@needs_sdk
+@pytest.mark.sim
+def test_the_recorded_dataset_loads_and_the_arm_moves_in_it(recording: Recording) -> None:
+    data, actions, states, episodes = columns(recording.root)
+    assert data.meta.total_episodes == 2
+    assert data.meta.features["action"]["names"] == [f"{joint}.pos" for joint in JOINTS]
+    assert len(actions) >= 0.8 * 2 * 2 * FPS  # two episodes of two seconds, on a busy machine
+    for episode in (0, 1):
+        mine = episodes == episode
+        assert (np.ptp(actions[mine], axis=0) > 5).all()
+        assert (np.ptp(states[mine], axis=0) > 5).all()
+        # Past the start, the follower is where the leader was a moment ago: less than 100 degrees/s times the lag.
+        assert np.abs(states[mine] - actions[mine])[FPS // 2 :].mean() < 8
+    assert data[0]["task"] == "wave"
+
+
+@needs_sdk
+@pytest.mark.sim
+def test_the_recorded_pictures_change_with_the_arm(recording: Recording) -> None:
+    if not recording.with_camera:
+        pytest.skip("no camera without pyzmq: pip install pyzmq")
+    data, *_ = columns(recording.root)
+    pictures = [data[index]["observation.images.top"].numpy() for index in (0, 15, 30)]
+    assert pictures[0].shape == (3, 48, 64)
+    for first, second in [(0, 1), (1, 2)]:
+        assert (np.abs(pictures[first] - pictures[second]).max(axis=0) > 0.2).mean() > 0.02
+    # Red, green, blue in this order: the ball is red.
+    red, green, blue = pictures[0]
+    assert ((red > 0.6) & (green < 0.45) & (blue < 0.45)).sum() >= 3
+
+
+@needs_sdk
+@pytest.mark.sim
+def test_a_replay_sends_what_was_recorded_and_the_arm_follows(recording: Recording) -> None:
+    _, actions, states, episodes = columns(recording.root)
+    log = GoalLog(recording.emulator)
+    robot = [option for option in recording.emulator.robot_options() if "cameras" not in option]
+    command(
+        "lerobot-replay",
+        *robot,
+        "--dataset.repo_id=local/so100",
+        f"--dataset.root={recording.root}",
+        "--dataset.episode=1",
+        f"--dataset.fps={FPS}",
+        "--play_sounds=false",
+    )
+    recorded, seen = actions[episodes == 1], states[episodes == 1]
+    assert len(log.goals) == len(recorded)
+    # LeRobot truncates to whole steps. The gripper is in percent of its 1470 steps, below a step of the others.
+    assert np.abs(np.array(log.goals) - recorded).max() <= 1.01 * STEP
+    # The follower passes where it passed; what differs is the moment a loop of 20 Hz looks.
+    assert np.abs(np.array(log.poses) - seen)[FPS // 2 :].mean() < 3
+    # At the end it has arrived, within a step of rounding.
+    assert np.abs(recording.emulator.followers[0].pose() - recorded[-1]).mean() < 5
+    assert not recording.emulator.followers[0].torque()
+
+
+@pytest.fixture(scope="module")
+def policy(recording: Recording) -> Path:
+    """A policy trained on the recording for two steps: its actions mean nothing, their range does."""
+    if not recording.with_camera:
+        pytest.skip("a policy needs pictures, the camera pyzmq: pip install pyzmq")
+    output = recording.root.parent / "policy"
+    command(
+        "lerobot-train",
+        f"--config_path={REPO / 'configs' / 'debug.yaml'}",
+        "--dataset.repo_id=local/so100",
+        f"--dataset.root={recording.root}",
+        f"--output_dir={output}",
+        "--policy.chunk_size=12",
+        "--policy.n_action_steps=12",
+        "--policy.ensemble_n_chunks=1",
+        "--steps=2",
+        "--save_freq=2",
+    )
+    return output / "checkpoints" / "000002" / "pretrained_model"
+
+
+@needs_sdk
+@pytest.mark.sim
+@pytest.mark.parametrize("inference", ["sync", "rtc"])
+def test_a_rollout_sends_goals_in_the_range_of_the_recording(
+    recording: Recording, policy: Path, inference: str
+) -> None:
+    _, actions, *_ = columns(recording.root)
+    log = GoalLog(recording.emulator)
+    command(
+        "lerobot-rollout",
+        "--strategy.type=base",
+        f"--inference.type={inference}",
+        f"--policy.path={policy}",
+        "--policy.device=cpu",
+        *recording.emulator.robot_options(),
+        "--task=wave",
+        "--duration=4",
+        f"--fps={FPS}",
+        "--return_to_initial_position=false",
+        "--play_sounds=false",
+    )
+    goals = np.array(log.goals)
+    assert len(goals) >= 2 * FPS  # of 4 * FPS, on a busy machine
+    # And the arm is where it was told to go, or on its way.
+    assert np.abs(recording.emulator.followers[0].pose() - goals[-1]).mean() < 5
+    assert (goals >= actions.min(axis=0) - 1.01 * STEP).all()
+    assert (goals <= actions.max(axis=0) + 1.01 * STEP).all()
+    assert not recording.emulator.followers[0].torque()
+
+
+@needs_sdk
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("unplug follower", r"termios.error: .5, .Input/output error"),
+        (
+            "silence follower 3",
+            r"ConnectionError: Failed to sync read .Present_Position. .*\[1, 2, 3, 4, 5, 6\]",
+        ),
+        ("stall", r"TimeoutError: ZMQCamera.top.* latest frame is too old"),
+    ],
+)
+def test_a_fault_ends_the_recording_by_name_and_what_was_saved_loads(
+    tmp_path: Path, fault: str, message: str
+) -> None:
+    pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")
+    camera = None
+    if fault == "stall":
+        pytest.importorskip("zmq", reason="pip install pyzmq")
+        camera = CameraSettings("top", 64, 48, 30)
+    with SO100Emulator(tmp_path, camera=camera) as emulator:
+        process = subprocess.Popen(
+            [BIN / "lerobot-record", *record_arguments(emulator, tmp_path / "data", episodes=3)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Recording episode 1" in line:
+                time.sleep(0.5)
+                obey(emulator, fault)
+        assert process.wait(timeout=60) == 1
+    assert re.search(message, "".join(said)), "".join(said)[-4000:]
+    data, actions, *_ = columns(tmp_path / "data")
+    assert data.meta.total_episodes == 1
+    assert len(actions) == len(data) > FPS
+
+
+def test_the_command_prints_options_obeys_and_ends_cleanly(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "lerobot_policy_vla0.commands",
+            "emulate-so100",
+            "--folder",
+            tmp_path,
+            "--no-camera",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    shown = []
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+        shown.append(line)
+    text = "".join(shown)
+    for option in (
+        "--robot.type=so100_follower",
+        f"--robot.port={tmp_path}/ports/follower",
+        "--teleop.id=leader",
+    ):
+        assert option in text
+    assert (tmp_path / "calibration" / "leader.json").is_file()
+    process.stdin.write("dance\nunplug follower\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 10
+    while os.path.lexists(tmp_path / "ports" / "follower") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=10)
+    assert process.returncode == 0, errors
+    assert out.endswith("# ended\n")
+    assert "cannot do 'dance'" in errors
+    assert f"fault: port {tmp_path}/ports/follower is unplugged" in errors
+    assert not os.path.lexists(tmp_path / "ports" / "leader")
+
+
+def test_the_command_reports_a_bad_setting_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert main(["emulate-so100", "--folder", str(tmp_path), "--size", "8", "8"]) == 2
+    assert "vla0 emulate-so100: error: a picture of 8x8 is too small" in capsys.readouterr().err
+    assert {number: signal.getsignal(number) for number in before} == before
