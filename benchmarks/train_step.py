@@ -172,9 +172,10 @@ class Steps:
 
     def plain(self) -> None:
         """Take the step one would first write."""
-        with self.policy._autocast():
-            loss = self.plain_step.loss(self.raw)
-        self._update(loss)
+        with self.plain_step.stock_model():
+            with self.policy._autocast():
+                loss = self.plain_step.loss(self.raw)
+            self._update(loss)
 
     def outside(self) -> None:
         """Do what our step does outside the model: prompt, normaliser, checks, images, ids, masking."""
@@ -198,7 +199,8 @@ class Steps:
         self.policy.eval()
         with torch.no_grad(), self.policy._autocast():
             ours, _ = self.policy(self.batch)
-            plain = self.plain_step.loss(self.raw, augment=False)
+            with self.plain_step.stock_model():
+                plain = self.plain_step.loss(self.raw, augment=False)
         self.policy.train()
         return abs(float(ours) - float(plain)) / float(plain)
 
