@@ -52,15 +52,13 @@ class PlainStep:
     @contextmanager
     def stock_model(self) -> Iterator[None]:
         """Attend as transformers does, forward and backward, where the policy attends in a way of its own."""
-        configs = [self.model.model.language_model.config, self.model.model.visual.config]
-        own = [config._attn_implementation for config in configs]
-        for config, name in zip(configs, own, strict=True):
-            config._attn_implementation = base_attention(name)
+        config = self.model.model.language_model.config
+        own = config._attn_implementation
+        config._attn_implementation = base_attention(own)
         try:
             yield
         finally:
-            for config, name in zip(configs, own, strict=True):
-                config._attn_implementation = name
+            config._attn_implementation = own
 
     def picture(self, batch: dict[str, Any], row: int, augment: bool) -> Image.Image:
         """Return the cameras of a sample side by side."""

@@ -1,4 +1,4 @@
-"""Computing the prompts' common beginning once, and windows together, changes no loss and no gradient."""
+"""Computing the prompts' common beginning once changes no loss and no gradient."""
 
 from __future__ import annotations
 
@@ -51,26 +51,31 @@ def test_a_packed_batch_says_of_every_token_what_the_batch_said(
         expected += 1
     assert common_prefix(ids, mask, stop=STOP) == expected
 
-    # Every token has a position of its own, so that what it sees can be told by positions.
     place = (torch.arange(ids.shape[1]) - torch.tensor(left)[:, None]).expand(3, -1, -1)
     packed = pack(ids, mask, place, stop=STOP)
     if expected == 0:
         assert packed is None
         return
     assert packed is not None
-    size = packed.columns
+    own = packed.ids[0, expected:].view(len(rows), -1)
+    places = packed.positions[0, 0, expected:].view(len(rows), -1)
     assert packed.ids[0, :expected].tolist() == rows[0][:expected]
     assert packed.positions[0, 0, :expected].tolist() == list(range(expected))
-    visible = packed.visible.expand(len(rows), -1, -1, -1)
     for i, row in enumerate(rows):
-        own = slice(expected + i * size, expected + (i + 1) * size)
-        seen_ids = torch.cat([packed.ids[0, :expected], packed.ids[0, own]])
-        seen_places = torch.cat([packed.positions[0, 0, :expected], packed.positions[0, 0, own]])
-        for step in range(expected, len(row)):
-            column = ids.shape[1] - size
-            view = visible[i, 0, left[i] + step - column]
-            assert seen_ids[view].tolist() == row[: step + 1]
-            assert seen_places[view].tolist() == list(range(step + 1))
+        size = len(row) - expected
+        assert own[i, :size].tolist() == row[expected:]
+        assert places[i, :size].tolist() == list(range(expected, len(row)))
+        columns = torch.arange(ids.shape[1] - left[i] - expected, own.shape[1])
+        assert STOP not in own[i, columns]  # filler
+
+    first = max(left) + expected
+    assert packed.has_columns(first)
+    assert not packed.has_columns(first - 1)
+    states = torch.stack([packed.ids[0], packed.positions[0, 0]], dim=1)
+    back = packed.columns(states, first, ids.shape[1])
+    real = mask[:, first:]
+    assert torch.equal(back[..., 0][real], ids[:, first:][real])
+    assert torch.equal(back[..., 1][real], place[0][:, first:][real])
 
 
 def test_a_single_row_is_not_packed() -> None:
@@ -93,10 +98,9 @@ def tokens_seen(policy: VLA0Policy) -> Iterator[list[int]]:
 
 def use_stock_attention(policy: VLA0Policy) -> None:
     """Put transformers' own attention back, with which every row is computed whole."""
-    model = policy.vlm.model.model
-    for config in (model.language_model.config, model.visual.config):
-        config._attn_implementation = base_attention(config._attn_implementation)
-    assert not can_share_prefix(model.language_model.config)
+    config = policy.vlm.model.model.language_model.config
+    config._attn_implementation = base_attention(config._attn_implementation)
+    assert not can_share_prefix(config)
 
 
 def prepared(policy: VLA0Policy, tasks: list[str]) -> dict[str, Any]:
@@ -188,11 +192,9 @@ def test_states_of_the_prefix_itself_come_from_the_plain_path() -> None:
 
 
 def test_flash_attention_is_left_alone() -> None:
-    vlm = VLA0Policy(make_config()).vlm
-    text, vision = vlm.model.model.language_model.config, vlm.model.model.visual.config
-    use_stock_attention(VLA0Policy(make_config()))
-    for config in (text, vision):
-        config._attn_implementation = "flash_attention_2"
-    use_own_attention(text, vision)
-    assert text._attn_implementation == vision._attn_implementation == "flash_attention_2"
+    text = VLA0Policy(make_config()).vlm.model.model.language_model.config
+    assert can_share_prefix(text)
+    text._attn_implementation = "flash_attention_2"
+    use_own_attention(text)
+    assert text._attn_implementation == "flash_attention_2"
     assert not can_share_prefix(text)

@@ -14,28 +14,40 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch as one sequence: the common prefix of ``P`` tokens, then the ``S`` columns after it of all ``B`` rows.
+    """A batch as one sequence: the common prefix of ``P`` tokens, then ``S`` tokens of each of the ``B`` rows.
 
-    A row that is padded on the left has tokens of the prefix among its columns; no other token looks at them.
+    Rows begin right after the prefix: what was padding on the left is filler at the end, which no token looks at.
 
     Attributes:
         prefix: P, at least 1.
-        rows: B.
+        begins: ``(B,)`` int64, the first column of each row that is not padding.
+        last_begin: the largest of them.
         ids: ``(1, P + B*S)`` int64.
         positions: ``(3, 1, P + B*S)`` int64.
-        visible: ``(B or 1, 1, S, P + S)`` bool, which tokens each one of a row looks at: of the prefix and its row.
     """
 
     prefix: int
-    rows: int
+    begins: Tensor
+    last_begin: int
     ids: Tensor
     positions: Tensor
-    visible: Tensor
 
-    @property
-    def columns(self) -> int:
-        """S."""
-        return self.visible.shape[2]
+    def has_columns(self, first: int) -> bool:
+        """Tell whether no column of the batch from ``first`` on is part of the prefix."""
+        return first >= self.last_begin + self.prefix
+
+    def columns(self, states: Tensor, first: int, length: int) -> Tensor:
+        """Return the states of the batch's columns ``first`` to ``length``: ``(B, length - first, hidden)``.
+
+        Args:
+            states: ``(P + B*S, hidden)``.
+            first: see `has_columns`.
+            length: the batch's L.
+        """
+        rows = len(self.begins)
+        own = states[self.prefix :].view(rows, -1, states.shape[1])  # (B, S, hidden)
+        at = torch.arange(first, length, device=states.device) - self.begins.unsqueeze(1) - self.prefix
+        return own[torch.arange(rows, device=states.device).unsqueeze(1), at]
 
 
 def common_prefix(ids: Tensor, mask: Tensor, *, stop: int) -> Tensor:
@@ -69,30 +81,26 @@ def pack(ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int) -> PackedBa
         positions: ``(3, B, L)`` int64.
         stop: no token from this id on is shared.
     """
-    if len(ids) == 1:
+    rows, length = ids.shape
+    if rows == 1:
         return None
     begins = mask.long().argmax(1)  # (B,)
-    facts = torch.stack(
-        [common_prefix(ids, mask, stop=stop), begins.min(), begins.argmin(), mask.all().long()]
-    )
-    prefix, start, longest, whole = facts.tolist()  # one transfer
+    facts = torch.stack([common_prefix(ids, mask, stop=stop), begins.min(), begins.max()])
+    prefix, start, last_begin = facts.tolist()  # one transfer
     if prefix == 0:
         return None
-    end = start + prefix
-    if whole:
-        own = mask[:1, end:]
-    else:
-        columns = torch.arange(end, ids.shape[1], device=ids.device)
-        own = mask[:, end:] & (columns >= begins.unsqueeze(1) + prefix)  # (B, S), not of the prefix
-    size = ids.shape[1] - end
-    causal = torch.ones(size, size, dtype=torch.bool, device=ids.device).tril()
-    visible = torch.cat([causal.new_ones(len(own), size, prefix), own.unsqueeze(1) & causal], dim=2)
+    step = torch.arange(length - start - prefix, device=ids.device)
+    columns = begins.unsqueeze(1) + prefix + step  # (B, S)
+    past = columns >= length
+    columns = columns.clamp(max=length - 1)
+    common = begins[0] + torch.arange(prefix, device=ids.device)
+    rest = ids.gather(1, columns)
+    rest = torch.where(past, ids[0, common[0]], rest)
+    places = positions.gather(2, columns.expand(3, -1, -1))
     return PackedBatch(
         prefix=prefix,
-        rows=len(ids),
-        ids=torch.cat([ids[longest, start:end], ids[:, end:].flatten()]).unsqueeze(0),
-        positions=torch.cat(
-            [positions[:, longest, start:end], positions[:, :, end:].flatten(1)], dim=1
-        ).unsqueeze(1),
-        visible=visible.unsqueeze(1),
+        begins=begins,
+        last_begin=last_begin,
+        ids=torch.cat([ids[0, common], rest.flatten()]).unsqueeze(0),
+        positions=torch.cat([positions[:, 0, common], places.flatten(1)], dim=1).unsqueeze(1),
     )

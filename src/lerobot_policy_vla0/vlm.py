@@ -228,7 +228,7 @@ class VLM(nn.Module):
                 "attn_implementation to 'sdpa', which needs nothing."
             ) from error
         vlm = cls(model, tokenizer)
-        use_own_attention(model.model.language_model.config, model.model.visual.config)
+        use_own_attention(model.model.language_model.config)
         if config.gradient_checkpointing:
             vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.freeze_vision_encoder:
@@ -323,9 +323,9 @@ class VLM(nn.Module):
         )
         if can_share_prefix(self.model.model.language_model.config):
             packed = pack(ids, mask, positions, stop=self.image_token_id)
-            if packed is not None and ids.shape[1] - first <= packed.columns:
+            if packed is not None and packed.has_columns(first):
                 states = self._packed_states(packed, pixel_values, grid_thw)
-                return states.unflatten(0, (len(ids), -1))[:, packed.columns - ids.shape[1] + first :]
+                return packed.columns(states, first, ids.shape[1])
         output = self.model.model(
             input_ids=ids,
             attention_mask=mask.long(),
@@ -338,7 +338,7 @@ class VLM(nn.Module):
         return hidden[:, first:]
 
     def _packed_states(self, packed: PackedBatch, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Return the last hidden states of a packed batch without those of the prefix: ``(B*S, hidden)``."""
+        """Return the last hidden states of a packed batch: ``(P + B*S, hidden)``."""
         model = self.model.model
         embeddings = model.language_model.embed_tokens(packed.ids)
         features = model.get_image_features(pixel_values, grid_thw).pooler_output
@@ -350,9 +350,9 @@ class VLM(nn.Module):
             attention_mask={"full_attention": None},  # the layout says it all
             position_ids=packed.positions,
             use_cache=False,
-            prefix_layout=PrefixLayout(packed.prefix, packed.rows, packed.visible),
+            prefix_layout=PrefixLayout(packed.prefix, len(packed.begins)),
         )
-        hidden: Tensor = output.last_hidden_state[0, packed.prefix :]
+        hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
