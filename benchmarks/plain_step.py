@@ -8,6 +8,8 @@ the vocabulary. Written from the paper (arXiv 2510.13054).
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torchvision.transforms.functional import to_pil_image
 from transformers import Qwen2VLImageProcessor
 
 from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.attention import base_attention
 from lerobot_policy_vla0.prompt import IMAGE_TOKEN
 
 TEMPLATE = (
@@ -45,6 +48,17 @@ class PlainStep:
         self.jitter = ColorJitter(
             self.config.brightness, self.config.contrast, self.config.saturation, self.config.hue
         )
+
+    @contextmanager
+    def stock_model(self) -> Iterator[None]:
+        """Attend as transformers does, forward and backward, where the policy attends in a way of its own."""
+        config = self.model.model.language_model.config
+        own = config._attn_implementation
+        config._attn_implementation = base_attention(own)
+        try:
+            yield
+        finally:
+            config._attn_implementation = own
 
     def picture(self, batch: dict[str, Any], row: int, augment: bool) -> Image.Image:
         """Return the cameras of a sample side by side."""

@@ -30,6 +30,7 @@ from lerobot_policy_vla0.batches import read_images
 from lerobot_policy_vla0.cameras import image_problems
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
+from lerobot_policy_vla0.shared_prefix import common_prefix
 from lerobot_policy_vla0.testing import build_tiny_tokenizer
 
 #: Cameras, their side in pixels, dimensions of an action, batch size; and the policy's options.
@@ -122,20 +123,24 @@ def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int) -> flo
     """Return the operations a step cannot do without: forward and backward of every product with a weight.
 
     Six per weight and token (two forward, four backward), and attention's two products, counted without regard to
-    the causal mask, as is usual. The vocabulary projection counts at labelled positions only, recomputation not at all.
+    the causal mask, as is usual. The vocabulary projection counts at labelled positions only, what all rows begin with
+    once, recomputation not at all.
     """
     rows, prompt = batch["observation.language.tokens"].shape
     model = policy.vlm.model
     text, vision = model.config.get_text_config(), model.config.vision_config
     length = prompt + labelled / rows
+    ids, mask = batch["observation.language.tokens"], batch["observation.language.attention_mask"]
+    shared = int(common_prefix(ids, mask, stop=policy.vlm.image_token_id))
+    computed = shared + rows * (length - shared)
     patches = (
         sum(policy.config.image_tokens(policy.vlm.patch_size, policy.vlm.merge_size))
         * policy.vlm.merge_size**2
     )
     layers = sum(p.numel() for p in model.model.language_model.layers.parameters())
     tower = sum(p.numel() for p in policy.vlm.vision_tower.parameters())
-    products = layers * rows * length + tower * rows * patches + text.vocab_size * text.hidden_size * labelled
-    attention = 2 * rows * text.num_hidden_layers * text.hidden_size * length**2
+    products = layers * computed + tower * rows * patches + text.vocab_size * text.hidden_size * labelled
+    attention = 2 * text.num_hidden_layers * text.hidden_size * length * computed
     window = (vision.window_size // vision.patch_size) ** 2
     full = len(vision.fullatt_block_indexes)
     attention += 2 * rows * vision.hidden_size * patches * (full * patches + (vision.depth - full) * window)
@@ -172,9 +177,10 @@ class Steps:
 
     def plain(self) -> None:
         """Take the step one would first write."""
-        with self.policy._autocast():
-            loss = self.plain_step.loss(self.raw)
-        self._update(loss)
+        with self.plain_step.stock_model():
+            with self.policy._autocast():
+                loss = self.plain_step.loss(self.raw)
+            self._update(loss)
 
     def outside(self) -> None:
         """Do what our step does outside the model: prompt, normaliser, checks, images, ids, masking."""
@@ -198,7 +204,8 @@ class Steps:
         self.policy.eval()
         with torch.no_grad(), self.policy._autocast():
             ours, _ = self.policy(self.batch)
-            plain = self.plain_step.loss(self.raw, augment=False)
+            with self.plain_step.stock_model():
+                plain = self.plain_step.loss(self.raw, augment=False)
         self.policy.train()
         return abs(float(ours) - float(plain)) / float(plain)
 

@@ -197,16 +197,16 @@ class VLA0Policy(SavedPolicy):
 
         with self._autocast():
             pixel_values, grid_thw = encode_images(images, self.image_settings, generator)
+            # The state at column c predicts the token at c + 1: one before the answer to one before its end.
             hidden = self.vlm.hidden_states(
                 torch.cat([prompt, answer], dim=1),
                 torch.cat([prompt_mask, chunk.is_token], dim=1),
                 pixel_values,
                 grid_thw,
+                first=prompt.shape[1] - 1,
             )
-            # The state at column c predicts the token at c + 1: one before the answer to one before its end.
-            start = prompt.shape[1] - 1
             result = answer_loss(
-                hidden[:, start : start + answer.shape[1]],
+                hidden[:, :-1],
                 labels,
                 self.vlm.logits,
                 chunk=positions_per_chunk(self.vlm.vocabulary_size),

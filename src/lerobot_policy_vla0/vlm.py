@@ -23,9 +23,11 @@ from transformers import (
     GenerationConfig,
 )
 
+from lerobot_policy_vla0.attention import PrefixLayout, can_share_prefix, use_own_attention
 from lerobot_policy_vla0.codec import ActionTokens
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 from lerobot_policy_vla0.prompt import IMAGE_TOKEN, rope_positions
+from lerobot_policy_vla0.shared_prefix import PackedBatch, pack
 from lerobot_policy_vla0.testing.tiny_vlm import TINY, build_tiny_tokenizer, tiny_vlm_config
 
 if TYPE_CHECKING:
@@ -226,6 +228,7 @@ class VLM(nn.Module):
                 "attn_implementation to 'sdpa', which needs nothing."
             ) from error
         vlm = cls(model, tokenizer)
+        use_own_attention(model.model.language_model.config)
         if config.gradient_checkpointing:
             vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.freeze_vision_encoder:
@@ -296,23 +299,33 @@ class VLM(nn.Module):
 
     # ------------------------------------------------------------------ running
 
-    def hidden_states(self, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+    def hidden_states(
+        self, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid_thw: Tensor, *, first: int = 0
+    ) -> Tensor:
         """Return the last hidden states of whole sequences, without the vocabulary projection.
+
+        What all rows begin with is computed once, if no state of it is asked for.
 
         Args:
             ids: ``(B, L)`` int64, prompt and answer.
             mask: ``(B, L)`` bool, false on padding.
             pixel_values: ``(patches, C*t*p*p)`` float.
             grid_thw: ``(images, 3)`` int64; all images have one size.
+            first: the first column whose state is wanted.
 
         Returns:
-            ``(B, L, hidden)``.
+            ``(B, L - first, hidden)``.
         """
         merge = self.merge_size
         _, height, width = grid_thw[0].tolist()
         positions, _ = rope_positions(
             ids, mask, image_token_id=self.image_token_id, grid=(height // merge, width // merge)
         )
+        if can_share_prefix(self.model.model.language_model.config):
+            packed = pack(ids, mask, positions, stop=self.image_token_id)
+            if packed is not None and packed.has_columns(first):
+                states = self._packed_states(packed, pixel_values, grid_thw)
+                return packed.columns(states, first, ids.shape[1])
         output = self.model.model(
             input_ids=ids,
             attention_mask=mask.long(),
@@ -322,6 +335,24 @@ class VLM(nn.Module):
             use_cache=False,
         )
         hidden: Tensor = output.last_hidden_state
+        return hidden[:, first:]
+
+    def _packed_states(self, packed: PackedBatch, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        """Return the last hidden states of a packed batch: ``(P + B*S, hidden)``."""
+        model = self.model.model
+        embeddings = model.language_model.embed_tokens(packed.ids)
+        features = model.get_image_features(pixel_values, grid_thw).pooler_output
+        pictures = torch.cat(list(features)).to(embeddings.dtype)
+        is_image = packed.ids == self.image_token_id
+        embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), pictures)
+        output = model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask={"full_attention": None},  # the layout says it all
+            position_ids=packed.positions,
+            use_cache=False,
+            prefix_layout=PrefixLayout(packed.prefix, len(packed.begins)),
+        )
+        hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lerobot_policy_vla0.adapters import adapter_layers, adapter_state
+from lerobot_policy_vla0.attention import base_attention
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.static_pass import StaticPass, static_width
@@ -362,7 +363,7 @@ class PassRunner:
         assert self._cache is not None
         self._cache.place(columns, start=start, attended=attended)
         mask = visible.unsqueeze(1)  # (B, 1, W, attended)
-        if self._language_model.config._attn_implementation == "eager":  # adds its mask
+        if base_attention(self._language_model.config._attn_implementation) == "eager":  # adds its mask
             lowest = torch.finfo(embeddings.dtype).min
             mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
         with _masked_attention(self._language_model.config):
