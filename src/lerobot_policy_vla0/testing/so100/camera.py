@@ -79,8 +79,9 @@ class SceneCamera:
             socket.close()
             self._context.term()
             raise ConfigError(f"port {settings.port} cannot be used ({error}): give another, or 0") from error
+        endpoint: Any = socket.getsockopt(zmq.LAST_ENDPOINT)
         #: TCP port on the loopback.
-        self.port = int(socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").rpartition(b":")[2])
+        self.port = int(endpoint.rstrip(b"\0").rpartition(b":")[2])
         self._thread = threading.Thread(target=self._publish, args=(socket,), name="camera", daemon=True)
         self._thread.start()
 
