@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -31,13 +32,17 @@ from libero_protocol import (
 )
 from torch import Tensor
 
-from lerobot_policy_vla0 import modeling_vla0
+from lerobot_policy_vla0 import modeling_vla0, vlm
 
 IDS = [id_ for _, id_ in PROMPT]
 
 
 def forward(policy: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """The loss, and what transformers' model was called with."""
+    """The loss, and what transformers' model was called with.
+
+    Row by row, as the paper's code calls it; tests/test_shared_prefix.py holds the layout that computes what rows
+    have in common once equal to this one.
+    """
     seen: dict[str, Any] = {}
 
     def look(module: Any, arguments: Any, named: dict[str, Any]) -> None:
@@ -45,7 +50,8 @@ def forward(policy: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]
 
     hook = policy.vlm.model.model.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        loss, _ = policy(batch)
+        with mock.patch.object(vlm, "can_share_prefix", lambda text: False):
+            loss, _ = policy(batch)
     finally:
         hook.remove()
     return loss.detach(), seen
