@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lerobot_policy_vla0.training import step_generator
-
 
 class AugmentationState(nn.Module):
     """Hands out one random generator per training step, the same ones after a resume."""
@@ -31,4 +29,18 @@ class AugmentationState(nn.Module):
         seed, count = self._host
         self._host = (seed, count + 1)
         self.state[1] = count + 1
-        return step_generator(seed, count, rank)
+        return _step_generator(seed, count, rank)
+
+
+def _step_generator(seed: int, count: int, rank: int) -> torch.Generator:
+    """Return the source of randomness of one training step on one process.
+
+    On the CPU, so that the draws are the same on every device. SplitMix-style mixing keeps neighbours apart.
+
+    Args:
+        seed: of the run.
+        count: training steps before this one.
+        rank: of the process.
+    """
+    mixed = (seed + count * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9) % 2**63
+    return torch.Generator().manual_seed(mixed)

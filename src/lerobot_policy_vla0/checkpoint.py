@@ -200,8 +200,8 @@ def load_weights(model: nn.Module, folder: Path, *, strict: bool = True) -> None
     _check_shapes(state, stored, stored_as, folder)
     if missing or unexpected:
         problem = (
-            f"{folder} does not fit the model. Missing tensors: {_shown(missing)}. Unexpected tensors: "
-            f"{_shown(unexpected)}. The file is incomplete, or was saved by another model or version."
+            f"{folder} does not fit the model. Missing tensors: {shown(missing)}. Unexpected tensors: "
+            f"{shown(unexpected)}. The file is incomplete, or was saved by another model or version."
         )
         if strict:
             raise CheckpointError(problem)
@@ -248,13 +248,13 @@ def _stored_tensors(folder: Path) -> dict[str, Path]:
     if absent:
         raise CheckpointError(
             f"{folder} lacks {len(absent)} of the {len(shards)} shards {SAFETENSORS_INDEX_FILE} lists: "
-            f"{_shown(absent)}. Download or copy them again."
+            f"{shown(absent)}. Download or copy them again."
         )
     found = {name: folder / shard for shard in shards for name in _names_in(folder / shard)}
     misplaced = [name for name, shard in listed.items() if found.get(name) != folder / shard]
     if misplaced:
         raise CheckpointError(
-            f"the shards of {folder} do not hold what {SAFETENSORS_INDEX_FILE} lists: {_shown(misplaced)}. They belong "
+            f"the shards of {folder} do not hold what {SAFETENSORS_INDEX_FILE} lists: {shown(misplaced)}. They belong "
             "to another checkpoint or are incomplete: download or copy them again."
         )
     return found
@@ -290,10 +290,11 @@ def _check_shapes(
                 if shape != tuple(state[name].shape):
                     wrong.append(f"{name} is {shape}, expected {tuple(state[name].shape)}")
     if wrong:
-        raise CheckpointError(f"{folder} does not fit the model: {_shown(wrong)}.")
+        raise CheckpointError(f"{folder} does not fit the model: {shown(wrong)}.")
 
 
-def _shown(names: Any, limit: int = 8) -> str:
+def shown(names: Any, limit: int = 8) -> str:
+    """Return names for a message, sorted; after ``limit`` of them how many more there are."""
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return (", ".join(listed[:limit]) or "none") + more

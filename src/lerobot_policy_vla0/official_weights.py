@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lerobot_policy_vla0.checkpoint import shown
 from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.weight_stream import ShardReader, TensorSource
 
@@ -66,8 +67,8 @@ def plan_weights(
     ]
     if missing or unexpected or wrong:
         raise CheckpointError(
-            f"the weights in {model} do not fit its config.json. Missing tensors: {_shown(missing)}. Unexpected "
-            f"tensors: {_shown(unexpected)}. Wrong shapes: {_shown(wrong)}. The download is incomplete, or the files "
+            f"the weights in {model} do not fit its config.json. Missing tensors: {shown(missing)}. Unexpected "
+            f"tensors: {shown(unexpected)}. Wrong shapes: {shown(wrong)}. The download is incomplete, or the files "
             "belong to different models (LoRA adapters must be merged first)."
         )
     buffers = {name: buffer for name, buffer in skeleton.named_buffers() if name in expected}
@@ -109,9 +110,3 @@ def _check_equal(reader: ShardReader, first: str, second: str, model: Path) -> N
             f"{model}: {first} and {second} are one tensor according to config.json (tie_word_embeddings), but the "
             "files hold different values. Set tie_word_embeddings in config.json as the weights were trained."
         )
-
-
-def _shown(names: list[str], limit: int = 8) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return (", ".join(listed[:limit]) or "none") + more

@@ -161,20 +161,6 @@ def answer_metrics(
     }
 
 
-def step_generator(seed: int, count: int, rank: int) -> torch.Generator:
-    """Return the source of randomness of one training step on one process.
-
-    On the CPU, so that the draws are the same on every device. SplitMix-style mixing keeps neighbours apart.
-
-    Args:
-        seed: of the run.
-        count: training steps before this one.
-        rank: of the process.
-    """
-    mixed = (seed + count * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
 def warn_about_clipping(clipped: Tensor) -> None:
     """Log which action values lay outside the range of the statistics.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from lerobot_policy_vla0.codec import ActionCodec
 from lerobot_policy_vla0.decoding.grammar import AnswerGrammar, spell
 
 if TYPE_CHECKING:
@@ -90,12 +91,11 @@ def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder
         name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
     logger.info("decoder: %s on %s (%s)", name, device.type, why)
     shape = (config.chunk_size, config.action_dim)
-    grammar = AnswerGrammar(
-        n_bins=config.n_bins, n_numbers=shape[0] * shape[1], tokens=vlm.tokens, device=device
-    )
+    codec = ActionCodec(vlm.tokens, n_bins=config.n_bins, chunk_size=shape[0], action_dim=shape[1])
+    grammar = AnswerGrammar(n_bins=config.n_bins, n_numbers=codec.n_numbers, tokens=vlm.tokens, device=device)
     options: dict[str, Any] = {
         "shape": shape,
-        "max_answer": shape[0] * shape[1] * (len(str(config.n_bins)) + 1) + 1,
+        "max_answer": codec.max_answer_length,
         "repetition_penalty": config.repetition_penalty,
     }
     if name == "reference":

@@ -117,10 +117,8 @@ class FastDecoder:
         self.tables = grammar.host
         self.runner = PassRunner(vlm, grammar, max_answer=max_answer, max_width=max(max_width, 8))
         self.last: DecodeReport | None = None
-        ids = grammar.token_ids.cpu()
         # Of equally good tokens the reference takes the smallest id.
-        self._order = torch.argsort(ids).numpy()
-        self._ids = ids
+        self._order = torch.argsort(grammar.token_ids.cpu()).numpy()
 
     # ------------------------------------------------------------------ what a subclass adds
 
@@ -169,7 +167,7 @@ class FastDecoder:
         prefilled = began
         self._begin(request)
         if not all(row.done for row in rows):
-            seen = self._seen_in_prompt(request)
+            seen = self._seen_so_far(request, rows)
             while not all(row.done for row in rows):
                 pending = [[] if row.done else row.pending for row in rows]
                 drafts = [
@@ -194,7 +192,7 @@ class FastDecoder:
                     if not all(row.done for row in rows):
                         self._plan(rows)
         self._finish(rows)
-        answer = self._answer(rows, request.ids.device)
+        answer = self.grammar.write([row.trace.symbols for row in rows], self.vlm.tokens.pad)
         self.last = DecodeReport(
             decoder=self.name,
             passes=passes,
@@ -294,13 +292,14 @@ class FastDecoder:
 
     # ------------------------------------------------------------------ repetition penalty
 
-    def _seen_in_prompt(self, request: DecodeRequest) -> NDArray[Any] | None:
+    def _seen_so_far(self, request: DecodeRequest, rows: list[Row]) -> NDArray[Any] | None:
+        """Return which symbols stand in prompt or committed answer ``(B, 12)``; None without a penalty."""
         if self.repetition_penalty == 1.0:
             return None
         ids = self.grammar.token_ids
         seen: NDArray[Any] = (request.ids.unsqueeze(-1) == ids).any(1).cpu().numpy()
-        for index, text in enumerate(request.committed_symbols(self.tables.n_numbers)):
-            seen[index, text] = True
+        for index, row in enumerate(rows):
+            seen[index, row.trace.symbols] = True
         return seen
 
     def _penalise(self, scores: NDArray[Any], drafts: list[Draft], seen: NDArray[Any]) -> NDArray[Any]:
@@ -316,13 +315,3 @@ class FastDecoder:
             written, np.where(scores < 0, scores * penalty, scores / penalty), scores
         )
         return penalised
-
-    # ------------------------------------------------------------------ result
-
-    def _answer(self, rows: list[Row], device: torch.device) -> Tensor:
-        """Return the token ids ``(B, L)``, padded on the right."""
-        length = max(len(row.trace.symbols) for row in rows)
-        answer = torch.full((len(rows), length), self.vlm.tokens.pad, dtype=torch.long)
-        for index, row in enumerate(rows):
-            answer[index, : len(row.trace.symbols)] = self._ids[row.trace.symbols]
-        return answer.to(device)

@@ -124,6 +124,14 @@ class AnswerGrammar:
         match = token.unsqueeze(-1) == self.token_ids
         return torch.where(match.any(-1), match.long().argmax(-1), END)
 
+    def write(self, answers: list[list[int]], pad: int) -> Tensor:
+        """Return answers given as symbols as token ids ``(B, L)``, padded on the right with ``pad``."""
+        token_ids = self.token_ids.cpu()
+        written = torch.full((len(answers), max(map(len, answers))), pad, dtype=torch.long)
+        for index, symbols in enumerate(answers):
+            written[index, : len(symbols)] = token_ids[symbols]
+        return written.to(self.token_ids.device)
+
     @cached_property
     def host(self) -> HostGrammar:
         """The same tables on the host, for decoders that walk drafts symbol by symbol."""

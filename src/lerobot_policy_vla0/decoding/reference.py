@@ -141,13 +141,9 @@ class ReferenceDecoder:
             )
             generated = output[:, ids.shape[1] :]
         symbols = [[*text, *self._until_end(row)] for text, row in zip(given, generated.cpu(), strict=True)]
-        length = max(map(len, symbols))
-        answer = torch.full((len(symbols), length), self.vlm.tokens.pad, dtype=torch.long)
-        token_ids = self.grammar.token_ids.cpu()
-        for index, row in enumerate(symbols):
-            answer[index, : len(row)] = token_ids[row]
+        answer = self.grammar.write(symbols, self.vlm.tokens.pad)
         self.last = self._report(symbols, given, constraint, began)
-        return answer.to(request.ids.device)
+        return answer
 
     def _with_answer(self, ids: Tensor, mask: Tensor, given: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Append each row's committed symbols to its prompt, keeping the padding on the left."""

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from lerobot_policy_vla0.decoding.autotune import WIDTHS
 
-#: Widths passes are captured at; a narrower feed is filled up with tokens nobody looks at.
-STATIC_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+logger = logging.getLogger(__name__)
 
 #: Runs a pass on ids ``(B, W)``, starts ``(B,)``, depths ``(B, W)`` and visibility ``(B, W, W)`` bool.
 PassFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -32,7 +31,7 @@ def static_width(width: int) -> int:
     >>> static_width(5), static_width(64), static_width(100)
     (6, 64, 100)
     """
-    return next((w for w in STATIC_WIDTHS if w >= width), width)
+    return next((w for w in WIDTHS if w >= width), width)
 
 
 class StaticPass:
