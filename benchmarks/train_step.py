@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument("--dtype", help="default: float32 for the tiny model, bfloat16 for the 3B one")
     parser.add_argument("--param-dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--compile", action="store_true", help="our step with compile_model=true")
     parser.add_argument("--no-checkpointing", action="store_true", help="3B: keep all activations")
     parser.add_argument(
         "--peak-tflops", type=float, help="of the data sheet, for MFU; known for H100, H200, A100"
@@ -297,6 +298,7 @@ def main() -> None:
         "param_dtype": arguments.param_dtype,
         "attn_implementation": arguments.attention,
         "gradient_checkpointing": large and not arguments.no_checkpointing,
+        "compile_model": arguments.compile,
     }
     shape = arguments.shape or ("libero" if large else "demo")
     rows = arguments.batch_size or SHAPES[shape][3]

@@ -142,6 +142,8 @@ class VLA0Config(PreTrainedConfig):
         attn_implementation: transformers' attention: ``sdpa``, ``eager``, ``flash_attention_2`` or ``_3`` (to be
             installed; used in training and on prompts by the reference decoder, faster decoders use sdpa).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        compile_model: compile the layers with ``torch.compile`` for training: faster steps after a minute or two of
+            compiling. Decoding is not touched by it.
         freeze_vision_encoder: do not train the vision tower.
         lora_vision: with ``--peft.method_type=LORA``, put adapters into the vision tower as well as into the
             language model.
@@ -205,6 +207,7 @@ class VLA0Config(PreTrainedConfig):
     param_dtype: str = "float32"
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
+    compile_model: bool = False
     freeze_vision_encoder: bool = False
     lora_vision: bool = False
     quantization: str | None = None
@@ -344,6 +347,11 @@ class VLA0Config(PreTrainedConfig):
             raise ConfigError(f"save_dtype={self.save_dtype!r} must be None, 'float32' or 'bfloat16'.")
         if self.quantization not in (None, "nf4"):
             raise ConfigError(f"quantization={self.quantization!r} must be None or 'nf4'.")
+        if self.compile_model and self.quantization:
+            raise ConfigError(
+                f"compile_model=True cannot compile 4-bit layers (quantization={self.quantization!r}). Set one of them to "
+                "its default."
+            )
         if self.lora_vision and self.freeze_vision_encoder:
             raise ConfigError(
                 "lora_vision=True trains adapters in the vision tower, but freeze_vision_encoder=True says not to "

@@ -351,7 +351,9 @@ class VLA0Policy(SavedPolicy):
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
-        with self._autocast(), self._evaluating():
+        # Passes come in many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile_model else nullcontext()
+        with eager, self._autocast(), self._evaluating():
             pixel_values, grid_thw = encode_images(images, self.image_settings, None)
             ids = self.decoder.decode(
                 DecodeRequest(
