@@ -22,6 +22,7 @@ from lerobot.optim.schedulers import (
 
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.images import ImageSettings, grid_size
+from lerobot_policy_vla0.optimizers import AdamW8bitConfig
 from lerobot_policy_vla0.prompt import SYSTEM_PROMPT, format_system_prompt
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ class VLA0Config(PreTrainedConfig):
         optimizer_eps: AdamW's epsilon.
         optimizer_weight_decay: AdamW's decoupled weight decay.
         optimizer_grad_clip_norm: gradient norm is clipped to this; 0 turns clipping off.
+        optimizer_8bit: hold AdamW's moments in 8 bits (bitsandbytes; CUDA only).
         scheduler_name: ``constant`` (the paper) or ``cosine`` (to zero), both after the warm-up.
         scheduler_warmup_steps: linear warm-up, in steps.
     """
@@ -218,6 +220,7 @@ class VLA0Config(PreTrainedConfig):
     optimizer_eps: float = 1e-8
     optimizer_weight_decay: float = 1e-10
     optimizer_grad_clip_norm: float = 1.0
+    optimizer_8bit: bool = False
     scheduler_name: str = "constant"
     scheduler_warmup_steps: int = 0
 
@@ -349,8 +352,8 @@ class VLA0Config(PreTrainedConfig):
             raise ConfigError(f"quantization={self.quantization!r} must be None or 'nf4'.")
         if self.compile_model and self.quantization:
             raise ConfigError(
-                f"compile_model=True cannot compile 4-bit layers (quantization={self.quantization!r}). Set one of them to "
-                "its default."
+                f"compile_model=True cannot compile 4-bit layers (quantization={self.quantization!r}). Set one of "
+                "them to its default."
             )
         if self.lora_vision and self.freeze_vision_encoder:
             raise ConfigError(
@@ -468,7 +471,8 @@ class VLA0Config(PreTrainedConfig):
 
     def get_optimizer_preset(self) -> AdamWConfig:
         """Return the optimizer `lerobot-train` builds."""
-        return AdamWConfig(
+        kind = AdamW8bitConfig if self.optimizer_8bit else AdamWConfig
+        return kind(
             lr=self.optimizer_lr,
             betas=self.optimizer_betas,
             eps=self.optimizer_eps,
