@@ -247,7 +247,9 @@ def measure(policy: VLA0Policy, rows: int, repeats: int, peak: float | None) -> 
             synchronise(device)
             times[kind].append(time.perf_counter() - began)
     ours, plain, outside = (statistics.median(times[kind]) for kind in kinds)
-    measured = max(*rates, matmul_rate(device, dtype))  # before and after, for a floor no neighbour has raised
+    measured = max(
+        *rates, matmul_rate(device, dtype)
+    )  # before and after, for a floor no neighbour has raised
     result["matmul_tflops_measured"] = round(measured / 1e12, 3)
     result["floor_ms"] = round(flops / measured * 1e3, 2)
     print(
