@@ -5,9 +5,6 @@ Importing this module registers the policy type ``vla0`` with LeRobot. It import
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,66 +17,14 @@ from lerobot.optim.schedulers import (
     LRSchedulerConfig,
 )
 
+from lerobot_policy_vla0.configuration_checks import check_chunking, check_text, check_training
+from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.images import ImageSettings, grid_size
 from lerobot_policy_vla0.optimizers import AdamW8bitConfig
 from lerobot_policy_vla0.prompt import SYSTEM_PROMPT, format_system_prompt
 
-logger = logging.getLogger(__name__)
-
-_BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10)
 _EXAMPLES = {"image_size": "(224, 224)", "crop_box": "(0.2, 0.1, 0.8, 0.9)"}
-DECODERS = ("auto", "reference", "fast", "speculative")
-_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-_DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16")
-
-
-@dataclass
-class TinyVLMConfig:
-    """Sizes of the random Qwen2.5-VL that ``vlm_model_name=tiny`` builds (2.4 M parameters as given).
-
-    Attributes:
-        hidden_size: width of the language model.
-        num_layers: decoder layers of the language model.
-        num_heads: attention heads of the language model; the width of one head must be a multiple of 4.
-        num_kv_heads: key/value heads, a divisor of ``num_heads``.
-        intermediate_size: width of the language model's MLPs.
-        vision_hidden_size: width of the vision tower.
-        vision_layers: blocks of the vision tower.
-        vision_heads: attention heads of the vision tower.
-        vision_intermediate_size: width of the vision tower's MLPs.
-        seed: seed of the random weights.
-    """
-
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    intermediate_size: int = 512
-    vision_hidden_size: int = 128
-    vision_layers: int = 3
-    vision_heads: int = 4
-    vision_intermediate_size: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if item.name != "seed" and value < 1:
-                raise ConfigError(f"tiny.{item.name}={value} must be at least 1.")
-        for width, heads, prefix, heads_name in (
-            (self.hidden_size, self.num_heads, "", "num_heads"),
-            (self.vision_hidden_size, self.vision_heads, "vision_", "vision_heads"),
-        ):
-            if width % (4 * heads):
-                raise ConfigError(
-                    f"tiny.{prefix}hidden_size={width} must be a multiple of 4 * tiny.{heads_name}={heads} "
-                    "(rotary positions split each head)."
-                )
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"tiny.num_kv_heads={self.num_kv_heads} must divide tiny.num_heads={self.num_heads}."
-            )
 
 
 @PreTrainedConfig.register_subclass("vla0")
@@ -227,9 +172,9 @@ class VLA0Config(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._normalise_types()
-        self._validate_chunking()
-        self._validate_text()
-        self._validate_training()
+        check_chunking(self)
+        check_text(self)
+        check_training(self)
         # Image options are checked without patch sizes, which belong to the backbone: `VLA0Policy` and
         # the processors check image_size against them.
         self.image_settings(patch_size=1, merge_size=1)
@@ -254,126 +199,6 @@ class VLA0Config(PreTrainedConfig):
                 f"normalization_mapping={self.normalization_mapping} has an unknown mode ({error}); known: "
                 f"{[mode.value for mode in NormalizationMode]}."
             ) from None
-
-    def _validate_chunking(self) -> None:
-        if self.n_obs_steps != 1:
-            raise ConfigError(f"n_obs_steps={self.n_obs_steps}, but VLA-0 sees one observation. Set it to 1.")
-        if self.chunk_size < 1:
-            raise ConfigError(f"chunk_size={self.chunk_size} must be at least 1 (the paper uses 8).")
-        if not isinstance(self.n_bins, int) or not 1 <= self.n_bins <= 99_999:
-            raise ConfigError(f"n_bins={self.n_bins} must be an integer in [1, 99999] (the paper uses 1000).")
-        if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise ConfigError(
-                f"n_action_steps={self.n_action_steps} must lie in [1, chunk_size={self.chunk_size}]: only "
-                f"predicted steps can be executed. Lower n_action_steps or raise chunk_size."
-            )
-        if self.ensemble_n_chunks < 1:
-            raise ConfigError(f"ensemble_n_chunks={self.ensemble_n_chunks} must be at least 1 (1 is off).")
-        if not 0 < self.ensemble_old_weight <= 1:
-            raise ConfigError(f"ensemble_old_weight={self.ensemble_old_weight} must lie in (0, 1].")
-        # Chunk i overlaps the newest one only while i * n_action_steps < chunk_size.
-        useful = math.ceil(self.chunk_size / self.n_action_steps)
-        if self.ensemble_n_chunks > useful:
-            raise ConfigError(
-                f"ensemble_n_chunks={self.ensemble_n_chunks} would silently do less than it says: with "
-                f"chunk_size={self.chunk_size} and n_action_steps={self.n_action_steps} only {useful} chunk(s) "
-                f"overlap. Set ensemble_n_chunks to at most {useful}, or lower n_action_steps "
-                "(the paper's simulation: n_action_steps=1, ensemble_n_chunks=8)."
-            )
-        if self.ensemble_n_chunks == 1 and self.ensemble_old_weight != 1.0:
-            raise ConfigError(
-                f"ensemble_old_weight={self.ensemble_old_weight} has no effect with ensemble_n_chunks=1. "
-                "Raise ensemble_n_chunks or leave ensemble_old_weight at 1.0."
-            )
-
-    def _validate_text(self) -> None:
-        format_system_prompt(self.system_prompt, chunk_size=self.chunk_size, action_dim=1, n_bins=self.n_bins)
-        if self.max_prompt_length < 1:
-            raise ConfigError(f"max_prompt_length={self.max_prompt_length} must be at least 1.")
-        if not 0 <= self.temperature < math.inf:  # false for NaN
-            raise ConfigError(f"temperature={self.temperature} must be finite and at least 0 (0 is greedy).")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ConfigError(
-                f"repetition_penalty={self.repetition_penalty} must be finite and positive (1.0 is none)."
-            )
-        if self.decoder not in DECODERS:
-            raise ConfigError(f"decoder={self.decoder!r} must be one of {DECODERS}.")
-        if self.decoder == "speculative" and self.temperature > 0:
-            raise ConfigError(
-                f"decoder='speculative' checks drafts against the greedy choice, but temperature={self.temperature} "
-                "samples. Set temperature to 0, or decoder to 'auto' or 'fast'."
-            )
-        if self.draft_width is not None:
-            if self.draft_width < 1:
-                raise ConfigError(
-                    f"draft_width={self.draft_width} must be at least 1, or None to measure it."
-                )
-            if self.decoder in ("reference", "fast") or self.temperature > 0:
-                raise ConfigError(
-                    f"draft_width={self.draft_width} has no effect with decoder={self.decoder!r} and "
-                    f"temperature={self.temperature}: only the greedy speculative decoder drafts. Leave it unset."
-                )
-        if self.cameras is not None and (not self.cameras or len(set(self.cameras)) != len(self.cameras)):
-            raise CameraError(
-                f"cameras={self.cameras} must list at least one image key and no key twice; leave it unset to "
-                "use the dataset's cameras in the dataset's order."
-            )
-
-    def _validate_training(self) -> None:
-        for name in ("action_mask_max_ratio", "action_mask_skip_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must lie in [0, 1].")
-        if self.action_mask_unit not in ("char", "number"):
-            raise ConfigError(f"action_mask_unit={self.action_mask_unit!r} must be 'char' or 'number'.")
-        mode = self.normalization_mapping.get("ACTION")
-        if mode not in _BOUNDED_MODES:
-            raise ConfigError(
-                f"normalization_mapping['ACTION'] is {mode.value if mode else None}, but integers need actions in "
-                f"a bounded range. Use one of {[m.value for m in _BOUNDED_MODES]} (the paper: MIN_MAX)."
-            )
-        visual = self.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)
-        if visual is not NormalizationMode.IDENTITY:
-            raise ConfigError(
-                f"normalization_mapping['VISUAL'] is {visual.value}, but the backbone normalises pixels itself. "
-                "Use IDENTITY."
-            )
-        if self.dtype not in _DTYPES:
-            raise ConfigError(f"dtype={self.dtype!r} must be one of {_DTYPES}.")
-        if self.param_dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"param_dtype={self.param_dtype!r} must be 'float32' or 'bfloat16'.")
-        if self.param_dtype == "bfloat16" and not self.dtype.endswith("bfloat16"):
-            raise ConfigError(
-                f"param_dtype='bfloat16' computes in bfloat16, but dtype={self.dtype!r}. Set both to bfloat16, or "
-                "param_dtype to float32."
-            )
-        if self.save_dtype not in (None, "float32", "bfloat16"):
-            raise ConfigError(f"save_dtype={self.save_dtype!r} must be None, 'float32' or 'bfloat16'.")
-        if self.quantization not in (None, "nf4"):
-            raise ConfigError(f"quantization={self.quantization!r} must be None or 'nf4'.")
-        if self.compile_model and self.quantization:
-            raise ConfigError(
-                f"compile_model=True cannot compile 4-bit layers (quantization={self.quantization!r}). Set one of "
-                "them to its default."
-            )
-        if self.lora_vision and self.freeze_vision_encoder:
-            raise ConfigError(
-                "lora_vision=True trains adapters in the vision tower, but freeze_vision_encoder=True says not to "
-                "train it. Set one of them to False."
-            )
-        if self.attn_implementation not in _ATTENTION:
-            raise ConfigError(
-                f"attn_implementation={self.attn_implementation!r} must be one of {_ATTENTION}."
-            )
-        for name in (
-            "optimizer_lr",
-            "optimizer_weight_decay",
-            "optimizer_grad_clip_norm",
-            "scheduler_warmup_steps",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}={getattr(self, name)} must be finite and at least 0.")
-        if self.scheduler_name not in ("constant", "cosine"):
-            raise ConfigError(f"scheduler_name={self.scheduler_name!r} must be 'constant' or 'cosine'.")
 
     def validate_features(self) -> None:
         """Check that the dataset or environment has what the policy needs; LeRobot fills the features in.

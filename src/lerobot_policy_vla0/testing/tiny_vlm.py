@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
+from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
