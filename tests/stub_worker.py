@@ -1,7 +1,8 @@
 """Stands in for a shard's process where a test is about the processes: the same arguments, an answer at once.
 
 Behaves as ``STUB_ACCIDENTS`` says: ``<first seed>:<what>[:<how often>]``, several separated by commas. What: ``die``
-(killed), ``fail`` (status 1 and a message), ``half`` (killed while writing the result), ``wrong`` (an episode too few).
+(killed), ``fail`` (status 1 and a message), ``half`` (killed while writing the result), ``wrong`` (an episode too
+few), ``hang``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,6 +37,9 @@ def main() -> None:
             continue
         if what == "fail":
             raise RuntimeError("no such policy")
+        if what == "hang":
+            (out / "pid").write_text(str(os.getpid()))
+            time.sleep(300)
         if what == "half":
             (out / "eval_info.json").write_text(text[: len(text) // 2])
         if what == "wrong":
@@ -42,6 +47,7 @@ def main() -> None:
             return
         os.kill(os.getpid(), signal.SIGKILL)
     (out / "eval_info.json").write_text(text)
+    Path(sys.argv[2]).write_text("[[2, 10.0], [1, 30.0]]")
 
 
 if __name__ == "__main__":

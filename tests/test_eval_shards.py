@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -223,6 +224,44 @@ def test_a_shard_that_keeps_failing_is_named_and_the_others_go_on(
     assert (out / "eval_info.json").exists()
 
 
+def test_an_interrupted_command_takes_its_workers_along(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUB_ACCIDENTS", "33:hang")
+    out = tmp_path / "out"
+    hanging = out / "shards/reach-v3_00_episodes0003-0005/attempt-1/pid"
+
+    def interrupt(line: str) -> None:
+        _wait_for(hanging.exists, 60)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(out, arguments(stub), n_workers=2, episodes_per_shard=3, say=interrupt)
+    assert _ended(int(hanging.read_text()))
+
+    monkeypatch.delenv("STUB_ACCIDENTS")
+    command = ["eval", "--shards=2", "--episodes-per-shard=3", f"--out={out}", "--", *arguments(stub)]
+    assert main(command) == 0
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "evaluate", stopped)
+    assert main(command) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+
+
+def test_the_report_counts_the_policys_queries(
+    stub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tmp_path / "out", arguments(stub), say=lambda _: None)
+    assert main(["eval-report", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    # Each of two shards: a query of 10 ms for two rows, one of 30 ms for one.
+    assert "out: 6 answers, each 8 x 4 integers in 0 to 1000, written under a grammar" in printed
+    assert re.search(r"\| out +\| 1\.7 s +\| 4 +\| 20\.0 +\| 30\.0 +\| 5\.0 ", printed)
+
+
 def test_a_result_with_too_few_episodes_is_none(
     stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +333,7 @@ def test_devices_that_are_none_are_refused(
     stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert device_settings("cpu") == ({}, "cpu")
+    assert device_settings("cpu") == {}
     with pytest.raises(EvaluationError, match="'gpu0' is none of cpu, mps, cuda, cuda:0"):
         device_settings("gpu0")
     with pytest.raises(EvaluationError, match=r"there is no cuda:1: CUDA_VISIBLE_DEVICES=0"):
@@ -303,6 +342,8 @@ def test_devices_that_are_none_are_refused(
         EvaluationError, match=r"--devices cpu and --policy.device=cuda both choose the device"
     ):
         evaluate(tmp_path / "out", arguments(stub, "--policy.device=cuda"), devices=["cpu"])
+    with pytest.raises(EvaluationError, match="--devices cpu,cuda:0: results of cpu and cuda would be mixed"):
+        evaluate(tmp_path / "out", arguments(stub), devices=["cpu", "cuda:0"])
     with pytest.raises(EvaluationError, match="--shards=0"):
         evaluate(tmp_path / "out", arguments(stub), n_workers=0)
     assert not (tmp_path / "out").exists()

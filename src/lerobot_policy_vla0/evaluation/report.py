@@ -169,6 +169,8 @@ def _decoded(run: Run) -> str:
             "checkpoints in a folder). A "
             "vla0 policy cannot write malformed text: its grammar allows well-formed answers only."
         )
+    several = len({policy["fingerprint"] for policy in run.policies})
+    joined = f"{several} different checkpoints under one name. " if several > 1 else ""
     shapes = {
         tuple(config.get(key, "?") for key in ("chunk_size", "action_dim", "n_bins")) for config in configs
     }
@@ -178,7 +180,7 @@ def _decoded(run: Run) -> str:
     count = sum(query.rows for query in run.queries)
     amount = f"{count} answers, each" if count else "answers (not counted), each"
     return (
-        f"{amount} {answers}, written under a grammar that allows nothing else. None was malformed, none "
+        f"{joined}{amount} {answers}, written under a grammar that allows nothing else. None was malformed, none "
         "was repaired or "
         "replaced by a default: there is no code that could, and an illegal token would have ended the evaluation."
     )

@@ -113,6 +113,12 @@ def evaluate(
         )
     for device in devices:
         device_settings(device)  # complains now, not in the middle
+    if len(kinds := {device.partition(":")[0] for device in devices}) > 1:
+        raise EvaluationError(
+            f"--devices {','.join(devices)}: results of {' and '.join(sorted(kinds))} would be mixed"
+        )
+    for kind in kinds:
+        values["policy.device"] = kind
     shards = plan_shards(values, episodes_per_shard)
     check_usable(out)
     with _exclusive(out):
@@ -123,8 +129,8 @@ def evaluate(
     return outcome
 
 
-def device_settings(device: str) -> tuple[dict[str, str], str]:
-    """Return the environment variables that give a worker one device, and its ``--policy.device``.
+def device_settings(device: str) -> dict[str, str]:
+    """Return the environment variables that give a worker one device.
 
     A worker on ``cuda:1`` sees that GPU alone, and renders on it too unless ``MUJOCO_EGL_DEVICE_ID`` says otherwise.
 
@@ -135,7 +141,7 @@ def device_settings(device: str) -> tuple[dict[str, str], str]:
     if kind != "cuda" or not colon:
         if device not in ("cpu", "cuda", "mps"):
             raise EvaluationError(f"--devices: {device!r} is none of cpu, mps, cuda, cuda:0, cuda:1, ...")
-        return {}, device
+        return {}
     if not index.isdigit():
         raise EvaluationError(f"--devices: {device!r}: a number has to follow cuda:")
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
@@ -145,7 +151,7 @@ def device_settings(device: str) -> tuple[dict[str, str], str]:
     settings = {"CUDA_VISIBLE_DEVICES": real}
     if real.isdigit():
         settings["MUJOCO_EGL_DEVICE_ID"] = os.environ.get("MUJOCO_EGL_DEVICE_ID", real)
-    return settings, "cuda"
+    return settings
 
 
 def _run_all(
@@ -204,15 +210,13 @@ def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, thre
     folder = evaluation.shard_folder(shard) / f"attempt-{number}"
     folder.mkdir(parents=True)
     log = folder.with_suffix(".log")
-    arguments = [*shard.arguments, f"--output_dir={folder}"]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
-        variables, policy_device = device_settings(device)
-        environment |= variables
-        arguments.append(f"--policy.device={policy_device}")
+        environment |= device_settings(device)
     reading, writing = os.pipe()  # neither end is inherited unless named below
     try:
-        command = [*WORKER, str(reading), str(folder / queries.FILE_NAME), *arguments]
+        command = [*WORKER, str(reading), str(folder / queries.FILE_NAME), *shard.arguments]
+        command.append(f"--output_dir={folder}")
         with log.open("xb") as output:
             process = subprocess.Popen(
                 command,
