@@ -19,7 +19,8 @@ from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.evaluation.compare import compare, success_lines
 from lerobot_policy_vla0.evaluation.eval_info import read_eval_info
-from lerobot_policy_vla0.evaluation.report import build_report, seeds_text
+from lerobot_policy_vla0.evaluation.report import build_report
+from lerobot_policy_vla0.evaluation.report_text import seeds_text
 from lerobot_policy_vla0.evaluation.runs import parse_run_arguments, read_run
 from lerobot_policy_vla0.evaluation.statistics import mcnemar_exact, pairs_to_separate, wilson_interval
 

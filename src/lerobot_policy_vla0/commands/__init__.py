@@ -1,7 +1,8 @@
 """The ``vla0`` command: what LeRobot's own commands do not do.
 
 One module per subcommand, with two functions: ``configure(parser)`` adds its arguments and ``run(arguments)``
-hands them to the code that does the work. A module is imported only when its subcommand is asked for.
+hands them to the code that does the work; it may return an exit status. A module is imported only when its
+subcommand is asked for.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
     if not outcome.complete:
         print(
-            f"vla0 eval: {len(outcome.failed)} shards failed: {', '.join(outcome.failed)}. The same command "
-            "tries them again",
+            f"vla0 eval: {len(outcome.failed)} shards failed: {', '.join(outcome.failed)}. The same command tries "
+            "them again",
             file=sys.stderr,
         )
         return 1

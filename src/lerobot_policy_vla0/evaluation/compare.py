@@ -142,9 +142,9 @@ def compare(first: Run, second: Run) -> list[Comparison]:
         unknown = next((episode for episode in run.episodes if episode.seed is None), None)
         if unknown is not None:
             raise EvaluationError(
-                f"{run.name!r} cannot be compared episode by episode: {unknown.source} does not say with "
-                "which seeds it was "
-                "made. Let its folder end in _seed<first seed>, evaluate with vla0 eval, or add --first-seed"
+                f"{run.name!r} cannot be compared episode by episode: {unknown.source} does not say with which "
+                "seeds it was made. Let its folder end in _seed<first seed>, evaluate with vla0 eval, or add "
+                "--first-seed"
             )
     outcomes = [{episode.start: episode.success for episode in run.episodes} for run in (first, second)]
     shared = sorted(outcomes[0].keys() & outcomes[1].keys(), key=str)

@@ -138,9 +138,8 @@ def open_evaluation(folder: Path, arguments: Mapping[str, str], shards: list[Sha
         begun = read_evaluation(folder)
         if differences := _differences(begun, asked):
             raise EvaluationError(
-                f"{folder} was begun with other settings: {'; '.join(differences)}. Repeat those to go on "
-                "with it, or give "
-                "another --out"
+                f"{folder} was begun with other settings: {'; '.join(differences)}. Repeat those to go on with it, "
+                "or give another --out"
             )
         return begun
     check_usable(folder)

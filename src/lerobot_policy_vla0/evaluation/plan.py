@@ -95,9 +95,8 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
             raise EvaluationError(f"--{name} is missing among the arguments of lerobot-eval (those after --)")
     if values.get("env.max_parallel_tasks", "1") != "1":
         raise EvaluationError(
-            f"--env.max_parallel_tasks={values['env.max_parallel_tasks']} would share one policy between "
-            "threads: leave "
-            "it out, --shards runs tasks side by side in processes of their own"
+            f"--env.max_parallel_tasks={values['env.max_parallel_tasks']} would share one policy between threads: "
+            "leave it out, --shards runs tasks side by side in processes of their own"
         )
     return DEFAULTS | values
 
@@ -120,9 +119,8 @@ def plan_shards(values: dict[str, str], episodes_per_shard: int | None = None) -
     )
     if n_episodes < 1 or batch < 1:
         raise EvaluationError(
-            f"--eval.n_episodes={n_episodes} and --eval.batch_size={batch}: both have to be 1 or more (a "
-            "batch size of 0 "
-            "would let every machine choose its own, and results differ with it)"
+            f"--eval.n_episodes={n_episodes} and --eval.batch_size={batch}: both have to be 1 or more (a batch size "
+            "of 0 would let every machine choose its own, and results differ with it)"
         )
     kind = values["env.type"]
     size = n_episodes if episodes_per_shard is None else episodes_per_shard
@@ -156,9 +154,8 @@ def plan_shards(values: dict[str, str], episodes_per_shard: int | None = None) -
 def _check_split(values: dict[str, str], n_episodes: int, batch: int, size: int) -> None:
     if values["env.type"] in _STARTS_BY_COUNT:
         raise EvaluationError(
-            f"--episodes-per-shard would change what is played: {values['env.type']} takes its initial "
-            "states in the order "
-            "of a process's resets, whatever the seed. Leave it out: tasks are divided anyway"
+            f"--episodes-per-shard would change what is played: {values['env.type']} takes its initial states in "
+            "the order of a process's resets, whatever the seed. Leave it out: tasks are divided anyway"
         )
     if size < 1 or size % batch or n_episodes % batch:
         raise EvaluationError(

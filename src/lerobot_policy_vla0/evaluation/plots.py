@@ -48,9 +48,8 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise EvaluationError(
-            "the report's plots need matplotlib, which is not installed: pip install "
-            "'lerobot_policy_vla0[report]' (the table "
-            "on the terminal needs nothing: leave out --out)"
+            "the report's plots need matplotlib, which is not installed: pip install 'lerobot_policy_vla0[report]' "
+            "(the table on the terminal needs nothing: leave out --out)"
         ) from None
 
 

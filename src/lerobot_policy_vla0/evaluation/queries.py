@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,3 +67,24 @@ def read_queries(path: Path) -> list[Query]:
         return [Query(int(rows), float(milliseconds)) for rows, milliseconds in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError):
         return []
+
+
+def summarise(queries: list[Query], n_action_steps: int | None) -> dict[str, float | int | None] | None:
+    """Return count, median, 95th percentile (nearest rank) and mean per executed step, the last three in milliseconds.
+
+    Args:
+        queries: of one policy.
+        n_action_steps: executed per query; None if that is not known, or not always the same.
+
+    >>> summarise([Query(1, 10.0), Query(1, 30.0)], 4)
+    {'queries': 2, 'median': 20.0, 'p95': 30.0, 'per_step': 5.0}
+    """
+    times = sorted(query.milliseconds for query in queries)
+    if not times:
+        return None
+    return {
+        "queries": len(times),
+        "median": statistics.median(times),
+        "p95": times[-(-95 * len(times) // 100) - 1],
+        "per_step": statistics.fmean(times) / n_action_steps if n_action_steps else None,
+    }

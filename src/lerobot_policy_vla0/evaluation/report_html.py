@@ -1,6 +1,6 @@
 """The report as one HTML page that needs no other file: pictures are inside, the episodes' videos are linked.
 
-Lays out what `report` says; computes nothing.
+Lays out what `report_text` says; computes nothing.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import html
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from lerobot_policy_vla0.evaluation import plots
-from lerobot_policy_vla0.evaluation import report as text
+from lerobot_policy_vla0.evaluation import report_text as text
 from lerobot_policy_vla0.evaluation.compare import task_name
 from lerobot_policy_vla0.evaluation.runs import Episode
 from lerobot_policy_vla0.evaluation.tables import STYLE, data_url, html_table, raw_html_table
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.evaluation.report import Report
 
 _MORE_STYLE = """
 p.warning { border-left: 4px solid #b8443a; padding-left: .8rem; font-weight: 600; }
@@ -25,7 +29,7 @@ td.outcomes, table.episodes td { word-break: break-all; }
 """
 
 
-def as_html(report: text.Report, folder: Path) -> str:
+def as_html(report: Report, folder: Path) -> str:
     """Return the page.
 
     Args:
@@ -47,7 +51,7 @@ def as_html(report: text.Report, folder: Path) -> str:
     parts += ["<h2>Success</h2>", _table(text.success_table(report), "success")]
     parts += [
         _picture(plots.plot_success(report.lines), "success rates with 95 % intervals"),
-        _p(text.success_note()),
+        _p(text.SUCCESS_NOTE),
     ]
     for comparisons in report.comparisons:
         parts.append(f"<h2>{html.escape(f'{comparisons[0].first} against {comparisons[0].second}')}</h2>")
@@ -68,7 +72,7 @@ def as_html(report: text.Report, folder: Path) -> str:
 _EPISODES_NOTE = "+ solved, - not, in the order of the seeds; underlined ones lead to the episode's video."
 
 
-def _episodes(report: text.Report, folder: Path) -> str:
+def _episodes(report: Report, folder: Path) -> str:
     rows = [
         [
             html.escape(run.name),

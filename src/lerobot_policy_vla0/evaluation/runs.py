@@ -17,7 +17,7 @@ from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.evaluation import queries
 from lerobot_policy_vla0.evaluation.eval_info import FILE_NAME, EvalInfo, TaskResult, read_eval_info
 from lerobot_policy_vla0.evaluation.folder import MANIFEST, read_evaluation
-from lerobot_policy_vla0.evaluation.queries import Query, read_queries
+from lerobot_policy_vla0.evaluation.queries import Query, read_queries, summarise
 
 _SEED = re.compile(r"(?:^|[_-])seed[_-]?(\d+)$")
 
@@ -88,6 +88,11 @@ class Run:
     policies: list[dict[str, Any]] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
 
+    def query_times(self) -> dict[str, float | int | None] | None:
+        """Return what `queries.summarise` says of the queries; None if there are none."""
+        steps = {policy.get("config", {}).get("n_action_steps") for policy in self.policies}
+        return summarise(self.queries, steps.pop() if len(steps) == 1 else None)
+
 
 def parse_run_arguments(arguments: Iterable[str]) -> dict[str, list[Path]]:
     """Return folders by policy name from ``FOLDER`` or ``NAME=FOLDER`` arguments.
@@ -111,9 +116,8 @@ def parse_run_arguments(arguments: Iterable[str]) -> dict[str, list[Path]]:
         name = folder.resolve().name
         if name in unnamed or name in named:
             raise EvaluationError(
-                f"{folder} and {unnamed.get(name, name)} would both be called {name!r}: say which policy "
-                "each one is, as "
-                "NAME=FOLDER (the same name joins them)"
+                f"{folder} and {unnamed.get(name, name)} would both be called {name!r}: say which policy each one "
+                "is, as NAME=FOLDER (the same name joins them)"
             )
         unnamed[name] = folder
         named[name] = [folder]
@@ -157,13 +161,12 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
             what = f"{later.suite} task {later.task_id}"
             if later.seed is not None:
                 raise EvaluationError(
-                    f"{name!r} has {what} with seed {later.seed} twice, in {earlier.source} and "
-                    f"{later.source}: leave one out"
+                    f"{name!r} has {what} with seed {later.seed} twice, in {earlier.source} and {later.source}: "
+                    "leave one out"
                 )
             raise EvaluationError(
-                f"{name!r} has {what} twice, in {earlier.source} and {later.source}, and neither says its "
-                "seeds: let their "
-                "folders end in _seed<first seed>, or leave one out"
+                f"{name!r} has {what} twice, in {earlier.source} and {later.source}, and neither says its seeds: "
+                "let their folders end in _seed<first seed>, or leave one out"
             )
     return run
 

@@ -108,8 +108,8 @@ def evaluate(
     values = parse_arguments(arguments)
     if devices and "policy.device" in values:
         raise EvaluationError(
-            f"--devices {','.join(devices)} and --policy.device={values['policy.device']} both choose the "
-            "device: leave one out"
+            f"--devices {','.join(devices)} and --policy.device={values['policy.device']} both choose the device: "
+            "leave one out"
         )
     for device in devices:
         device_settings(device)  # complains now, not in the middle
