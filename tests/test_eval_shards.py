@@ -261,6 +261,12 @@ def test_the_report_counts_the_policys_queries(
     assert "out: 6 answers, each 8 x 4 integers in 0 to 1000, written under a grammar" in printed
     assert re.search(r"\| out +\| 1\.7 s +\| 4 +\| 20\.0 +\| 30\.0 +\| 5\.0 ", printed)
 
+    (stub / "model.safetensors").write_bytes(b"trained on")
+    again = [argument.replace("--seed=30", "--seed=90") for argument in arguments(stub)]
+    evaluate(tmp_path / "more", again, say=lambda _: None)
+    assert main(["eval-report", f"p={tmp_path / 'out'}", f"p={tmp_path / 'more'}"]) == 0
+    assert "p: 2 different checkpoints under one name. 12 answers" in capsys.readouterr().out
+
 
 def test_a_result_with_too_few_episodes_is_none(
     stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

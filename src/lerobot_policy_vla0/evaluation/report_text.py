@@ -233,7 +233,7 @@ def as_markdown(report: Report, *, plots: bool = False) -> str:
 
 def comparison_lines(comparison: Comparison) -> str:
     """Return a comparison's sentences with its scope in front."""
-    return f"{comparison.scope[0].upper()}{comparison.scope[1:]}: {comparison_text(comparison)}"
+    return f"{comparison.scope}: {comparison_text(comparison)}"
 
 
 def warning_lines(report: Report) -> list[str]:
