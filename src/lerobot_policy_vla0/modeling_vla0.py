@@ -55,6 +55,8 @@ from lerobot_policy_vla0.training import (
 from lerobot_policy_vla0.vlm import VLM
 
 logger = logging.getLogger(__name__)
+#: One debug record per query of `select_action`, for who evaluates; nobody formats it unless asked to.
+query_logger = logging.getLogger("lerobot_policy_vla0.queries")
 
 
 class VLA0Policy(SavedPolicy):
@@ -328,9 +330,12 @@ class VLA0Policy(SavedPolicy):
                     "Call policy.reset() when the number of environments changes."
                 )
             if not self._queue:
+                began = time.perf_counter()
                 chunk = self._predict(batch)
                 actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
                 self._queue.extend(actions.unbind(1))
+                spent = 1000 * (time.perf_counter() - began)
+                query_logger.debug("query", extra={"rows": rows, "milliseconds": spent})
             return self._queue.popleft()
 
     @torch.no_grad()

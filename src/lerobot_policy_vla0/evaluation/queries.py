@@ -1,0 +1,68 @@
+"""Counts and times the policy's queries while an evaluation runs, through its debug log.
+
+`lerobot-eval` records neither. `VLA0Policy.select_action` logs each query to a logger that is silent unless somebody
+listens; `recording` listens and leaves a file. Knows nothing about environments or success.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE_NAME = "queries.json"
+
+#: Debug records carry ``rows`` (answers in the query) and ``milliseconds``.
+LOGGER = "lerobot_policy_vla0.queries"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One call of the model.
+
+    Attributes:
+        rows: answers, one per environment in the batch.
+        milliseconds: wall time from the observation on the device to the actions in the queue.
+    """
+
+    rows: int
+    milliseconds: float
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.queries: list[Query] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.queries.append(Query(vars(record)["rows"], round(vars(record)["milliseconds"], 2)))
+
+
+@contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """Write what the policy was asked meanwhile to a file, if all went well.
+
+    Policies of other kinds leave an empty list.
+    """
+    logger, listener = logging.getLogger(LOGGER), _Listener()
+    before = logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False  # LeRobot prints what reaches the root logger
+    try:
+        yield
+        path.write_text(json.dumps([[query.rows, query.milliseconds] for query in listener.queries]) + "\n")
+    finally:
+        logger.removeHandler(listener)
+        logger.level, logger.propagate = before
+
+
+def read_queries(path: Path) -> list[Query]:
+    """Return the queries in a file; none if it is missing or unreadable: it says nothing about success."""
+    try:
+        return [Query(int(rows), float(milliseconds)) for rows, milliseconds in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
