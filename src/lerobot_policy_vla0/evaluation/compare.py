@@ -70,7 +70,7 @@ def success_lines(runs: Sequence[Run]) -> list[Line]:
     lines = []
     for suite in suites:
         members = [task for task in tasks if task[0] == suite]
-        lines += [line("task", task_name(runs, task, alone=len(members) == 1), [task]) for task in members]
+        lines += [line("task", task_name(runs, task), [task]) for task in members]
         if len(members) > 1:
             lines.append(line("suite", f"{suite}, all {len(members)}", members))
     if len(suites) > 1:
@@ -78,9 +78,10 @@ def success_lines(runs: Sequence[Run]) -> list[Line]:
     return lines
 
 
-def task_name(runs: Sequence[Run], task: tuple[str, int], *, alone: bool = False) -> str:
+def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
     """Return a task's name for people; the suite's own if it is the only one in it."""
     suite, task_id = task
+    alone = all(episode.task == task for run in runs for episode in run.episodes if episode.suite == suite)
     known = next((run.task_names[task] for run in runs if task in run.task_names), f"task {task_id}")
     return suite if alone or known == suite else f"{suite}, {known}"
 

@@ -34,6 +34,7 @@ RC: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e6e8eb",
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a name is a $
 }
 
 
@@ -111,15 +112,17 @@ def plot_comparison(comparisons: Sequence[Comparison]) -> bytes:
         for label, counts, color in parts:
             axes.barh(range(len(comparisons)), counts, left=left, color=color, label=label, height=0.6)
             for y, (start, count) in enumerate(zip(left, counts, strict=True)):
+                ink = "white" if color == BLUE else INK
                 if count:
                     axes.text(
-                        start + count / 2, y, str(count), ha="center", va="center", fontsize=8, color=INK
+                        start + count / 2, y, str(count), ha="center", va="center", fontsize=8, color=ink
                     )
             left = [start + count for start, count in zip(left, counts, strict=True)]
         axes.set_yticks(range(len(comparisons)), [c.scope for c in comparisons])
         axes.set(
             xlabel="episodes with the same start, by who solves them", ylim=(len(comparisons) - 0.5, -0.5)
         )
+        axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside upper center", ncols=4)
         return _png(figure)

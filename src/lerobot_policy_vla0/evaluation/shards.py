@@ -34,6 +34,9 @@ from lerobot_policy_vla0.evaluation.folder import (
 from lerobot_policy_vla0.evaluation.plan import Shard, parse_arguments, plan_shards
 from lerobot_policy_vla0.evaluation.tables import clock
 
+#: Command of a worker; see `worker`.
+WORKER = (sys.executable, "-m", "lerobot_policy_vla0.evaluation.worker")
+
 _POLL = 0.1  # seconds
 _TAIL = 6  # lines of a failed worker's log that are shown
 
@@ -209,8 +212,7 @@ def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, thre
         arguments.append(f"--policy.device={policy_device}")
     reading, writing = os.pipe()  # neither end is inherited unless named below
     try:
-        command = [sys.executable, "-m", "lerobot_policy_vla0.evaluation.worker"]
-        command += [str(reading), str(folder / queries.FILE_NAME), *arguments]
+        command = [*WORKER, str(reading), str(folder / queries.FILE_NAME), *arguments]
         with log.open("xb") as output:
             process = subprocess.Popen(
                 command,

@@ -70,8 +70,11 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     if min(only_first, only_second) < 0:
         raise ValueError(f"{only_first} and {only_second} are not counts of episodes")
     n = only_first + only_second
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, float(2 * tail / 2**n))  # integers up to here: no rounding, no overflow
+    term = tail = 1  # n choose 0; integers up to the last line: no rounding, no overflow
+    for k in range(1, min(only_first, only_second) + 1):
+        term = term * (n - k + 1) // k
+        tail += term
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def paired_difference_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
