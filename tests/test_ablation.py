@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
 import yaml
+from conftest import REPO
 from tiny import SMALL, make_dataset
 
-from lerobot_policy_vla0.ablation.plan import read_plan
-from lerobot_policy_vla0.ablation.training import finished_policy
+from lerobot_policy_vla0.ablation import training
+from lerobot_policy_vla0.ablation.plan import Training, read_plan
+from lerobot_policy_vla0.ablation.report import read_factor
+from lerobot_policy_vla0.ablation.training import finished_policy, train
 from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import EvaluationError
 
@@ -74,7 +76,9 @@ def test_an_edited_file_names_other_folders(tmp_path: Path) -> None:
     before = read_plan(write(tmp_path / "a.yaml", PLAN)).evaluations(4)
     after = read_plan(write(tmp_path / "a.yaml", {**PLAN, "train": {"steps": 11, "policy.n_bins": 100}}))
     names = {e.name for e in before} | {e.training.name for e in before}
-    assert names.isdisjoint({e.name for e in after.evaluations(4)} | {e.training.name for e in after.evaluations(4)})
+    assert names.isdisjoint(
+        {e.name for e in after.evaluations(4)} | {e.training.name for e in after.evaluations(4)}
+    )
 
 
 def test_one_question_alone(tmp_path: Path) -> None:
@@ -123,21 +127,114 @@ def test_the_shipped_files_vary_options_that_exist(path: Path) -> None:
         assert {name for name in names if name.startswith("policy.")} <= known
 
 
-# ---------------------------------------------------------------- running it
+# ---------------------------------------------------------------- one training
+
+#: Writes checkpoints as lerobot-train does, one per step, and stops after the step that the file "stop" names.
+STUB = """
+import json, os, sys, time
+from pathlib import Path
+given = dict(a[2:].split("=", 1) for a in sys.argv[1:])
+if "resume" in given:
+    config = Path(given["config_path"])
+    out = config.parents[3]
+    steps = json.loads(config.read_text())["steps"]
+    step = int(config.parents[1].resolve().name)
+else:
+    out, steps, step = Path(given["output_dir"]), int(given["steps"]), 0
+    out.mkdir(parents=True)
+print("seed", given.get("seed"), "device", given.get("policy.device"), "variable", os.environ.get("STUB"))
+while step < steps:
+    step += 1
+    stop = out.parent / "stop"
+    if stop.exists() and step > int(stop.read_text()):
+        stop.unlink()
+        sys.exit("out of memory")
+    hang = out.parent / "hang"
+    if hang.exists():
+        time.sleep(60)
+    folder = out / "checkpoints" / f"{step:06d}"
+    (folder / "training_state").mkdir(parents=True)
+    (folder / "pretrained_model").mkdir()
+    (folder / "training_state" / "training_step.json").write_text(json.dumps({"step": step}))
+    (folder / "pretrained_model" / "train_config.json").write_text(json.dumps({"steps": steps}))
+    last = out / "checkpoints" / "last"
+    last.unlink(missing_ok=True)
+    last.symlink_to(folder.name)
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Replace lerobot-train by a stub; returns a training of three steps."""
+    path = tmp_path / "stub.py"
+    path.write_text(STUB)
+    monkeypatch.setattr(training, "_COMMAND", (sys.executable, str(path)))
+    return Training("a", 5, {"steps": "3"})
+
+
+def test_a_training_runs_once(stub: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    assert finished_policy(folder) is None
+    done = train(stub, folder, {"STUB": "yes"}, "cpu", Event())
+    assert done == folder / "run-1" / "checkpoints" / "000003" / "pretrained_model"
+    assert (folder / "run-1.log").read_text() == "seed 5 device cpu variable yes\n"
+    assert train(stub, folder, {}, None, Event()) == done == finished_policy(folder)
+    assert (folder / "run-1.log").read_text() == "seed 5 device cpu variable yes\n"
+    with pytest.raises(EvaluationError, match=r"other arguments \(steps differ\)"):
+        train(Training("a", 5, {"steps": "4"}), folder, {}, None, Event())
+
+
+def test_a_training_goes_on_from_its_last_checkpoint(stub: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "stop").write_text("2")
+    with pytest.raises(EvaluationError, match=r"status 1; log: .*run-1.log.* out of memory"):
+        train(stub, folder, {}, None, Event())
+    assert finished_policy(folder) is None
+    done = train(stub, folder, {}, None, Event())
+    assert done.relative_to(folder).as_posix() == "run-1/checkpoints/000003/pretrained_model"
+    assert sorted(p.name for p in folder.iterdir()) == ["arguments.json", "run-1", "run-1.log"]
+
+
+def test_without_a_checkpoint_it_begins_anew_beside_what_there_was(stub: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "stop").write_text("0")
+    with pytest.raises(EvaluationError, match="out of memory"):
+        train(stub, folder, {}, None, Event())
+    assert train(stub, folder, {}, None, Event()).is_relative_to(folder / "run-2")
+    assert (folder / "run-1").is_dir()
+
+
+def test_a_training_can_be_stopped(stub: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "hang").write_text("")
+    stop = Event()
+    Timer(1.0, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(EvaluationError, match="was stopped"):
+        train(stub, folder, {}, None, stop)
+    assert time.monotonic() - began < 30
+
+
+# ---------------------------------------------------------------- all of it
 
 
 @pytest.fixture
 def small_plan(tmp_path: Path) -> Path:
-    """Two variants of a two-step training on a made-up dataset, played in the toy environment."""
+    """One two-step training on a made-up dataset, played in the toy environment in two ways."""
     root = make_dataset(tmp_path / "data")
+    tiny = {f"policy.tiny.{name}": value for name, value in SMALL.items()}
     return write(
         tmp_path / "small.yaml",
         {
-            "seeds": [0, 1],
+            "seeds": [3],
+            "first_eval_seed": 70,
             "train": {
                 "policy.type": "vla0",
                 "policy.vlm_model_name": "tiny",
-                **{f"policy.tiny.{name}": value for name, value in SMALL.items()},
+                **tiny,
                 "policy.device": "cpu",
                 "policy.dtype": "float32",
                 "policy.chunk_size": 3,
@@ -151,13 +248,64 @@ def small_plan(tmp_path: Path) -> Path:
                 "batch_size": 2,
                 "num_workers": 0,
                 "steps": 2,
-                "save_freq": 1,
+                "save_freq": 2,
                 "env_eval_freq": 0,
                 "wandb.enable": False,
             },
-            "eval": {"env.type": "toy", "eval.n_episodes": 2, "eval.batch_size": 1, "policy.device": "cpu"},
+            "eval": {
+                "env.type": "scored",
+                "env.discover_packages_path": "scored_env",
+                "eval.n_episodes": 3,
+                "policy.device": "cpu",
+            },
             "factors": {
                 "steps": {"all": {}, "one": {"eval": {"policy.n_action_steps": 1}}},
+                "seeds": {"all": {}},
             },
         },
     )
+
+
+def test_it_trains_evaluates_and_compares(
+    small_plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(REPO / "src"), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    out = tmp_path / "out"
+    command = ["ablate", str(small_plan), "--out", str(out)]
+    assert main([*command, "--report-only"]) == 2
+    assert "nothing below" in capsys.readouterr().err
+    assert main([*command, "--dry-run"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["train", "eval", "eval"]
+    assert not out.exists()
+
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert first.count("[1/1] train") == 1
+    assert first.count("solved, ") == 2  # two evaluations for three rows
+    plan = read_plan(small_plan)
+    config = json.loads((out / "train" / plan.trainings(3)[0].name / "arguments.json").read_text())
+    assert config["seed"] == "3" and config["steps"] == "2"
+    (every, one), (again,) = (read_factor(factor, out) for factor in plan.factors)
+    assert [every.run is not None and e.seed for e in every.run.episodes] == [70, 71, 72]
+    assert [e.success for e in again.run.episodes] == [e.success for e in every.run.episodes]
+    assert len(one.run.queries) > len(every.run.queries) >= 3  # a query per step instead of one per three
+    assert one.comparison is not None and one.comparison.n == 3
+    solved = sum(e.success for e in every.run.episodes)
+    assert f" | {solved} of 3 = " in first
+    assert f"| {solved}/3 " in first
+
+    report = (out / "report.md").read_bytes()
+    page = (out / "report" / "steps" / "index.html").read_bytes()
+    assert main(command) == 0  # nothing left to do, the same report
+    assert "train" in (second := capsys.readouterr().out) and "was finished" in second
+    assert (out / "report.md").read_bytes() == report
+    assert (out / "report" / "steps" / "index.html").read_bytes() == page
+
+    (
+        out / "eval" / plan.evaluations(3)[1].name / "shards" / "scored_00" / "attempt-1" / "eval_info.json"
+    ).unlink()
+    assert main([*command, "--report-only"]) == 1
+    text = capsys.readouterr().out
+    assert "not measured" in text
+    assert f"**Not finished, and not counted:** {plan.evaluations(3)[1].name}" in text

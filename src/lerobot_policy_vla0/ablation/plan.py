@@ -212,9 +212,15 @@ def _arguments(values: Any, kind: str, where: str) -> dict[str, str]:
 
 
 def _as_text(value: Any) -> str:
-    """Return a YAML value as LeRobot's command line takes it.
+    """Return a YAML value as LeRobot's command line takes it: as YAML, strings bare where that means the same.
 
-    >>> _as_text(False), _as_text([0.3, 1]), _as_text(None), _as_text("a b"), _as_text(1e-3)
-    ('false', '[0.3, 1]', 'null', 'a b', '0.001')
+    >>> _as_text(False), _as_text([0.3, 1]), _as_text(None), _as_text("a b"), _as_text("{N} integers")
+    ('false', '[0.3, 1]', 'null', 'a b', '"{N} integers"')
     """
-    return value if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        bare = yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        bare = False
+    return value if bare else json.dumps(value)

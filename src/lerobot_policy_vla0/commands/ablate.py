@@ -70,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("vla0 ablate: stopped; the same command goes on with what is missing", file=sys.stderr)
             return 130
+    for name in failed:  # first: there may be nothing to report
+        print(f"vla0 ablate: failed: {name}", file=sys.stderr)
     text, missing = write_ablation_report(plan, out, f"Ablation {arguments.plan.stem}")
     print(text)
     print(f"{(out / 'report.md').resolve()}")
-    for name in failed:
-        print(f"vla0 ablate: failed: {name}", file=sys.stderr)
     return 1 if failed or missing else 0
