@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "emulate-so100": ("emulate_so100", "SO-100 arms and a camera that exist in software only"),
     "eval": ("eval", "run lerobot-eval in shards, in processes of their own; resumable"),
     "eval-report": ("eval_report", "success rates with intervals and paired tests, from evaluation folders"),
+    "ablate": ("ablate", "train and evaluate variants of one set-up, and compare them"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
 }
 
