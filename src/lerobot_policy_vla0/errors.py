@@ -17,6 +17,7 @@ Every message states what was given, what was expected and the fix. All of them 
         ├── AnswerError       token ids are not "chunk_size x action_dim" integers in [0, n_bins]
         ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
         ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
+        ├── LiberoError       LIBERO's configuration or assets are missing, damaged or in the way
         └── SharedPolicyError one policy object is driven from several threads
 """
 
@@ -65,6 +66,10 @@ class DecodeError(Vla0Error):
 
 class CheckpointError(Vla0Error):
     """A checkpoint misses files or tensors, or contradicts the configuration it is loaded with."""
+
+
+class LiberoError(Vla0Error):
+    """LIBERO is not installed, or its configuration or assets are missing, damaged or in the way."""
 
 
 class SharedPolicyError(Vla0Error):
