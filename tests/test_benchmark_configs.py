@@ -32,7 +32,7 @@ def test_libero_is_trained_as_in_the_paper() -> None:
     )
     assert (policy.action_mask_max_ratio, policy.action_mask_skip_prob) == (0.4, 0.1)
     assert policy.cameras == CAMERAS  # third person first
-    assert (policy.n_action_steps, policy.ensemble_n_chunks, policy.binary_action_indices) == (1, 8, (6,))
+    assert (policy.n_action_steps, policy.ensemble_n_chunks, policy.binary_action_indices) == (1, 8, [6])
     optimizer = policy.get_optimizer_preset()
     assert (optimizer.lr, optimizer.weight_decay) == (8 * 5e-6, 1e-10)
     frames, gpus, epochs = 273_465, 8, 24
