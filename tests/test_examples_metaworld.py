@@ -24,32 +24,40 @@ from experts import RawEnv
 
 EXAMPLES = Path(record.__file__).parent
 TASK = "reach-v3"
-# The expert needs 37, 36 and 38 steps on the seeds 7, 8 and 9: the shortest neighbours of this task.
-SETTINGS: dict[str, Any] = {"tasks": [TASK], "episodes": 2, "seed": 7, "image_size": 64, "noise": 0.0}
-LENGTHS = {7: 37, 8: 36}
+SECOND = "handle-press-v3"
+SEED = 8
+# Of the tasks and seeds tried, those the experts solve in the fewest steps.
+SETTINGS: dict[str, Any] = {
+    "tasks": [TASK, SECOND],
+    "episodes": 1,
+    "seed": SEED,
+    "image_size": 64,
+    "noise": 0.0,
+}
+LENGTHS = {TASK: 36, SECOND: 31}
 
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two episodes, played by two workers."""
+    """An episode of each of two tasks, played by two workers."""
     root = tmp_path_factory.mktemp("recorded") / "dataset"
-    return record.record(SETTINGS, root, "local/reach", workers=2)
+    return record.record(SETTINGS, root, "local/two", workers=2)
 
 
 def content(root: Path) -> dict[str, np.ndarray]:
     """Return everything training reads from a dataset."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    dataset = LeRobotDataset("local/reach", root=root)
+    dataset = LeRobotDataset("local/two", root=root)
     items = [dataset[index] for index in range(len(dataset))]
     keys = ("observation.image", "observation.state", "action", "episode_index", "frame_index", "timestamp")
     arrays = {key: np.stack([item[key].numpy() for item in items]) for key in keys}
     return {**arrays, "task": np.array([item["task"] for item in items])}
 
 
-def expert_actions(seed: int) -> np.ndarray:
+def expert_actions(seed: int, task: str = TASK) -> np.ndarray:
     """Return what the expert does from a seed, clipped as the environment clips it: (T, 4)."""
-    env = RawEnv(TASK)
+    env = RawEnv(task)
     raw, _ = env.reset(seed=seed)
     actions = []
     terminated = False
@@ -126,6 +134,34 @@ def test_an_unknown_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "unknown --task reach-v9; known: " in capsys.readouterr().err
 
 
+def test_a_group_of_tasks_is_recorded_task_by_task() -> None:
+    from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS
+
+    arguments = ["--task", "hard", "--task", "metaworld-reach-v3", "--task", "reach-v3", "--root", "x"]
+    options = record.parse_arguments([*arguments, "--repo-id", "local/x"])
+    assert options.task == [*DIFFICULTY_TO_TASKS["hard"], "reach-v3"]
+    assert len(options.task) == 7
+
+
+def test_tasks_with_one_instruction_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "dataset"
+    tasks = ["--task", "push-v3", "--task", "reach-v3", "--task", "push-back-v3"]
+    assert record.main([*tasks, "--root", str(root), "--repo-id", "local/x"]) == 2
+    message = capsys.readouterr().err
+    assert "push-v3 and push-back-v3 have the same instruction, 'Push the puck to a goal'" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_kept_episodes_of_every_task_are_in_the_order_of_tasks_and_seeds() -> None:
+    plan = record.Plan({"tasks": ["a", "b"], "episodes": 2, "seed": 0})
+    # The second task was faster, and seed 0 of the first failed.
+    plan.results = {("b", 0): True, ("b", 1): True, ("a", 1): True, ("a", 0): False}
+    assert plan.settled() == [("a", 1)]
+    assert plan.missing() == [("a", 2)]
+    plan.results["a", 2] = True
+    assert plan.settled() == [("a", 1), ("a", 2), ("b", 0), ("b", 1)]
+
+
 @pytest.fixture
 def demo(tmp_path: Path) -> Any:
     """Run demo.sh with stand-ins that note their arguments; training stops after a checkpoint at first."""
@@ -195,16 +231,21 @@ def test_a_recording_holds_what_the_expert_did(recorded: Path) -> None:
     from lerobot.envs.metaworld import TASK_DESCRIPTIONS
 
     data = content(recorded)
-    assert data["episode_index"].tolist() == [0] * LENGTHS[7] + [1] * LENGTHS[8]
-    assert np.array_equal(data["action"], np.concatenate([expert_actions(7), expert_actions(8)]))
-    assert set(data["task"]) == {TASK_DESCRIPTIONS[TASK]}
+    first, second = LENGTHS.values()
+    assert data["episode_index"].tolist() == [0] * first + [1] * second
+    experts_did = [expert_actions(SEED, task) for task in (TASK, SECOND)]
+    assert np.array_equal(data["action"], np.concatenate(experts_did))
+    # Every frame carries its own task's instruction.
+    assert data["task"].tolist() == [TASK_DESCRIPTIONS[TASK]] * first + [TASK_DESCRIPTIONS[SECOND]] * second
     assert data["timestamp"][1] == pytest.approx(1 / 80)
-    assert data["observation.image"].shape == (73, 3, 64, 64)
-    start, _ = RawEnv(TASK).reset(seed=7)
+    assert data["observation.image"].shape == (first + second, 3, 64, 64)
+    start, _ = RawEnv(TASK).reset(seed=SEED)
     assert data["observation.state"][0] == pytest.approx(start[:4], abs=1e-6)
     # Every frame is a picture, and the arm moves.
     assert data["observation.image"].std(axis=(1, 2, 3)).min() > 0.1
-    assert np.abs(data["observation.image"][36] - data["observation.image"][0]).mean() > 0.01
+    assert np.abs(data["observation.image"][first - 1] - data["observation.image"][0]).mean() > 0.01
+    # The second task's scene is not the first's.
+    assert np.abs(data["observation.image"][first] - data["observation.image"][0]).mean() > 0.01
 
 
 @pytest.mark.sim
@@ -234,10 +275,11 @@ def test_a_killed_recording_goes_on_and_equals_an_uninterrupted_one(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "dataset"
-    command = [sys.executable, EXAMPLES / "record.py", "--task", TASK, "--episodes", "2", "--seed", "7"]
-    command += ["--image-size", "64", "--workers", "1", "--root", root, "--repo-id", "local/reach"]
+    command = [sys.executable, EXAMPLES / "record.py", "--task", TASK, "--task", SECOND]
+    command += ["--episodes", "1", "--seed", str(SEED), "--image-size", "64", "--workers", "1"]
+    command += ["--root", root, "--repo-id", "local/two"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = tmp_path / "dataset.staging" / TASK / "seed_7.npz"
+    first = tmp_path / "dataset.staging" / TASK / f"seed_{SEED}.npz"
     deadline = time.monotonic() + 300
     while not first.is_file():
         assert process.poll() is None and time.monotonic() < deadline
@@ -249,7 +291,7 @@ def test_a_killed_recording_goes_on_and_equals_an_uninterrupted_one(
     assert alive == []
     assert not root.exists()
 
-    staged = sorted(path.name for path in first.parent.glob("*.npz"))
+    staged = list(first.parents[1].glob("*/*.npz"))
     options = [str(argument) for argument in command[2:]]
     assert record.main(options) == 0
     printed = capsys.readouterr().out
@@ -271,6 +313,52 @@ def test_a_killed_recording_goes_on_and_equals_an_uninterrupted_one(
 
 
 @pytest.mark.sim
+def test_one_policy_trains_on_both_tasks_and_is_evaluated_on_each(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lerobot.envs.metaworld import TASK_DESCRIPTIONS, MetaworldEnv
+    from lerobot.scripts import lerobot_eval, lerobot_train
+
+    from lerobot_policy_vla0 import VLA0Policy
+
+    config = EXAMPLES.parents[1] / "configs" / "metaworld_multitask.yaml"
+    arguments = [f"--config_path={config}", f"--dataset.root={recorded}", "--dataset.eval_split=0"]
+    arguments += ["--eval_steps=0", "--steps=2", "--save_freq=2", "--batch_size=4", "--num_workers=0"]
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", *arguments, f"--output_dir={tmp_path / 'train'}"])
+    lerobot_train.main()
+
+    # An episode of a random policy takes 500 steps, each drawn twice, and LeRobot has no option for that.
+    build = MetaworldEnv.__init__
+
+    def short(env: MetaworldEnv, *args: Any, **kwargs: Any) -> None:
+        build(env, *args, **kwargs)
+        env._max_episode_steps = 2
+
+    asked: list[tuple[str, float]] = []  # instruction, and how much the picture varies
+    select = VLA0Policy.select_action
+
+    def watched(policy: VLA0Policy, batch: dict[str, Any]) -> Any:
+        asked.append((batch["task"][0], float(batch["observation.image"].std())))
+        return select(policy, batch)
+
+    monkeypatch.setattr(MetaworldEnv, "__init__", short)
+    monkeypatch.setattr(VLA0Policy, "select_action", watched)
+    checkpoint = tmp_path / "train" / "checkpoints" / "last" / "pretrained_model"
+    arguments = [f"--policy.path={checkpoint}", "--policy.device=cpu", "--policy.dtype=float32"]
+    arguments += ["--env.type=metaworld", f"--env.task={TASK},{SECOND}", "--seed=200000"]
+    arguments += ["--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}"]
+    monkeypatch.setattr(sys, "argv", ["lerobot-eval", *arguments])
+    lerobot_eval.main()
+
+    instructions = [TASK_DESCRIPTIONS[TASK]] * 2 + [TASK_DESCRIPTIONS[SECOND]] * 2
+    assert [instruction for instruction, _ in asked] == instructions
+    assert min(variation for _, variation in asked) > 0.05  # no black frames from the second environment
+    info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    assert list(info["per_group"]) == [TASK, SECOND]
+    assert [group["n_episodes"] for group in info["per_group"].values()] == [1, 1]
+
+
+@pytest.mark.sim
 def test_staged_episodes_of_another_size_are_refused(tmp_path: Path) -> None:
     staging = tmp_path / "dataset.staging"
     staging.mkdir()
@@ -287,9 +375,9 @@ def test_baselines_are_deterministic_and_know_their_own_seeds(recorded: Path, tm
     result = play(range(20, 22))
     assert result == play(range(20, 22))
     assert result["seeds"] == [20, 21]
-    demonstrations = np.concatenate([expert_actions(7), expert_actions(8)])
-    assert result["constant"]["action"] == pytest.approx(demonstrations.mean(axis=0), abs=1e-5)
-    assert {replay["demonstration_steps"] for replay in result["blind_replays"]} == set(LENGTHS.values())
+    # Of this task's demonstrations only.
+    assert result["constant"]["action"] == pytest.approx(expert_actions(SEED).mean(axis=0), abs=1e-5)
+    assert [replay["demonstration_steps"] for replay in result["blind_replays"]] == [LENGTHS[TASK]]
     for outcome in (result["constant"], *result["blind_replays"]):
         assert outcome["n_success"] == sum(outcome["success"])
         assert [steps == 500 for steps in outcome["steps"]] == [not solved for solved in outcome["success"]]
@@ -305,7 +393,7 @@ def test_baselines_are_deterministic_and_know_their_own_seeds(recorded: Path, tm
         "5",
     ]
     with pytest.raises(
-        baselines.BaselineError, match=r"seeds 4 to 8 include 2 that were recorded .*first is 7"
+        baselines.BaselineError, match=r"seeds 4 to 8 include 1 that were recorded .*first is 8"
     ):
         play(range(4, 9))
     assert baselines.main([*options, "--seeds", "4"]) == 2
@@ -318,9 +406,11 @@ def test_replaying_a_demonstration_on_its_own_seed_succeeds(recorded: Path) -> N
     class NoBar:
         def update(self) -> None: ...
 
-    actions = baselines.demonstrations(recorded, TASK)
-    result = baselines.play(RawEnv(TASK), range(7, 8), lambda step: actions[0][step], NoBar())
-    assert result == {"n_success": 1, "success": [True], "steps": [LENGTHS[7]]}
+    actions = baselines.demonstrations(recorded, SECOND)
+    assert list(actions) == [1]
+    seeds = range(SEED, SEED + 1)
+    result = baselines.play(RawEnv(SECOND), seeds, lambda step: actions[1][step], NoBar())
+    assert result == {"n_success": 1, "success": [True], "steps": [LENGTHS[SECOND]]}
 
 
 @pytest.mark.sim

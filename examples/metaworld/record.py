@@ -3,6 +3,9 @@
     python examples/metaworld/record.py --task button-press-topdown-v3 --episodes 100 \
         --root outputs/demo/button-press-topdown-v3/dataset --repo-id local/button-press-topdown-v3
 
+`--task` may be repeated, or name one of LeRobot's groups (easy, medium, hard, very_hard): each task gets as many
+episodes, with its own instruction.
+
 Worker processes play and render; every finished episode is one file in `<root>.staging`, so a killed
 recording goes on where it stopped. The dataset is then assembled in order of task and seed (the number of
 workers cannot be seen in it) and moved into place in one step. An existing dataset is reused if it was
@@ -30,7 +33,7 @@ rendering.set_rendering_defaults()  # before experts imports MuJoCo, here and in
 
 import experts  # noqa: E402
 from assembling import SETTINGS_FILE, Assembler  # noqa: E402
-from lerobot.envs.metaworld import TASK_DESCRIPTIONS  # noqa: E402
+from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 
@@ -158,6 +161,7 @@ def play_and_assemble(settings: dict[str, Any], staging: Path, assembler: Assemb
                 key = running.pop(job)
                 success, steps = job.result()
                 plan.results[key] = success
+                bar.set_postfix_str(key[0], refresh=False)
                 bar.update(success)
                 if not success:
                     tqdm.write(
@@ -238,11 +242,27 @@ def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> 
     return root
 
 
+def check_instructions(tasks: list[str]) -> None:
+    """Raise RecordingError naming the tasks that share an instruction: a policy could not tell them apart."""
+    by_instruction: dict[str, list[str]] = {}
+    for task in tasks:
+        by_instruction.setdefault(TASK_DESCRIPTIONS[task], []).append(task)
+    for instruction, same in by_instruction.items():
+        if len(same) > 1:
+            raise RecordingError(
+                f"{' and '.join(same)} have the same instruction, {instruction!r}: one policy could not know which is "
+                "meant. Record them into data sets of their own."
+            )
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "--task", action="append", required=True, help="task name, e.g. reach-v3; may be repeated"
+        "--task",
+        action="append",
+        required=True,
+        help="task name, e.g. reach-v3, or a group of LeRobot's (easy, medium, hard, very_hard); may be repeated",
     )
     parser.add_argument("--episodes", type=int, default=100, help="successful episodes per task")
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
@@ -256,7 +276,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--noise", type=float, default=0.0, help="std of the disturbance of the expert's motion, action units"
     )
     options = parser.parse_args(arguments)
-    options.task = list(dict.fromkeys(experts.plain_task(task) for task in options.task))
+    named = [task for name in options.task for task in DIFFICULTY_TO_TASKS.get(name, [name])]
+    options.task = list(dict.fromkeys(experts.plain_task(task) for task in named))
     unknown = [task for task in options.task if task not in TASK_DESCRIPTIONS]
     if unknown:
         parser.error(f"unknown --task {', '.join(unknown)}; known: {', '.join(sorted(TASK_DESCRIPTIONS))}")
@@ -278,6 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         "noise": options.noise,
     }
     try:
+        check_instructions(options.task)
         record(settings, options.root, options.repo_id, options.workers)
     except RecordingError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ Every message states what was given, what was expected and the fix. All of them 
         ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
         ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
         ├── EvaluationError   evaluation results cannot be read, contradict each other, or are incomplete
+        ├── LiberoError       LIBERO's configuration or assets are missing, damaged or in the way
         └── SharedPolicyError one policy object is driven from several threads
 """
 
@@ -70,6 +71,10 @@ class CheckpointError(Vla0Error):
 
 class EvaluationError(Vla0Error):
     """Evaluation results cannot be read, contradict each other or the arguments, or are incomplete."""
+
+
+class LiberoError(Vla0Error):
+    """LIBERO is not installed, or its configuration or assets are missing, damaged or in the way."""
 
 
 class SharedPolicyError(Vla0Error):

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("eval", "run lerobot-eval in shards, in processes of their own; resumable"),
     "eval-report": ("eval_report", "success rates with intervals and paired tests, from evaluation folders"),
     "ablate": ("ablate", "train and evaluate variants of one set-up, and compare them"),
+    "libero-setup": ("libero_setup", "let LIBERO start without questions, and check its assets"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
 }
 
