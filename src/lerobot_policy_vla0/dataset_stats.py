@@ -6,6 +6,7 @@ everything that would go wrong silently is an error here. Knows statistics and o
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from typing import TYPE_CHECKING, Any
@@ -141,8 +142,8 @@ def check_relative_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | 
     if config.use_relative_actions and actions == states:
         raise StatsError(
             f"use_relative_actions=True, but the dataset's action statistics are of absolute actions (they count "
-            f"{actions} actions for {states} states, every frame once). Compute those of relative actions: "
-            f"{recompute_command(config)}"
+            f"{actions} actions for {states} states, every frame once). Train on a copy with those of relative "
+            f"actions: {recompute_command(config)}"
         )
     if not config.use_relative_actions and actions != states:
         logger.warning(
@@ -153,12 +154,42 @@ def check_relative_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | 
         )
 
 
+def check_relative_horizon(
+    config: VLA0Config, stats: dict[str, dict[str, Any]] | None, dataset_meta: Any
+) -> None:
+    """Warn if statistics of relative actions were computed for chunks of another length.
+
+    Offsets grow with the steps they look ahead: a range for longer chunks wastes bins, one for shorter ones clamps.
+
+    Args:
+        config: the policy's.
+        stats: of the dataset.
+        dataset_meta: LeRobot's, with the episodes' lengths; None or one without them says nothing.
+    """
+    episodes = getattr(dataset_meta, "episodes", None)
+    counted = _count(stats, ACTION)
+    if not config.use_relative_actions or episodes is None or counted is None:
+        return
+    chunk = config.chunk_size
+    expected = chunk * sum(max(0, int(length) - chunk + 1) for length in episodes["length"])
+    if counted != expected:
+        logger.warning(
+            "the dataset's statistics of relative actions count %d offsets, where chunks of chunk_size=%d make %d: "
+            "they were computed for another length or other episodes, so bins are wasted or actions clamped. "
+            "Recompute: %s",
+            counted,
+            chunk,
+            expected,
+            recompute_command(config),
+        )
+
+
 def recompute_command(config: VLA0Config) -> str:
     """Return LeRobot's command that computes the statistics of this policy's relative actions."""
     return (
-        "lerobot-edit-dataset --repo_id=... --new_repo_id=... --operation.type=recompute_stats "
+        "lerobot-edit-dataset --repo_id=NAME --new_repo_id=NAME_relative --operation.type=recompute_stats "
         f"--operation.relative_action=true --operation.chunk_size={config.chunk_size} "
-        f'--operation.relative_exclude_joints="{config.relative_exclude_joints}"'
+        f"--operation.relative_exclude_joints='{json.dumps(config.relative_exclude_joints)}'"
     )
 
 

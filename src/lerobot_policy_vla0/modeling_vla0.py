@@ -37,8 +37,9 @@ from lerobot_policy_vla0.augmentation import AugmentationState
 from lerobot_policy_vla0.batches import grey_batch, n_rows, read_images, read_padding, read_prompt
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
+from lerobot_policy_vla0.configuration_checks import absolute_dimensions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.dataset_stats import check_stats
+from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
@@ -69,7 +70,7 @@ class VLA0Policy(SavedPolicy):
         stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
             built from it, downloads nothing, and its weights are loaded afterwards.
         vlm_revision: Hub revision of the backbone, if it is loaded from there.
-        dataset_meta: accepted because LeRobot passes it; unused.
+        dataset_meta: LeRobot's; with relative actions, their statistics are held against its episodes.
 
     Raises:
         ConfigError, CameraError, StatsError, TokenizerError: see `lerobot_policy_vla0.errors`.
@@ -92,11 +93,11 @@ class VLA0Policy(SavedPolicy):
         dataset_meta: object = None,
     ) -> None:
         super().__init__(config)
-        del dataset_meta
         self.config: VLA0Config = config
         config.validate_features()
         if dataset_stats is not None:
             check_stats(config, dataset_stats)
+            check_relative_horizon(config, dataset_stats, dataset_meta)
         self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
         #: PEFT looks here to choose adapters for layers in 4 bits.
         self.is_loaded_in_4bit = config.quantization is not None
@@ -117,6 +118,7 @@ class VLA0Policy(SavedPolicy):
             n_action_steps=config.n_action_steps,
             old_weight=config.ensemble_old_weight,
         )
+        self._absolute_dimensions = absolute_dimensions(config, config.action_dim)  # under relative actions
         self._guard = ThreadGuard()
         self._queue: deque[Tensor] = deque()
         self._decoder: Decoder | None = None
@@ -331,16 +333,17 @@ class VLA0Policy(SavedPolicy):
                     f"the batch has {rows} rows, but the queued actions were predicted for {len(self._queue[0])}. "
                     "Call policy.reset() when the number of environments changes."
                 )
-            origin = read_origin(batch, self._device) if self.config.use_relative_actions else None
+            origin = None
+            if self.config.use_relative_actions:
+                origin = read_origin(batch, self._absolute_dimensions, self._device)
             if not self._queue:
                 chunk = self._predict(batch)
                 if origin is not None:  # what later ticks and other chunks can be compared with
                     chunk = chunk - origin.unsqueeze(1)
-                self._queue.extend(self._ensembler.update(chunk).unbind(1))
+                actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
+                self._queue.extend(actions.unbind(1))
             action = self._queue.popleft()
-            if origin is not None:
-                action = action + origin
-            return snap_binary(action, self.config.binary_action_indices)
+            return action if origin is None else action + origin
 
     @torch.no_grad()
     def warm_up(self, batch: int = 1) -> None:

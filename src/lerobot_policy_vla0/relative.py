@@ -9,7 +9,7 @@ Both are put right in normalised units. Every tick the absolute action zero is s
 comes out as the *origin* ``o_t = normalise(0 - state_t)``. An answer ``r`` to the query at tick ``q`` means the
 absolute place ``r - o_q``, the same for all ticks, and is said at tick ``t`` as ``r - o_q + o_t``: what the
 post-processor then makes of it is the un-normalised ``r`` plus the state at the query. Dimensions that stay absolute
-have the same origin at all ticks. Knows nothing about text or models.
+have the origin 0. Knows nothing about text or models.
 """
 
 from __future__ import annotations
@@ -97,8 +97,13 @@ class VLA0OriginProcessorStep(_KeepsFeatures):
         return {}
 
 
-def read_origin(batch: dict[str, Any], device: torch.device) -> Tensor:
+def read_origin(batch: dict[str, Any], absolute: list[int], device: torch.device) -> Tensor:
     """Return the origin ``(B, D)`` of a batch.
+
+    Args:
+        batch: after the pre-processor.
+        absolute: dimensions that are not relative; their origin is 0.
+        device: where to.
 
     Raises:
         StateError: if the batch has none.
@@ -108,5 +113,6 @@ def read_origin(batch: dict[str, Any], device: torch.device) -> Tensor:
             f"the batch has no {ORIGIN!r}, which use_relative_actions=True needs to execute a chunk step by step; it "
             f"has {sorted(batch)}. Run the observation through the policy's pre-processor, without an {ACTION!r}."
         )
-    origin: Tensor = batch[ORIGIN].to(device)
+    origin: Tensor = batch[ORIGIN].to(device).clone()
+    origin[:, absolute] = 0.0
     return origin
