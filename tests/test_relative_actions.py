@@ -481,7 +481,7 @@ def test_lerobots_engine_re_anchors_what_is_left_of_a_chunk(
             CAMERA: {"dtype": "image", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
         },
         "raise the bar",
-        10.0,
+        0.1,  # steps per second: no machine is late
         "cpu",
     )
     monkeypatch.setattr(policy, "supports_rtc", lambda: True)
@@ -522,7 +522,7 @@ class FixedLatency:
     """One control step of latency, whatever the machine does."""
 
     def max(self) -> float:
-        return 0.1
+        return 10.0
 
     def add(self, latency: float) -> None:
         del latency
