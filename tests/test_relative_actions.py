@@ -17,7 +17,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.rtc import RTCConfig
 from lerobot.rollout.inference.rtc import RTCInferenceEngine
 from test_lerobot_commands import DEBUG, evaluate, run, train, train_arguments
-from tiny import CAMERA, make_config, make_dataset, make_stats
+from tiny import CAMERA, make_config, make_dataset
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_relative_stats
@@ -80,17 +80,30 @@ def test_an_observation_says_where_the_absolute_zero_lies() -> None:
     torch.testing.assert_close(one[ORIGIN], torch.tensor([[-10.2, -1.0]]))
 
 
-def test_pipelines_of_absolute_actions_are_what_they_were() -> None:
-    for pipeline, names in zip(
-        make_vla0_pre_post_processors(make_config(), make_stats()),
-        (
-            ["rename_observations_processor", "to_batch_processor", "vla0_prompt", "device_processor"],
-            ["unnormalizer_processor", "device_processor"],
-        ),
-        strict=True,
-    ):
-        assert [type(step)._registry_name for step in pipeline.steps][: len(names)] == names
-        assert len(pipeline.steps) <= 5
+def test_lerobots_steps_stand_where_lerobot_puts_them_under_the_names_it_overrides() -> None:
+    pre, post = make_vla0_pre_post_processors(relative_config(state_in_prompt=True), STATS)
+    assert [type(step)._registry_name for step in pre.steps] == [
+        "rename_observations_processor",
+        "to_batch_processor",
+        "vla0_zero_action",
+        "relative_actions_processor",
+        "normalizer_processor",
+        "vla0_origin",
+        "vla0_prompt",
+        "device_processor",
+    ]
+    assert [type(step)._registry_name for step in post.steps] == [
+        "unnormalizer_processor",
+        "absolute_actions_processor",
+        "device_processor",
+    ]
+    plain, _ = make_vla0_pre_post_processors(relative_config(), STATS)
+    assert [type(step)._registry_name for step in plain.steps][4:] == [
+        "vla0_prompt",
+        "device_processor",
+        "normalizer_processor",
+        "vla0_origin",
+    ]
 
 
 # ---------------------------------------------------------------- the queue and the ensembler
