@@ -51,12 +51,13 @@ class PlainStep:
 
     @contextmanager
     def stock_model(self) -> Iterator[None]:
-        """Attend as transformers does, forward and backward, where the policy attends in a way of its own."""
+        """Run transformers' model as it is, forward and backward: its own attention, its layers not compiled."""
         config = self.model.model.language_model.config
         own = config._attn_implementation
         config._attn_implementation = base_attention(own)
         try:
-            yield
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             config._attn_implementation = own
 

@@ -135,7 +135,7 @@ def test_adapter_and_merged_policy_act_alike(adapter: Path, tmp_path: Path) -> N
 
 def test_merging_overwrites_nothing_and_leaves_nothing_behind(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(CheckpointError, match="exists already and is not overwritten"):
+    with pytest.raises(CheckpointError, match="exists already; nothing is overwritten"):
         merge.merge_adapter(adapter, tmp_path / "taken")
     VLA0Policy(make_config()).save_pretrained(tmp_path / "full")
     with pytest.raises(CheckpointError, match="it is no adapter, so there is nothing to merge"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import evaluations
 import numpy as np
 import pytest
 import torch
@@ -21,7 +21,7 @@ import report
 import report_data
 import report_plots
 import stages
-from report_data import ReportError, Row, read_evaluations, read_rows, read_training_log, wilson_interval
+from report_data import ReportError, Row, read_evaluations, read_rows, read_training_log
 
 LOG = """\
 INFO 2026-01-01 00:00:00 ot_train.py:272 {'batch_size': 16,
@@ -38,10 +38,7 @@ INFO 2026-01-01 00:10:50 ot_train.py:673 step 1500: eval_loss=0.2671
 
 
 def write_evaluation(run: Path, start: int, successes: list[bool], n_tasks: int = 1) -> None:
-    task = {"task_group": "t", "task_id": 0, "metrics": {"successes": successes, "video_paths": []}}
-    folder = run / f"eval_seed{start}"
-    folder.mkdir(parents=True)
-    (folder / "eval_info.json").write_text(json.dumps({"per_task": [task] * n_tasks, "overall": {}}))
+    evaluations.write_evaluation(run / f"eval_seed{start}", {("t", i): successes for i in range(n_tasks)})
 
 
 def write_run(run: Path) -> None:
@@ -58,33 +55,6 @@ def write_run(run: Path) -> None:
     }
     (run / "baselines.json").write_text(json.dumps(baselines))
     (run / "train.log").write_text(LOG)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        # By hand from (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964:
-        # 0 of 20: upper limit (z^2/n) / (1 + z^2/n) = 0.192073 / 1.192073.
-        (0, 20, 0.0, 0.161125),
-        # 8 of 8: lower limit 1 / (1 + z^2/n) = 1 / 1.480182.
-        (8, 8, 0.675592, 1.0),
-        # 10 of 20: 0.5 -+ z sqrt(0.0125 + 0.00240091) / 1.192073 = 0.5 -+ 0.200702.
-        (10, 20, 0.299298, 0.700702),
-    ],
-)
-def test_the_wilson_interval_equals_the_one_computed_by_hand(
-    successes: int, n: int, low: float, high: float
-) -> None:
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=2e-6)
-
-
-def test_the_wilson_interval_of_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match="0 successes of 0 episodes"):
-        wilson_interval(0, 0)
-
-
-def test_documented_examples_hold() -> None:
-    assert doctest.testmod(report_data).failed == 0
 
 
 def test_the_table_joins_evaluations_and_baselines_by_seed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tiny import make_batch, make_config, make_dataset
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.checkpoint import read_config, weights_to_save
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
-from lerobot_policy_vla0.publishing import build_model_card, new_folder
+from lerobot_policy_vla0.publishing import build_model_card
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
 
 EMBEDDING = "vlm.model.model.language_model.embed_tokens.weight"
@@ -340,23 +340,3 @@ def test_an_adapter_is_uploaded_with_what_it_needs(dataset_root: Path, tmp_path:
     here = VLA0Policy.from_pretrained(tmp_path / "out/checkpoints/000002/pretrained_model").state_dict()
     for name, tensor in VLA0Policy.from_pretrained(uploaded).state_dict().items():
         assert torch.equal(here[name], tensor), name
-
-
-def test_a_folder_appears_only_when_all_went_well(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with new_folder(tmp_path / "out") as partial:
-            (partial / "half").write_text("x")
-            raise RuntimeError("disk full")
-
-    with pytest.raises(RuntimeError, match="disk full"):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-    with new_folder(tmp_path / "a" / "out") as partial:
-        (partial / "whole").write_text("x")
-        assert not (tmp_path / "a" / "out").exists()
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["out"]
-    with (
-        pytest.raises(CheckpointError, match="exists already and is not overwritten"),
-        new_folder(tmp_path / "a"),
-    ):
-        pass

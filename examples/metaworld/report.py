@@ -10,7 +10,6 @@ film). The last line printed is the path of the page. Every number comes from th
 from __future__ import annotations
 
 import argparse
-import base64
 import html
 import json
 import sys
@@ -18,19 +17,13 @@ from pathlib import Path
 
 import report_data as data
 
+from lerobot_policy_vla0.evaluation.tables import STYLE, data_url, html_table, markdown_table
+
 EMBED_LIMIT = 8 * 2**20  # bytes; a larger film is linked
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-p.lead { color: GrayText; margin-top: .2rem; } p.big { font-size: 1.25rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; }
-td { border-top: 1px solid color-mix(in srgb, GrayText 30%, transparent); }
-th { font-weight: 600; } tr:first-child td { font-weight: 600; }
-table.seeds td, table.stages td, table.seeds th { font-weight: 400; padding: .1rem 1rem .1rem 0; font-size:
-.85rem; } img, video { max-width: 100%; border-radius: 6px; background: white; }
+MORE_STYLE = """
+tr:first-child td { font-weight: 600; }
+table.seeds td, table.stages td, table.seeds th { font-weight: 400; padding: .1rem 1rem .1rem 0; font-size: .85rem; }
 """
 
 
@@ -56,26 +49,11 @@ PAGE = """<!doctype html>
 """
 
 
-def encoded(path: Path, mime: str) -> str:
-    """Return a file as a data URL."""
-    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def table(header: list[str], rows: list[list[str]], name: str = "") -> str:
-    """Return an HTML table."""
-
-    def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f'<table class="{name}"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'
-
-
 def film_html(film: Path, seeds: list[int]) -> str:
     """Return the film, embedded if it is small, with a caption."""
     if not seeds:
         return "<p>not measured: the evaluation wrote no videos.</p>"
-    source = encoded(film, "video/mp4") if film.stat().st_size < EMBED_LIMIT else film.name
+    source = data_url(film.read_bytes(), "video/mp4") if film.stat().st_size < EMBED_LIMIT else film.name
     return (
         f'<video src="{source}" controls autoplay loop muted playsinline></video>'
         f"<p>Seeds {', '.join(map(str, seeds))}, at a quarter of real speed; green: solved, red: not solved.</p>"
@@ -120,7 +98,7 @@ def write_report(run: Path) -> Path:
 
     markdown = [
         f"# {task}: policy and baselines",
-        data.markdown_table(*success),
+        markdown_table(*success),
         sentence,
         "## Training",
         losses,
@@ -129,9 +107,9 @@ def write_report(run: Path) -> Path:
         actions,
         "![actions](actions.png)",
         "## Wall time",
-        data.markdown_table(*times),
+        markdown_table(*times),
         "## By seed",
-        data.markdown_table(*by_seed),
+        markdown_table(*by_seed),
     ]
     (folder / "report.md").write_text("\n\n".join(markdown) + "\n")
     numbers = {
@@ -150,21 +128,21 @@ def write_report(run: Path) -> Path:
     page.write_text(
         PAGE.format(
             title=html.escape(task),
-            style=STYLE,
+            style=STYLE + MORE_STYLE,
             n=len(rows[0].success),
-            success=table(*success),
+            success=html_table(*success),
             sentence=html.escape(sentence),
             film=film_html(film, shown),
-            loss=encoded(folder / "loss.png", "image/png"),
+            loss=data_url((folder / "loss.png").read_bytes(), "image/png"),
             losses=html.escape(losses),
-            action_plot=encoded(folder / "actions.png", "image/png"),
+            action_plot=data_url((folder / "actions.png").read_bytes(), "image/png"),
             actions=html.escape(actions),
-            times=table(*times, "stages"),
-            by_seed=table(*by_seed, "seeds"),
+            times=html_table(*times, "stages"),
+            by_seed=html_table(*by_seed, "seeds"),
         )
     )
-    print(data.markdown_table(*success), sentence, losses, sep="\n\n")
-    print("\n" + data.markdown_table(*times) + "\n")
+    print(markdown_table(*success), sentence, losses, sep="\n\n")
+    print("\n" + markdown_table(*times) + "\n")
     return page
 
 

@@ -8,40 +8,19 @@ here: a file that has to be there and is not is an error which names it, one tha
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.evaluation.eval_info import read_eval_info
+from lerobot_policy_vla0.evaluation.statistics import wilson_interval
+from lerobot_policy_vla0.evaluation.tables import clock
 
 
 class ReportError(Exception):
     """The report cannot be written; the message names the file and what is wrong with it."""
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a success rate, as two fractions in [0, 1].
-
-    Unlike the textbook interval it is not empty at 0 or n successes and keeps its coverage at small n.
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, Journal of the
-    American Statistical Association 22 (1927) 209-212.
-
-    >>> [round(limit, 3) for limit in wilson_interval(8, 8)]
-    [0.676, 1.0]
-    >>> [round(limit, 3) for limit in wilson_interval(10, 20)]
-    [0.299, 0.701]
-
-    Raises:
-        ValueError: `successes` is not in 0 to n, or n is 0.
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"{successes} successes of {n} episodes is not a success rate")
-    rate, z2n = successes / n, Z_95**2 / n
-    center = (rate + z2n / 2) / (1 + z2n)
-    half = Z_95 * math.sqrt(rate * (1 - rate) / n + z2n / (4 * n)) / (1 + z2n)
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 @dataclass
@@ -94,7 +73,7 @@ def read_evaluations(run: Path) -> tuple[dict[int, bool], dict[int, Path]]:
         Success by seed, and the video by seed for the episodes that have one.
 
     Raises:
-        ReportError: no evaluation, two with the same seed, or one over more than one task.
+        ReportError: no evaluation, an unreadable one, two with the same seed, or one over more than one task.
     """
     success: dict[int, bool] = {}
     videos: dict[int, Path] = {}
@@ -103,18 +82,18 @@ def read_evaluations(run: Path) -> tuple[dict[int, bool], dict[int, Path]]:
         raise ReportError(f"{run}/eval_seed<first seed>/eval_info.json is missing: nothing was evaluated")
     for file in files:
         start = int(file.parent.name.removeprefix("eval_seed"))
-        tasks = read_json(file)["per_task"]
+        try:
+            tasks = read_eval_info(file).tasks
+        except EvaluationError as error:
+            raise ReportError(str(error)) from None
         if len(tasks) != 1:
             raise ReportError(f"{file} is about {len(tasks)} tasks; the report compares policies on one")
-        metrics = tasks[0]["metrics"]
-        for seed, solved in enumerate(metrics["successes"], start):
+        for seed, (solved, video) in enumerate(zip(tasks[0].successes, tasks[0].videos, strict=True), start):
             if seed in success:
                 raise ReportError(f"{file} repeats seed {seed}, which another evaluation of {run} has")
-            success[seed] = bool(solved)
-        for seed, video in enumerate(metrics.get("video_paths", []), start):
-            # Written relative to where lerobot-eval ran; the same file lies below its output folder.
-            path = Path(video)
-            videos[seed] = path if path.is_file() else file.parent.joinpath(*path.parts[-3:])
+            success[seed] = solved
+            if video is not None:
+                videos[seed] = video
     return success, videos
 
 
@@ -211,24 +190,6 @@ def percent(row: Row) -> tuple[str, str]:
     return f"{100 * row.n_success / len(row.success):.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table with aligned columns.
-
-    >>> print(markdown_table(["a", "bb"], [["1", "2"]]))
-    | a | bb |
-    |---|----|
-    | 1 | 2  |
-    """
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    lines = [line(row) for row in [header, *rows]]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
 def success_cells(rows: list[Row]) -> list[list[str]]:
     """Return the cells of the success table: name, count, rate, interval."""
     return [[row.name, f"{row.n_success} of {len(row.success)}", *percent(row)] for row in rows]
@@ -246,16 +207,6 @@ def stage_cells(stages: dict[str, float] | None) -> list[list[str]]:
     if stages is None:
         return [["all", "not measured"]]
     return [[name, clock(seconds)] for name, seconds in [*stages.items(), ("total", sum(stages.values()))]]
-
-
-def clock(seconds: float) -> str:
-    """Return a duration for people.
-
-    >>> clock(59.4), clock(61), clock(3725)
-    ('59 s', '1 min 01 s', '62 min 05 s')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def beyond_blind(rows: list[Row]) -> str:

@@ -19,22 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from report_data import ReportError, TrainingLog, read_json
 
-INK, BLUE, ORANGE, GREY = "#333333", "#2f6db3", "#d9822b", "#9aa0a6"
-plt.rcParams.update(
-    {
-        "figure.dpi": 130,
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": GREY,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.grid": True,
-        "grid.color": "#e6e8eb",
-        "legend.frameon": False,
-    }
-)
+from lerobot_policy_vla0.evaluation.plots import BLUE, GREY, ORANGE, RC
+
+plt.rcParams.update(RC)
 
 
 def plot_loss(log: TrainingLog, path: Path) -> None:

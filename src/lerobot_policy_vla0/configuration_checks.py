@@ -124,6 +124,11 @@ def check_training(config: VLA0Config) -> None:
         raise ConfigError(f"save_dtype={config.save_dtype!r} must be None, 'float32' or 'bfloat16'.")
     if config.quantization not in (None, "nf4"):
         raise ConfigError(f"quantization={config.quantization!r} must be None or 'nf4'.")
+    if config.compile_model and config.quantization:
+        raise ConfigError(
+            f"compile_model=True cannot compile 4-bit layers (quantization={config.quantization!r}). Set one of "
+            "them to its default."
+        )
     if config.lora_vision and config.freeze_vision_encoder:
         raise ConfigError(
             "lora_vision=True trains adapters in the vision tower, but freeze_vision_encoder=True says not to "

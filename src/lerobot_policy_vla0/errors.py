@@ -18,6 +18,7 @@ Every message states what was given, what was expected and the fix. All of them 
         ├── AnswerError       token ids are not "chunk_size x action_dim" integers in [0, n_bins]
         ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
         ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
+        ├── EvaluationError   evaluation results cannot be read, contradict each other, or are incomplete
         └── SharedPolicyError one policy object is driven from several threads
 """
 
@@ -70,6 +71,10 @@ class DecodeError(Vla0Error):
 
 class CheckpointError(Vla0Error):
     """A checkpoint misses files or tensors, or contradicts the configuration it is loaded with."""
+
+
+class EvaluationError(Vla0Error):
+    """Evaluation results cannot be read, contradict each other or the arguments, or are incomplete."""
 
 
 class SharedPolicyError(Vla0Error):

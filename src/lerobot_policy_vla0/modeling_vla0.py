@@ -59,6 +59,8 @@ from lerobot_policy_vla0.training import (
 from lerobot_policy_vla0.vlm import VLM
 
 logger = logging.getLogger(__name__)
+#: One debug record per query of `select_action`, for who evaluates; nobody formats it unless asked to.
+query_logger = logging.getLogger("lerobot_policy_vla0.queries")
 
 
 class VLA0Policy(SavedPolicy):
@@ -337,11 +339,14 @@ class VLA0Policy(SavedPolicy):
             if self.config.use_relative_actions:
                 origin = read_origin(batch, self._absolute_dimensions, self._device)
             if not self._queue:
+                began = time.perf_counter()
                 chunk = self._predict(batch)
                 if origin is not None:  # what later ticks and other chunks can be compared with
                     chunk = chunk - origin.unsqueeze(1)
                 actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
                 self._queue.extend(actions.unbind(1))
+                spent = 1000 * (time.perf_counter() - began)
+                query_logger.debug("query", extra={"rows": rows, "milliseconds": spent})
             action = self._queue.popleft()
             return action if origin is None else action + origin
 
@@ -363,7 +368,9 @@ class VLA0Policy(SavedPolicy):
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
-        with self._autocast(), self._evaluating():
+        # Passes come in many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile_model else nullcontext()
+        with eager, self._autocast(), self._evaluating():
             pixel_values, grid_thw = encode_images(images, self.image_settings, None)
             ids = self.decoder.decode(
                 DecodeRequest(

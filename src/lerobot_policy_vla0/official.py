@@ -12,10 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from torch import Tensor
 from lerobot_policy_vla0.cameras import CAMERA_PREFIX
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, Vla0Error
+from lerobot_policy_vla0.new_folder import new_folder, refuse_existing
 from lerobot_policy_vla0.official_card import LICENSE, write_card
 from lerobot_policy_vla0.official_layout import (
     Layout,
@@ -121,16 +119,13 @@ def import_checkpoint(
     """
     options = options or ImportOptions()
     out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise CheckpointError(
-            f"{out} exists already; nothing is overwritten. Give another --out, or move it away."
-        )
+    refuse_existing(out)
     layout = locate(source, subfolder=options.subfolder, revision=options.revision)
     low, high = read_action_range(layout.stats)
     stated = StatedProtocol() if layout.config is None else read_paper_config(layout.config)
     config = policy_config(layout, stated, options, action_dim=len(low))
     stats = {"action": {"min": torch.tensor(low), "max": torch.tensor(high)}}
-    with _appearing(out) as folder:
+    with new_folder(out) as folder:
         _write_policy(folder, layout, config, stats)
         write_card(folder / "README.md", str(source), layout, config, options.base_model)
     return config
@@ -247,29 +242,6 @@ def _camera_keys(stated: tuple[str, ...] | None, given: Mapping[str, str]) -> li
 
 
 # ---------------------------------------------------------------------- writing
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Give a folder to fill beside ``out``; it becomes ``out`` if all goes well and is removed if not.
-
-    Raises:
-        CheckpointError: if the disk is full or not writable.
-    """
-    partial = out.parent / f".{out.name}.importing-{uuid.uuid4().hex[:8]}"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        if out.exists():  # made by somebody else meanwhile
-            raise CheckpointError(f"{out} exists by now; nothing is overwritten. Give another --out.")
-        partial.rename(out)
-    except OSError as error:
-        raise CheckpointError(
-            f"{out} could not be written ({error}). Check space and permissions."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already after the rename
 
 
 def _write_policy(

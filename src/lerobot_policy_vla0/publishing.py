@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +18,7 @@ from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PR
 from lerobot_policy_vla0 import adapters
 from lerobot_policy_vla0.checkpoint import read_config, resolve_checkpoint, weights_to_save
 from lerobot_policy_vla0.errors import CheckpointError
+from lerobot_policy_vla0.new_folder import new_folder, refuse_existing
 from lerobot_policy_vla0.testing.tiny_vlm import TINY
 
 if TYPE_CHECKING:
@@ -239,27 +236,6 @@ def _license_text(base: str, local: bool, inherited: License | None, given: str 
 # ------------------------------------------------------------------ merging
 
 
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes ``out`` when all went well and vanishes when not.
-
-    Raises:
-        CheckpointError: if ``out`` exists; nothing is ever overwritten.
-    """
-    if out.exists():
-        raise CheckpointError(
-            f"{out} exists already and is not overwritten. Give another --out, or remove it."
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        partial = Path(scratch) / out.name
-        partial.mkdir()
-        yield partial
-        if out.exists():  # somebody else was faster
-            raise CheckpointError(f"{out} appeared while it was being written, and is not overwritten.")
-        os.rename(partial, out)
-
-
 def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = None) -> Path:
     """Write an adapter and its base as one ordinary policy, which needs neither PEFT nor the base.
 
@@ -278,26 +254,27 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
     """
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 
-    with new_folder(out) as partial:
-        folder = resolve_checkpoint(source)
-        if not adapters.is_adapter(folder):
-            raise CheckpointError(
-                f"{source} has no {adapters.ADAPTER_CONFIG}: it is no adapter, so there is nothing to merge. It holds "
-                f"{sorted(p.name for p in folder.iterdir())}."
-            )
-        pipelines = (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME)
-        absent = [f"{name}.json" for name in pipelines if not (folder / f"{name}.json").is_file()]
-        if absent:
-            raise CheckpointError(
-                f"{source} lacks {absent}, which hold the statistics a policy acts by. Use a checkpoint that "
-                "lerobot-train saved."
-            )
-        config: Any = read_config(folder)
-        policy = VLA0Policy.from_pretrained(
-            folder, config=replace(config, device="cpu", param_dtype="float32", pretrained_path=None)
+    refuse_existing(out)
+    folder = resolve_checkpoint(source)
+    if not adapters.is_adapter(folder):
+        raise CheckpointError(
+            f"{source} has no {adapters.ADAPTER_CONFIG}: it is no adapter, so there is nothing to merge. It holds "
+            f"{sorted(p.name for p in folder.iterdir())}."
         )
-        merged: Any = policy.config
-        policy.config = replace(merged, device=config.device, param_dtype=config.param_dtype)
+    pipelines = (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME)
+    absent = [f"{name}.json" for name in pipelines if not (folder / f"{name}.json").is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{source} lacks {absent}, which hold the statistics a policy acts by. Use a checkpoint that "
+            "lerobot-train saved."
+        )
+    config: Any = read_config(folder)
+    policy = VLA0Policy.from_pretrained(
+        folder, config=replace(config, device="cpu", param_dtype="float32", pretrained_path=None)
+    )
+    merged: Any = policy.config
+    policy.config = replace(merged, device=config.device, param_dtype=config.param_dtype)
+    with new_folder(out) as partial:
         policy.save_pretrained(partial, state_dict=weights_to_save(policy, None, save_dtype))
         for name in pipelines:
             for file in folder.glob(f"{name}*"):

@@ -233,6 +233,8 @@ class VLM(nn.Module):
             vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.freeze_vision_encoder:
             vlm.vision_tower.requires_grad_(False)
+        if config.compile_model:
+            vlm._compile_layers()
         return vlm
 
     def save_description(self, folder: Path) -> None:
@@ -247,6 +249,16 @@ class VLM(nn.Module):
             self.tokenizer.save_pretrained(folder)
         finally:
             self.tokenizer.chat_template = template
+
+    def _compile_layers(self) -> None:
+        """Compile every layer on its first call: they are alike, so what one compiles to serves all.
+
+        In place: names of weights do not change. Prompts and answers differ in length from batch to batch, hence
+        symbolic sizes from the start. `decoding` runs the layers as they are (see `VLA0Policy._predict`).
+        """
+        tower: Any = self.vision_tower
+        for layer in (*tower.blocks, *self.model.model.language_model.layers):
+            layer.compile(dynamic=True)
 
     # ------------------------------------------------------------------ parts
 
