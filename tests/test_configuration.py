@@ -63,6 +63,8 @@ def cli(*arguments: str) -> VLA0Config:
         ("hue", 0.05),
         ("tile_images", True),
         ("add_vision_id", False),
+        ("state_in_prompt", False),
+        ("use_relative_actions", False),
         ("action_mask_max_ratio", 0.4),
         ("action_mask_skip_prob", 0.1),
         ("action_mask_unit", "char"),

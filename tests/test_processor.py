@@ -15,10 +15,10 @@ from lerobot.processor.converters import batch_to_transition, create_transition,
 
 from lerobot_policy_vla0.codec import ActionCodec, ActionTokens
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.dataset_stats import check_action_stats
 from lerobot_policy_vla0.errors import CheckpointError, PromptError, StatsError
 from lerobot_policy_vla0.processor_vla0 import (
     VLA0PromptProcessorStep,
-    check_action_stats,
     make_vla0_pre_post_processors,
 )
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer

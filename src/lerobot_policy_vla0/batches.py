@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_vla0.cameras import select_cameras
-from lerobot_policy_vla0.errors import ActionError, PromptError
+from lerobot_policy_vla0.errors import ActionError, PromptError, StateError
 from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
 
 if TYPE_CHECKING:
@@ -85,6 +85,33 @@ def read_padding(batch: dict[str, Any], number: Tensor, action_dim: int) -> Tens
     return per_number.gather(1, number)
 
 
+def read_state(observation: dict[str, Any], option: str, size: int | None = None) -> Tensor:
+    """Return the robot's state ``(B, S)``.
+
+    Args:
+        observation: of a batch.
+        option: the policy's option that needs it, for the message.
+        size: the S it must have; None takes any.
+
+    Raises:
+        StateError: if it is missing, of another shape, or has NaN/Inf.
+    """
+    state = observation.get(OBS_STATE)
+    if not isinstance(state, Tensor) or state.ndim != 2 or state.shape[1] != (size or state.shape[1]):
+        raise StateError(
+            f"{option}=True needs {OBS_STATE!r} of shape (batch, {size or 'state_dim'}), got "
+            f"{tuple(state.shape) if isinstance(state, Tensor) else state}; the observation has {sorted(observation)}. "
+            "Record or simulate with a state of that size, or rename it with --rename_map."
+        )
+    bad = ~torch.isfinite(state)
+    if bool(bad.any()):
+        raise StateError(
+            f"{OBS_STATE!r} has NaN or infinite values in dimensions {sorted({int(d) for d in bad.nonzero()[:, 1]})}, "
+            f"and {option}=True needs it. Check the robot's sensors, or repair the dataset."
+        )
+    return state
+
+
 def grey_batch(config: VLA0Config, vlm: VLM, rows: int) -> dict[str, Any]:
     """Return a batch of grey images under a made-up task, shaped like the real ones."""
     encoder = PromptEncoder(
@@ -95,8 +122,11 @@ def grey_batch(config: VLA0Config, vlm: VLM, rows: int) -> dict[str, Any]:
             pad_token_id=vlm.tokens.pad,
             add_vision_id=config.add_vision_id,
             max_length=config.max_prompt_length,
+            state_dim=config.prompt_state_dim,
+            n_bins=config.n_bins,
         ),
     )
-    ids, mask = encoder.encode_batch(["Warm up."] * rows)
+    middle = [[config.n_bins // 2] * config.prompt_state_dim] * rows if config.state_in_prompt else None
+    ids, mask = encoder.encode_batch(["Warm up."] * rows, middle)
     images = {key: torch.full((rows, *config.image_features[key].shape), 0.5) for key in config.camera_keys}
     return {**images, OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}

@@ -57,6 +57,9 @@ _BAKED = (
     "tile_images",
     "system_prompt",
     "add_vision_id",
+    "state_in_prompt",
+    "use_relative_actions",
+    "relative_exclude_joints",
 )
 
 

@@ -98,6 +98,23 @@ class ActionTokens:
         )
 
 
+def quantise(values: Tensor, n_bins: int) -> tuple[Tensor, Tensor]:
+    """Round normalised values, of any shape, to the nearest of ``n_bins + 1`` levels.
+
+    Args:
+        values: float, nominally in ``[-1, 1]``, finite; what lies outside is clamped.
+        n_bins: the top integer.
+
+    Returns:
+        int64 bins in ``[0, n_bins]``, and a bool tensor that is true where a value was clamped; same shape.
+    """
+    values = values.float()
+    # The normaliser computes in float32, so the dataset's own extremes can land an ulp outside.
+    clipped = values.abs() > 1.0 + 1e-5
+    unit = (values.clamp(-1.0, 1.0) + 1.0) * 0.5  # [0, 1]
+    return torch.round(unit * n_bins).long(), clipped
+
+
 @dataclass(frozen=True)
 class EncodedChunk:
     """The text of a batch of chunks, right-padded.
@@ -175,15 +192,7 @@ class ActionCodec:
                 f"action_dim={self.action_dim}). Check that the dataset's action has {self.action_dim} "
                 "dimensions and that policy.chunk_size matches the checkpoint."
             )
-        return self.quantise(actions)
-
-    def quantise(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """As `actions_to_bins`, for any shape."""
-        actions = actions.float()
-        # The normaliser computes in float32, so the dataset's own extremes can land an ulp outside.
-        clipped = actions.abs() > 1.0 + 1e-5
-        unit = (actions.clamp(-1.0, 1.0) + 1.0) * 0.5  # [0, 1]
-        return torch.round(unit * self.n_bins).long(), clipped
+        return quantise(actions, self.n_bins)
 
     def bins_to_actions(self, bins: Tensor) -> Tensor:
         """Return the normalised action in ``[-1, 1]`` at the centre of each bin (float32, same shape).

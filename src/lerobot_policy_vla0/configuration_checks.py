@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 _BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10)
+#: LeRobot's default of what relative actions leave absolute.
+DEFAULT_EXCLUDED = ("gripper",)
 DECODERS = ("auto", "reference", "fast", "speculative")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16")
@@ -144,3 +146,66 @@ def check_training(config: VLA0Config) -> None:
             raise ConfigError(f"{name}={getattr(config, name)} must be finite and at least 0.")
     if config.scheduler_name not in ("constant", "cosine"):
         raise ConfigError(f"scheduler_name={config.scheduler_name!r} must be 'constant' or 'cosine'.")
+
+
+def check_state(config: VLA0Config) -> None:
+    """Check how the robot's state is used, as far as that can be told without a data set."""
+    mode = config.normalization_mapping.get("STATE")
+    if config.state_in_prompt and mode not in _BOUNDED_MODES:
+        raise ConfigError(
+            f"normalization_mapping['STATE'] is {mode.value if mode else None}, but state_in_prompt=True writes the "
+            f"state as integers, which needs a bounded range. Use one of {[m.value for m in _BOUNDED_MODES]}."
+        )
+    excluded = tuple(config.relative_exclude_joints)
+    if not config.use_relative_actions and excluded != DEFAULT_EXCLUDED:
+        raise ConfigError(
+            f"relative_exclude_joints={list(excluded)} has no effect with use_relative_actions=False. Set "
+            "use_relative_actions to True, or leave relative_exclude_joints unset."
+        )
+
+
+def check_state_feature(config: VLA0Config, action_dim: int) -> None:
+    """Check that there is a state that fits the options which need one."""
+    needing = [name for name in ("state_in_prompt", "use_relative_actions") if getattr(config, name)]
+    if not needing:
+        return
+    state = config.robot_state_feature
+    if state is None or len(state.shape) != 1 or state.shape[0] < 1:
+        raise ConfigError(
+            f"{needing[0]}=True needs an 'observation.state' of shape (state_dim,); the dataset or environment has "
+            f"{dict(config.input_features or {})}. Set {needing[0]} to False, or use data with a state."
+        )
+    if config.use_relative_actions:
+        _check_relative_actions(config, action_dim, int(state.shape[0]))
+
+
+def _check_relative_actions(config: VLA0Config, action_dim: int, state_dim: int) -> None:
+    if state_dim < action_dim:
+        raise ConfigError(
+            f"use_relative_actions=True subtracts the state from the action, dimension by dimension, but the state has "
+            f"{state_dim} dimensions and the action {action_dim}. Set use_relative_actions to False."
+        )
+    absolute = absolute_dimensions(config, action_dim)
+    if config.relative_exclude_joints and not absolute:
+        raise ConfigError(
+            f"relative_exclude_joints={config.relative_exclude_joints} matches none of the action's dimensions "
+            f"{config.action_feature_names}: all of them would become relative. Set relative_exclude_joints to names "
+            "of dimensions that stay absolute, or to [] if there are none."
+        )
+    relative = [i for i in config.binary_action_indices if i not in absolute]
+    if relative:
+        raise ConfigError(
+            f"binary_action_indices={config.binary_action_indices} snaps dimension(s) {relative} to the ends of their "
+            f"range, but use_relative_actions=True with relative_exclude_joints={config.relative_exclude_joints} makes "
+            "them offsets. Exclude them by name, or take them out of binary_action_indices."
+        )
+
+
+def absolute_dimensions(config: VLA0Config, action_dim: int) -> list[int]:
+    """Return the dimensions that relative actions leave absolute, chosen by LeRobot's own step."""
+    from lerobot.processor import RelativeActionsProcessorStep
+
+    step = RelativeActionsProcessorStep(
+        exclude_joints=config.relative_exclude_joints, action_names=config.action_feature_names
+    )
+    return [i for i, relative in enumerate(step._build_mask(action_dim)) if not relative]

@@ -17,7 +17,14 @@ from lerobot.optim.schedulers import (
     LRSchedulerConfig,
 )
 
-from lerobot_policy_vla0.configuration_checks import check_chunking, check_text, check_training
+from lerobot_policy_vla0.configuration_checks import (
+    DEFAULT_EXCLUDED,
+    check_chunking,
+    check_state,
+    check_state_feature,
+    check_text,
+    check_training,
+)
 from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.images import ImageSettings, grid_size
@@ -61,6 +68,13 @@ class VLA0Config(PreTrainedConfig):
             action_dim, their product, and n_bins.
         add_vision_id: write ``Picture k: `` before each image. The paper's weights were trained without.
         max_prompt_length: longest prompt accepted, in tokens; a longer one is an error, never truncated.
+        state_in_prompt: write the robot's state before the instruction, normalised by its own statistics, as integers
+            in ``[0, n_bins]``; values outside the statistics are clamped. Off in the paper.
+        use_relative_actions: learn actions as offsets from the state at the query, through LeRobot's own steps; needs
+            statistics of relative actions (``docs/state.md``).
+        relative_exclude_joints: with relative actions, dimensions whose name contains one of these stay absolute, as
+            in LeRobot; ``[]`` excludes none.
+        action_feature_names: names of the action's dimensions; LeRobot fills them in from the data set.
         action_mask_max_ratio: masked action augmentation hides up to this share of an answer, in
             ``[0, 1]``; 0 turns it off.
         action_mask_skip_prob: share of samples left unmasked, in ``[0, 1]``.
@@ -80,7 +94,8 @@ class VLA0Config(PreTrainedConfig):
             ``auto`` is speculative, or fast when sampling.
         draft_width: most tokens a speculative pass checks; None measures what pays on this device.
         normalization_mapping: actions must map to a bounded mode: MIN_MAX (the paper), QUANTILES or
-            QUANTILE10; images stay IDENTITY, the state is not read.
+            QUANTILE10; images stay IDENTITY. With ``state_in_prompt`` the state needs a bounded mode too, and takes
+            the actions' if it is left at IDENTITY; without, its mode changes nothing.
         dtype: compute precision: ``float32``, ``bfloat16`` or ``float16``. LeRobot's training autocasts to it, and
             so does inference. ``autocast_bfloat16`` leaves the training's autocast to the policy alone; needed with
             FSDP, where accelerate would round actions and rotary tables too.
@@ -129,6 +144,11 @@ class VLA0Config(PreTrainedConfig):
     add_vision_id: bool = False
     max_prompt_length: int = 4096
 
+    state_in_prompt: bool = False
+    use_relative_actions: bool = False
+    relative_exclude_joints: list[str] = field(default_factory=lambda: list(DEFAULT_EXCLUDED))
+    action_feature_names: list[str] | None = None
+
     action_mask_max_ratio: float = 0.4
     action_mask_skip_prob: float = 0.1
     action_mask_unit: str = "char"
@@ -145,7 +165,7 @@ class VLA0Config(PreTrainedConfig):
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {
             "VISUAL": NormalizationMode.IDENTITY,
-            "STATE": NormalizationMode.IDENTITY,  # not read: VLA-0 acts on images and text
+            "STATE": NormalizationMode.IDENTITY,  # not read unless `state_in_prompt`
             "ACTION": NormalizationMode.MIN_MAX,
         }
     )
@@ -175,6 +195,7 @@ class VLA0Config(PreTrainedConfig):
         check_chunking(self)
         check_text(self)
         check_training(self)
+        check_state(self)
         # Image options are checked without patch sizes, which belong to the backbone: `VLA0Policy` and
         # the processors check image_size against them.
         self.image_settings(patch_size=1, merge_size=1)
@@ -199,12 +220,20 @@ class VLA0Config(PreTrainedConfig):
                 f"normalization_mapping={self.normalization_mapping} has an unknown mode ({error}); known: "
                 f"{[mode.value for mode in NormalizationMode]}."
             ) from None
+        state = self.normalization_mapping.get("STATE", NormalizationMode.IDENTITY)
+        if (
+            self.state_in_prompt
+            and state is NormalizationMode.IDENTITY
+            and "ACTION" in self.normalization_mapping
+        ):
+            self.normalization_mapping["STATE"] = self.normalization_mapping["ACTION"]
 
     def validate_features(self) -> None:
         """Check that the dataset or environment has what the policy needs; LeRobot fills the features in.
 
         Raises:
-            ConfigError: without an action feature, or with ``binary_action_indices`` outside it.
+            ConfigError: without an action feature, or with ``binary_action_indices`` outside it; without a state that
+                an option needs, or one that does not fit.
             CameraError: without cameras, or if ``cameras`` names one that does not exist.
         """
         action = self.action_feature
@@ -220,6 +249,7 @@ class VLA0Config(PreTrainedConfig):
                 f"[0, {action.shape[0]}) of the action."
             )
         self.camera_keys  # noqa: B018 - raises when the cameras do not fit
+        check_state_feature(self, int(action.shape[0]))
 
     # ------------------------------------------------------------------ derived values
 
@@ -248,6 +278,15 @@ class VLA0Config(PreTrainedConfig):
         self.validate_features()
         assert self.action_feature is not None
         return int(self.action_feature.shape[0])
+
+    @property
+    def prompt_state_dim(self) -> int:
+        """Integers of the state in the prompt, 0 without."""
+        if not self.state_in_prompt:
+            return 0
+        self.validate_features()
+        assert self.robot_state_feature is not None
+        return int(self.robot_state_feature.shape[0])
 
     @property
     def filled_system_prompt(self) -> str:

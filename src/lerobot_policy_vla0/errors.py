@@ -13,6 +13,7 @@ Every message states what was given, what was expected and the fix. All of them 
         ├── PromptError       the task text is missing, not text, or the prompt is too long
         ├── ImageError        an image tensor has the wrong shape, type, range or NaN/Inf
         │   └── CameraError   the cameras in a batch are not the ones the policy was built for
+        ├── StateError        the robot's state is missing, has the wrong shape, or NaN/Inf
         ├── ActionError       an action tensor has the wrong shape, or NaN/Inf
         ├── AnswerError       token ids are not "chunk_size x action_dim" integers in [0, n_bins]
         ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
@@ -51,6 +52,10 @@ class ImageError(Vla0Error):
 
 class CameraError(ImageError):
     """The cameras of a batch are not the cameras the policy was built for."""
+
+
+class StateError(Vla0Error):
+    """The robot's state is needed and missing, has the wrong shape, or contains NaN/Inf."""
 
 
 class ActionError(Vla0Error):

@@ -8,13 +8,15 @@ key                                    shape               dtype      content
 ``observation.image(s.<camera>)``      (B, 3, H, W)        float32    pixels in [0, 1] (uint8: 0..255); any size
 ``observation.language.tokens``        (B, P)              int64      prompt ids, left-padded (vla0_prompt step)
 ``observation.language.attention_mask``  (B, P)            bool       false on padding
+``observation.vla0_origin``            (B, D)              float32    with relative actions only: see `relative`
 ``action`` (training)                  (B, T, D)           float32    normalised, nominally in [-1, 1]
 ``action_is_pad`` (training)           (B, T)              bool       true past the end of the episode
 =====================================  ==================  =========  =======================================
 
 `predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the
 post-processor turns both into the robot's units. Actions lie inside the range of the training data by
-construction: a bin cannot express anything else.
+construction: a bin cannot express anything else. With relative actions that is the range of offsets from the state, and
+`select_action` may leave [-1, 1], because it speaks of a chunk's later steps from where the robot has got to.
 """
 
 from __future__ import annotations
@@ -35,15 +37,17 @@ from lerobot_policy_vla0.augmentation import AugmentationState
 from lerobot_policy_vla0.batches import grey_batch, n_rows, read_images, read_padding, read_prompt
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
+from lerobot_policy_vla0.configuration_checks import absolute_dimensions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
-from lerobot_policy_vla0.processor_vla0 import check_action_stats
 from lerobot_policy_vla0.realtime import committed_bins
+from lerobot_policy_vla0.relative import read_origin
 from lerobot_policy_vla0.saving import SavedPolicy
 from lerobot_policy_vla0.thread_guard import ThreadGuard
 from lerobot_policy_vla0.training import (
@@ -64,11 +68,11 @@ class VLA0Policy(SavedPolicy):
 
     Args:
         config: with its features filled in (LeRobot's ``make_policy`` does that).
-        dataset_stats: if given, checked for usable action statistics.
+        dataset_stats: if given, checked for usable statistics.
         stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
             built from it, downloads nothing, and its weights are loaded afterwards.
         vlm_revision: Hub revision of the backbone, if it is loaded from there.
-        dataset_meta: accepted because LeRobot passes it; unused.
+        dataset_meta: LeRobot's; with relative actions, their statistics are held against its episodes.
 
     Raises:
         ConfigError, CameraError, StatsError, TokenizerError: see `lerobot_policy_vla0.errors`.
@@ -91,11 +95,11 @@ class VLA0Policy(SavedPolicy):
         dataset_meta: object = None,
     ) -> None:
         super().__init__(config)
-        del dataset_meta
         self.config: VLA0Config = config
         config.validate_features()
         if dataset_stats is not None:
-            check_action_stats(config, dataset_stats)
+            check_stats(config, dataset_stats)
+            check_relative_horizon(config, dataset_stats, dataset_meta)
         self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
         #: PEFT looks here to choose adapters for layers in 4 bits.
         self.is_loaded_in_4bit = config.quantization is not None
@@ -116,6 +120,7 @@ class VLA0Policy(SavedPolicy):
             n_action_steps=config.n_action_steps,
             old_weight=config.ensemble_old_weight,
         )
+        self._absolute_dimensions = absolute_dimensions(config, config.action_dim)  # under relative actions
         self._guard = ThreadGuard()
         self._queue: deque[Tensor] = deque()
         self._decoder: Decoder | None = None
@@ -312,10 +317,11 @@ class VLA0Policy(SavedPolicy):
             **kwargs: none are supported; anything given is refused rather than ignored.
 
         Returns:
-            ``(B, action_dim)`` float32 in ``[-1, 1]``.
+            ``(B, action_dim)`` float32 in ``[-1, 1]``; with relative actions, relative to the state of this batch.
 
         Raises:
             SharedPolicyError: if several threads drive this object.
+            StateError: with relative actions, if the batch has no origin.
             ActionError: if the batch size changes within an episode.
         """
         if kwargs:
@@ -329,14 +335,20 @@ class VLA0Policy(SavedPolicy):
                     f"the batch has {rows} rows, but the queued actions were predicted for {len(self._queue[0])}. "
                     "Call policy.reset() when the number of environments changes."
                 )
+            origin = None
+            if self.config.use_relative_actions:
+                origin = read_origin(batch, self._absolute_dimensions, self._device)
             if not self._queue:
                 began = time.perf_counter()
                 chunk = self._predict(batch)
+                if origin is not None:  # what later ticks and other chunks can be compared with
+                    chunk = chunk - origin.unsqueeze(1)
                 actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
                 self._queue.extend(actions.unbind(1))
                 spent = 1000 * (time.perf_counter() - began)
                 query_logger.debug("query", extra={"rows": rows, "milliseconds": spent})
-            return self._queue.popleft()
+            action = self._queue.popleft()
+            return action if origin is None else action + origin
 
     @torch.no_grad()
     def warm_up(self, batch: int = 1) -> None:

@@ -1,47 +1,51 @@
 """Processor steps: where strings end.
 
-The pre-processor normalises actions and turns the task into prompt token ids; the post-processor
-brings actions back to the robot's units. Everything here is deterministic and light, because LeRobot
+The pre-processor normalises actions and turns the task, and if asked the state, into prompt token ids; the
+post-processor brings actions back to the robot's units. Everything here is deterministic and light, because LeRobot
 runs it on every control tick; image work happens batched on the device, in the policy.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lerobot.configs.types import FeatureType, NormalizationMode, PipelineFeatureType, PolicyFeature
+from lerobot.configs.types import FeatureType, PipelineFeatureType, PolicyFeature
 from lerobot.lerobot_types import PolicyAction, TransitionKey
 from lerobot.processor import (
+    AbsoluteActionsProcessorStep,
     ObservationProcessorStep,
     PolicyProcessorPipeline,
+    ProcessorStep,
     ProcessorStepRegistry,
+    RelativeActionsProcessorStep,
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from lerobot_policy_vla0.errors import CheckpointError, PromptError, StatsError
+from lerobot_policy_vla0.batches import read_state
+from lerobot_policy_vla0.codec import quantise
+from lerobot_policy_vla0.dataset_stats import check_stats
+from lerobot_policy_vla0.errors import CheckpointError, PromptError
 from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
+from lerobot_policy_vla0.relative import VLA0OriginProcessorStep, VLA0ZeroActionProcessorStep
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
-_STATS_OF_MODE = {
-    NormalizationMode.MIN_MAX: ("min", "max"),
-    NormalizationMode.QUANTILES: ("q01", "q99"),
-    NormalizationMode.QUANTILE10: ("q10", "q90"),
-}
+logger = logging.getLogger(__name__)
+
 _TOKENIZER_STATE = "tokenizer_json"
 
 
 @dataclass
 @ProcessorStepRegistry.register(name="vla0_prompt")
 class VLA0PromptProcessorStep(ObservationProcessorStep):
-    """Writes the prompt of each task as token ids into the observation.
+    """Writes the prompt of each task, and if asked of each state, as token ids into the observation.
 
     Adds ``observation.language.tokens`` ``(B, P)`` int64 and ``observation.language.attention_mask``
     ``(B, P)`` bool, left-padded, with image placeholders expanded. The tokenizer travels with the saved
@@ -53,6 +57,9 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
         pad_token_id: id used on the left of shorter prompts.
         add_vision_id: write ``Picture k: `` before each image.
         max_length: longest prompt accepted, in tokens.
+        state_dim: dimensions of the state written before the instruction, which must be normalised by then; 0
+            writes none.
+        n_bins: the integer that the upper end of the state's range is written as.
         tokenizer_json: contents of the tokenizer's ``tokenizer.json``; restored from the saved state
             when a checkpoint is loaded.
     """
@@ -62,9 +69,12 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
     pad_token_id: int
     add_vision_id: bool = False
     max_length: int = 4096
+    state_dim: int = 0
+    n_bins: int = 0
     tokenizer_json: str = field(default="", repr=False)
 
     _encoder: PromptEncoder | None = field(default=None, init=False, repr=False)
+    _clamped: set[int] = field(default_factory=set, init=False, repr=False)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -86,6 +96,8 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
                     pad_token_id=self.pad_token_id,
                     add_vision_id=self.add_vision_id,
                     max_length=self.max_length,
+                    state_dim=self.state_dim,
+                    n_bins=self.n_bins,
                 ),
             )
         return self._encoder
@@ -95,6 +107,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
 
         Raises:
             PromptError: if the transition has no task, or one that is not text.
+            StateError: if the state is written and missing, of the wrong shape, or NaN/Inf.
         """
         complementary = self.transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
         task = complementary.get("task")
@@ -106,8 +119,25 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
                 "(an empty string is allowed): pass --task=... to lerobot-rollout, or record it with "
                 "--dataset.single_task=..."
             )
-        ids, mask = self.encoder.encode_batch(list(task))
+        states = self._read_state(observation) if self.state_dim else None
+        ids, mask = self.encoder.encode_batch(list(task), states)
         return {**observation, OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
+
+    def _read_state(self, observation: dict[str, Any]) -> list[list[int]]:
+        """Return the integers of each row's state; what lies outside the statistics is clamped and logged once."""
+        state = read_state(observation, "state_in_prompt", self.state_dim).cpu()
+        bins, clamped = quantise(state, self.n_bins)
+        new = {int(d) for d in clamped.any(0).nonzero()[:, 0]} - self._clamped
+        if new:
+            self._clamped |= new
+            logger.warning(
+                "%s lies outside the range of its statistics in dimension(s) %s; the prompt says the nearest end "
+                "(logged once per dimension)",
+                OBS_STATE,
+                sorted(new),
+            )
+        rows: list[list[int]] = bins.tolist()
+        return rows
 
     def get_config(self) -> dict[str, Any]:
         """Return the JSON part of the saved step; the tokenizer is in `state_dict`."""
@@ -117,6 +147,8 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
             "pad_token_id": self.pad_token_id,
             "add_vision_id": self.add_vision_id,
             "max_length": self.max_length,
+            "state_dim": self.state_dim,
+            "n_bins": self.n_bins,
         }
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -146,46 +178,6 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
         return new
 
 
-def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
-    """Check that the dataset's statistics can normalise actions; LeRobot would skip silently otherwise.
-
-    Raises:
-        StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
-    """
-    mode = config.normalization_mapping["ACTION"]
-    low_key, high_key = _STATS_OF_MODE[mode]
-    given = (stats or {}).get(ACTION)
-    if given is None or low_key not in given or high_key not in given:
-        have = sorted(given) if given is not None else "no statistics at all"
-        raise StatsError(
-            f"actions cannot be normalised: {mode.value} needs the action statistics {low_key!r} and "
-            f"{high_key!r}, got {have}. Train or load with a dataset whose meta/stats.json has them"
-            + (
-                " (`python -m lerobot.scripts.augment_dataset_quantile_stats` adds quantiles)."
-                if mode is not NormalizationMode.MIN_MAX
-                else ", or load a trained checkpoint with --policy.path=..."
-            )
-        )
-    low = torch.as_tensor(given[low_key], dtype=torch.float32).flatten()
-    high = torch.as_tensor(given[high_key], dtype=torch.float32).flatten()
-    if len(low) != config.action_dim or len(high) != config.action_dim:
-        raise StatsError(
-            f"the action statistics {low_key!r}/{high_key!r} have {len(low)}/{len(high)} values, but the action has "
-            f"{config.action_dim} dimensions. Recompute the dataset's statistics."
-        )
-    bad = [
-        i
-        for i, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True))
-        if not (math.isfinite(a) and math.isfinite(b)) or a > b
-    ]
-    if bad:
-        raise StatsError(
-            f"the action statistics are unusable in dimensions {bad}: {low_key}={low.tolist()}, "
-            f"{high_key}={high.tolist()}; expected finite values with {low_key} <= {high_key}. Repair the dataset "
-            "(NaN actions?) and recompute its statistics."
-        )
-
-
 def make_vla0_pre_post_processors(
     config: VLA0Config, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[
@@ -194,19 +186,22 @@ def make_vla0_pre_post_processors(
 ]:
     """Build the pipelines of a new policy; LeRobot calls this by name.
 
-    Pre: rename → batch → prompt → device → normalise. Post: un-normalise → CPU.
+    Pre: rename → batch → prompt → device → normalise. Post: un-normalise → CPU. A state in the prompt has to be
+    normalised first: batch → normalise → prompt → device. Relative actions put LeRobot's relative step right after
+    batch, its absolute step right after un-normalise, and `relative`'s two steps around the former and the normaliser.
 
     Args:
         config: the policy's config with its features filled in.
-        dataset_stats: the dataset's statistics; those of ``action`` are required.
+        dataset_stats: the dataset's statistics; those of ``action`` are required, those of ``observation.state`` with
+            ``state_in_prompt``.
 
     Raises:
-        StatsError: if actions cannot be normalised.
+        StatsError: if actions, or a state in the prompt, cannot be normalised.
     """
     # Imported here: the backbone's config and tokenizer need transformers, registration does not.
     from lerobot_policy_vla0.vlm import describe_backbone
 
-    check_action_stats(config, dataset_stats)
+    check_stats(config, dataset_stats)
     backbone = describe_backbone(config)
     steps = make_default_policy_processor_steps(config, dataset_stats)
     prompt = VLA0PromptProcessorStep(
@@ -215,16 +210,29 @@ def make_vla0_pre_post_processors(
         pad_token_id=backbone.pad_token_id,
         add_vision_id=config.add_vision_id,
         max_length=config.max_prompt_length,
+        state_dim=config.prompt_state_dim,
+        n_bins=config.n_bins,
         tokenizer_json=backbone.tokenizer_json,
     )
+    before: list[ProcessorStep] = []
+    normalize: list[ProcessorStep] = [steps.normalize]
+    after: list[ProcessorStep] = []
+    if config.use_relative_actions:
+        relative = RelativeActionsProcessorStep(
+            enabled=True,
+            exclude_joints=config.relative_exclude_joints,
+            action_names=config.action_feature_names,
+        )
+        before = [VLA0ZeroActionProcessorStep(action_dim=config.action_dim), relative]
+        normalize = [steps.normalize, VLA0OriginProcessorStep()]
+        after = [AbsoluteActionsProcessorStep(enabled=True, relative_step=relative)]
+    rest = (
+        [*normalize, prompt, steps.to_device]
+        if config.state_in_prompt
+        else [prompt, steps.to_device, *normalize]
+    )
     pipelines: tuple[Any, Any] = make_policy_processor_pipelines(
-        input_steps=[
-            steps.rename_observations,
-            steps.add_batch_dim,
-            prompt,
-            steps.to_device,
-            steps.normalize,
-        ],
-        output_steps=[steps.unnormalize, steps.to_cpu],
+        input_steps=[steps.rename_observations, steps.add_batch_dim, *before, *rest],
+        output_steps=[steps.unnormalize, *after, steps.to_cpu],
     )
     return pipelines

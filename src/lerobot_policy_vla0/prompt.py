@@ -7,6 +7,7 @@ actions or models.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lerobot_policy_vla0.errors import ConfigError, PromptError, TokenizerError
+from lerobot_policy_vla0.errors import ConfigError, PromptError, StateError, TokenizerError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,7 +48,9 @@ def format_system_prompt(template: str, *, chunk_size: int, action_dim: int, n_b
         ) from None
 
 
-def chat_text(system: str, task: str, n_images: int, *, add_vision_id: bool = False) -> str:
+def chat_text(
+    system: str, task: str, n_images: int, *, add_vision_id: bool = False, state: Sequence[int] | None = None
+) -> str:
     """Return the whole prompt as text, with one image placeholder per image.
 
     Args:
@@ -56,6 +59,8 @@ def chat_text(system: str, task: str, n_images: int, *, add_vision_id: bool = Fa
         n_images: images before the instruction.
         add_vision_id: write ``Picture k: `` before image ``k``. The paper's weights were trained
             without it.
+        state: the robot's state as integers, written on a line before the instruction; None, as in the paper,
+            writes none.
 
     >>> print(chat_text("S", "push", 1))  # doctest: +NORMALIZE_WHITESPACE
     <|im_start|>system
@@ -63,21 +68,36 @@ def chat_text(system: str, task: str, n_images: int, *, add_vision_id: bool = Fa
     <|im_start|>user
     <|vision_start|><|image_pad|><|vision_end|>push<|im_end|>
     <|im_start|>assistant
+    >>> print(chat_text("S", "push", 0, state=[0, 17, 1000]))  # doctest: +NORMALIZE_WHITESPACE
+    <|im_start|>system
+    S<|im_end|>
+    <|im_start|>user
+    State: 0 17 1000
+    push<|im_end|>
+    <|im_start|>assistant
     """
+    head, tail = _around_state(system, task, n_images, add_vision_id, with_state=state is not None)
+    return head + " ".join(map(str, state or ())) + tail
+
+
+def _around_state(
+    system: str, task: str, n_images: int, add_vision_id: bool, *, with_state: bool
+) -> tuple[str, str]:
+    """Return the prompt's text before and after the state's integers."""
     images = "".join(
         (f"Picture {k + 1}: " if add_vision_id else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
         for k in range(n_images)
     )
+    label, newline = ("State: ", "\n") if with_state else ("", "")
     return (
-        f"<|im_start|>system\n{system}<|im_end|>\n"
-        f"<|im_start|>user\n{images}{task}<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{images}{label}",
+        f"{newline}{task}<|im_end|>\n<|im_start|>assistant\n",
     )
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """Everything a prompt depends on besides the task.
+    """Everything a prompt depends on besides the task and the state.
 
     Attributes:
         system_prompt: the filled system message.
@@ -85,6 +105,8 @@ class PromptSettings:
         pad_token_id: id on the left of shorter prompts.
         add_vision_id: write ``Picture k: `` before each image.
         max_length: longest prompt accepted, in tokens.
+        state_dim: integers of the state; 0 writes no state.
+        n_bins: the largest of these integers.
     """
 
     system_prompt: str
@@ -92,10 +114,18 @@ class PromptSettings:
     pad_token_id: int
     add_vision_id: bool = False
     max_length: int = 4096
+    state_dim: int = 0
+    n_bins: int = 0
+
+
+#: Tasks whose ids are kept, the latest ones: instructions can be free text, and a server can run for weeks.
+_TASKS_KEPT = 1024
 
 
 class PromptEncoder:
     """Turns tasks into token ids, tokenising each distinct task once.
+
+    A state changes with every frame: its digits are spelled between the kept ids of what stands before and after.
 
     Args:
         tokenizer: the backbone's tokenizer, as read from its ``tokenizer.json``.
@@ -116,7 +146,8 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.settings = settings
         self.image_token_id: int = image_token_id
-        self._cache: dict[str, Tensor] = {}
+        self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()  # ids before and after the state
+        self._characters = {c: self._tokenise(c) for c in "0123456789 "} if settings.state_dim else {}
         # Text that the tokenizer would turn into a special token instead of reading it as text.
         self._markup = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
         for special in self._markup:
@@ -126,54 +157,116 @@ class PromptEncoder:
                     "change the layout of the prompt. Remove it from system_prompt."
                 )
 
-    def encode(self, task: str) -> Tensor:
+    def encode(self, task: str, state: Sequence[int] | None = None) -> Tensor:
         """Return the ids of one prompt, image placeholders expanded: ``(L,)`` int64.
 
         An empty task is allowed: datasets with a single unnamed task exist, and the image still tells
         the model what to do.
 
+        Args:
+            task: the instruction.
+            state: ``state_dim`` integers in ``[0, n_bins]``, exactly if the settings ask for a state.
+
         Raises:
             PromptError: if the task is not a string, contains chat markup, or the prompt is too long.
+            StateError: if there is a state and none was asked for, or not as many integers as were.
+            TokenizerError: if the tokenizer joins the state's digits with what is around them.
         """
         if not isinstance(task, str):
             raise PromptError(
                 f"task is {task!r} ({type(task).__name__}), expected a string. Every dataset frame and every "
                 "command needs a task text (an empty one is allowed)."
             )
-        if task not in self._cache:
-            for special in self._markup:
-                if special in task:
-                    raise PromptError(
-                        f"task {task!r} contains the chat markup {special!r}, which would change the layout of "
-                        "the prompt. Remove it from the task text."
-                    )
-            settings = self.settings
-            text = chat_text(
-                settings.system_prompt,
-                task,
-                len(settings.image_tokens),
-                add_vision_id=settings.add_vision_id,
+        if len(state or ()) != self.settings.state_dim:
+            raise StateError(
+                f"the state has {len(state or ())} integers, and the prompt has room for {self.settings.state_dim}. "
+                "Fix policy.state_in_prompt, or the size of observation.state."
             )
-            counts = iter(settings.image_tokens)
-            ids: list[int] = []
-            for token in self.tokenizer.encode(text, add_special_tokens=False).ids:
-                ids += [token] * next(counts) if token == self.image_token_id else [token]
-            if len(ids) > settings.max_length:
-                raise PromptError(
-                    f"the prompt for task {task[:80]!r} has {len(ids)} tokens ({sum(settings.image_tokens)} of them "
-                    f"image), more than max_prompt_length={settings.max_length}. Shorten the task text or "
-                    "system_prompt, use fewer or smaller images, or raise max_prompt_length."
-                )
-            self._cache[task] = torch.tensor(ids, dtype=torch.long)
-        return self._cache[task].clone()
+        if task not in self._kept:
+            self._kept[task] = self._encode_around(task)
+            if len(self._kept) > _TASKS_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(task)
+        head, tail = self._kept[task]
+        return torch.cat([head, self._spell(state), tail]) if state else head.clone()
 
-    def encode_batch(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _encode_around(self, task: str) -> tuple[Tensor, Tensor]:
+        """Return the ids before and after the state's integers; without a state, all of them and nothing."""
+        for special in self._markup:
+            if special in task:
+                raise PromptError(
+                    f"task {task!r} contains the chat markup {special!r}, which would change the layout of "
+                    "the prompt. Remove it from the task text."
+                )
+        settings = self.settings
+        count = len(settings.image_tokens)
+        around = _around_state(
+            settings.system_prompt, task, count, settings.add_vision_id, with_state=settings.state_dim > 0
+        )
+        if not settings.state_dim:
+            head, tail = self._expand(self._tokenise("".join(around))), torch.empty(0, dtype=torch.long)
+            length, longest = len(head), ""
+        else:
+            head, tail = (self._expand(self._tokenise(part)) for part in around)
+            state = [settings.n_bins] * settings.state_dim
+            text = chat_text(
+                settings.system_prompt, task, count, add_vision_id=settings.add_vision_id, state=state
+            )
+            whole = self._expand(self._tokenise(text))
+            if not torch.equal(whole, torch.cat([head, self._spell(state), tail])):
+                raise TokenizerError(
+                    f"the tokenizer joins the digits of the state with the text around them in {text!r}, so its length "
+                    "would depend on the values. Use a backbone whose tokenizer splits digits (Qwen2-VL, Qwen2.5-VL), "
+                    "or state_in_prompt=false."
+                )
+            length, longest = len(whole), " with the longest state"
+        if length > settings.max_length:
+            raise PromptError(
+                f"the prompt for task {task[:80]!r} has {length} tokens{longest} ({sum(settings.image_tokens)} of them "
+                f"image), more than max_prompt_length={settings.max_length}. Shorten the task text or "
+                "system_prompt, use fewer or smaller images, or raise max_prompt_length."
+            )
+        return head, tail
+
+    def _tokenise(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _expand(self, ids: list[int]) -> Tensor:
+        """Repeat image placeholders as often as their image has tokens."""
+        counts = iter(self.settings.image_tokens)
+        expanded: list[int] = []
+        for token in ids:
+            expanded += [token] * next(counts) if token == self.image_token_id else [token]
+        return torch.tensor(expanded, dtype=torch.long)
+
+    def _spell(self, state: Sequence[int]) -> Tensor:
+        """Return the ids of the state's integers, one space between."""
+        text = " ".join(map(str, state))
+        return torch.tensor([id_ for c in text for id_ in self._characters[c]], dtype=torch.long)
+
+    def encode_batch(
+        self, tasks: Sequence[str], states: Sequence[Sequence[int]] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode several prompts, padded on the left so that all answers begin in one column.
+
+        Args:
+            tasks: one per row.
+            states: one per row, see `encode`.
 
         Returns:
             ids ``(B, L)`` int64 and mask ``(B, L)`` bool, false on padding.
+
+        Raises:
+            StateError: if there are not as many states as tasks; otherwise as `encode`.
         """
-        rows = [self.encode(task) for task in tasks]
+        if states is not None and len(states) != len(tasks):
+            raise StateError(
+                f"the batch has {len(tasks)} task(s) and {len(states)} state(s); every sample needs both. Pass one "
+                "task per sample."
+            )
+        given = states if states is not None else [None] * len(tasks)
+        rows = [self.encode(task, state) for task, state in zip(tasks, given, strict=True)]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.settings.pad_token_id, dtype=torch.long)
         mask = torch.zeros(len(rows), width, dtype=torch.bool)

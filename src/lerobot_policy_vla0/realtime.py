@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lerobot_policy_vla0.codec import quantise
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 
 if TYPE_CHECKING:
@@ -62,4 +63,4 @@ def committed_bins(
             f"prev_chunk_left_over has NaN or infinite values in its first {rows.shape[1]} steps, which the robot is "
             "about to execute. The previous chunk was damaged: reset the policy."
         )
-    return codec.quantise(rows)[0] if rows.shape[1] else None
+    return quantise(rows, codec.n_bins)[0] if rows.shape[1] else None

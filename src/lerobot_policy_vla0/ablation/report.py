@@ -13,7 +13,7 @@ from lerobot_policy_vla0.ablation.plan import Factor, Plan
 from lerobot_policy_vla0.ablation.sweep import evaluation_folder
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.evaluation.compare import Comparison, compare, rate_of
-from lerobot_policy_vla0.evaluation.report import build_report, query_times, write_report
+from lerobot_policy_vla0.evaluation.report import build_report, write_report
 from lerobot_policy_vla0.evaluation.runs import Run, read_run
 from lerobot_policy_vla0.evaluation.tables import markdown_table, percent, percent_range
 
@@ -82,7 +82,7 @@ def factor_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             cells.append([row.name, "not measured", *[""] * (len(_HEADER) - 2)])
             continue
         c = row.comparison
-        times = query_times(row.run)
+        times = row.run.query_times()
         cells.append(
             [
                 row.name,

@@ -61,7 +61,7 @@ def sweep(
     """
     if jobs < 1:
         raise EvaluationError(f"--jobs={jobs}: at least one has to run")
-    places: list[Place] = [device_settings(device) for device in devices] or [({}, None)]
+    places: list[Place] = [(device_settings(d), d.partition(":")[0]) for d in devices] or [({}, None)]
     failed: list[str] = []
     for seed in plan.seeds:
         failed += _train_all(plan.trainings(seed), out, [places[i % len(places)] for i in range(jobs)], say)

@@ -166,7 +166,8 @@ class PassRunner:
         is_image = (ids == self.vlm.image_token_id) & mask
         prefix = int(is_image.any(0).long().argmax())
         columns = self._columns_for(length)
-        fresh = self._cache is None or self._cache.batch != batch or self._cache.length != columns
+        # Never smaller again: with the state in the prompt its length changes from frame to frame.
+        fresh = self._cache is None or self._cache.batch != batch or self._cache.length < columns
         before = min(prefix, self._prefix_columns)
         reusable = (
             not fresh

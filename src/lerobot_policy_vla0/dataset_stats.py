@@ -1,0 +1,198 @@
+"""Statistics of a data set: can they normalise actions and state, and are they the statistics that are meant?
+
+LeRobot's normaliser passes a key without statistics through unchanged and never compares them with the options;
+everything that would go wrong silently is an error here. Knows statistics and options, no data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lerobot.configs.types import NormalizationMode
+from lerobot.utils.constants import ACTION, OBS_STATE
+
+from lerobot_policy_vla0.errors import StatsError
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+
+logger = logging.getLogger(__name__)
+
+_STATS_OF_MODE = {
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+
+
+def check_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+    """Check every statistic the options need.
+
+    Raises:
+        StatsError: naming the statistics that are missing, of the wrong shape, NaN, out of order, or of absolute
+            actions where relative ones are meant.
+    """
+    check_action_stats(config, stats)
+    if config.state_in_prompt:
+        check_state_stats(config, stats)
+    check_relative_stats(config, stats)
+
+
+def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+    """Check that the dataset's statistics can normalise actions; LeRobot would skip silently otherwise.
+
+    Raises:
+        StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
+    """
+    _check_range(
+        stats,
+        ACTION,
+        config.normalization_mapping["ACTION"],
+        config.action_dim,
+        names=("actions", "action"),
+        otherwise=", or load a trained checkpoint with --policy.path=...",
+    )
+
+
+def check_state_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+    """As `check_action_stats`, for the state in the prompt; says which of its dimensions never change.
+
+    Raises:
+        StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
+    """
+    low, high = _check_range(
+        stats,
+        OBS_STATE,
+        config.normalization_mapping["STATE"],
+        config.prompt_state_dim,
+        names=("states", "state"),
+        otherwise=", or set state_in_prompt=false",
+    )
+    if constant := [i for i, (a, b) in enumerate(zip(low, high, strict=True)) if a == b]:
+        logger.warning(
+            "state_in_prompt: dimension(s) %s of observation.state never change in the dataset; where a robot differs "
+            "in them, the prompt will say 0 or %d",
+            constant,
+            config.n_bins,
+        )
+
+
+def _check_range(
+    stats: dict[str, dict[str, Any]] | None,
+    key: str,
+    mode: NormalizationMode,
+    size: int,
+    *,
+    names: tuple[str, str],
+    otherwise: str,
+) -> tuple[list[float], list[float]]:
+    """Return the two ends of a key's range, each with ``size`` finite values."""
+    several, one = names
+    low_key, high_key = _STATS_OF_MODE[mode]
+    given = (stats or {}).get(key)
+    if given is None or low_key not in given or high_key not in given:
+        have = sorted(given) if given is not None else "no statistics at all"
+        raise StatsError(
+            f"{several} cannot be normalised: {mode.value} needs the {one} statistics {low_key!r} and "
+            f"{high_key!r}, got {have}. Train or load with a dataset whose meta/stats.json has them"
+            + (
+                " (`python -m lerobot.scripts.augment_dataset_quantile_stats` adds quantiles)."
+                if mode is not NormalizationMode.MIN_MAX
+                else otherwise
+            )
+        )
+    low = torch.as_tensor(given[low_key], dtype=torch.float32).flatten().tolist()
+    high = torch.as_tensor(given[high_key], dtype=torch.float32).flatten().tolist()
+    if len(low) != size or len(high) != size:
+        raise StatsError(
+            f"the {one} statistics {low_key!r}/{high_key!r} have {len(low)}/{len(high)} values, but the {one} has "
+            f"{size} dimensions. Recompute the dataset's statistics."
+        )
+    bad = [
+        i
+        for i, (a, b) in enumerate(zip(low, high, strict=True))
+        if not (math.isfinite(a) and math.isfinite(b)) or a > b
+    ]
+    if bad:
+        raise StatsError(
+            f"the {one} statistics are unusable in dimensions {bad}: {low_key}={low}, "
+            f"{high_key}={high}; expected finite values with {low_key} <= {high_key}. Repair the dataset "
+            f"(NaN {several}?) and recompute its statistics."
+        )
+    return low, high
+
+
+def check_relative_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+    """Check that the action's statistics are of relative actions exactly if the policy's actions are.
+
+    The two are told apart by what they counted. Statistics of absolute actions count every frame once, as those of
+    the state do; LeRobot's statistics of relative actions count ``chunk_size`` values for every frame with a whole
+    chunk ahead of it. Without counts, and for chunks of one step, nothing can be told.
+
+    Raises:
+        StatsError: with ``use_relative_actions`` and statistics of absolute actions.
+    """
+    actions, states = (_count(stats, key) for key in (ACTION, OBS_STATE))
+    if actions is None or states is None or config.chunk_size == 1:
+        return
+    if config.use_relative_actions and actions == states:
+        raise StatsError(
+            f"use_relative_actions=True, but the dataset's action statistics are of absolute actions (they count "
+            f"{actions} actions for {states} states, every frame once). Train on a copy with those of relative "
+            f"actions: {recompute_command(config)}"
+        )
+    if not config.use_relative_actions and actions != states:
+        logger.warning(
+            "the dataset's action statistics count %d actions for %d states: they look like those of relative actions, "
+            "but use_relative_actions=False. Set it, or recompute the statistics without --operation.relative_action.",
+            actions,
+            states,
+        )
+
+
+def check_relative_horizon(
+    config: VLA0Config, stats: dict[str, dict[str, Any]] | None, dataset_meta: Any
+) -> None:
+    """Warn if statistics of relative actions were computed for chunks of another length.
+
+    Offsets grow with the steps they look ahead: a range for longer chunks wastes bins, one for shorter ones clamps.
+
+    Args:
+        config: the policy's.
+        stats: of the dataset.
+        dataset_meta: LeRobot's, with the episodes' lengths; None or one without them says nothing.
+    """
+    episodes = getattr(dataset_meta, "episodes", None)
+    counted = _count(stats, ACTION)
+    if not config.use_relative_actions or episodes is None or counted is None:
+        return
+    chunk = config.chunk_size
+    expected = chunk * sum(max(0, int(length) - chunk + 1) for length in episodes["length"])
+    if counted != expected:
+        logger.warning(
+            "the dataset's statistics of relative actions count %d offsets, where chunks of chunk_size=%d make %d: "
+            "they were computed for another length or other episodes, so bins are wasted or actions clamped. "
+            "Recompute: %s",
+            counted,
+            chunk,
+            expected,
+            recompute_command(config),
+        )
+
+
+def recompute_command(config: VLA0Config) -> str:
+    """Return LeRobot's command that computes the statistics of this policy's relative actions."""
+    return (
+        "lerobot-edit-dataset --repo_id=NAME --new_repo_id=NAME_relative --operation.type=recompute_stats "
+        f"--operation.relative_action=true --operation.chunk_size={config.chunk_size} "
+        f"--operation.relative_exclude_joints='{json.dumps(config.relative_exclude_joints)}'"
+    )
+
+
+def _count(stats: dict[str, dict[str, Any]] | None, key: str) -> int | None:
+    given = (stats or {}).get(key, {}).get("count")
+    return None if given is None else int(torch.as_tensor(given).flatten()[0])
