@@ -36,7 +36,11 @@ def decode(
 
 
 def measure(
-    policy: VLA0Policy, request: DecodeRequest, grammar: AnswerGrammar, answers: list[list[int]], **options: Any
+    policy: VLA0Policy,
+    request: DecodeRequest,
+    grammar: AnswerGrammar,
+    answers: list[list[int]],
+    **options: Any,
 ) -> list[NDArray[Any]]:
     return NumberDistributions(policy.vlm, grammar, max_answer=64, **options).measure(request, answers)
 
@@ -78,7 +82,9 @@ def spelled_out(
     return belief
 
 
-@pytest.mark.parametrize(("n_bins", "shape", "penalty"), [(12, (2, 2), 1.0), (100, (1, 2), 1.0), (12, (1, 3), 1.3)])
+@pytest.mark.parametrize(
+    ("n_bins", "shape", "penalty"), [(12, (2, 2), 1.0), (100, (1, 2), 1.0), (12, (1, 3), 1.3)]
+)
 def test_every_number_has_the_probability_of_its_spelling(
     policy: VLA0Policy, n_bins: int, shape: tuple[int, int], penalty: float
 ) -> None:
@@ -96,7 +102,9 @@ def test_every_number_has_the_probability_of_its_spelling(
 
 
 @pytest.mark.parametrize("min_mass", [0.0, 1e-3, 0.05])
-def test_answers_of_a_batch_in_narrow_passes_get_what_they_get_alone(policy: VLA0Policy, min_mass: float) -> None:
+def test_answers_of_a_batch_in_narrow_passes_get_what_they_get_alone(
+    policy: VLA0Policy, min_mass: float
+) -> None:
     request = make_request(policy, seed=5, batch=3)
     grammar = AnswerGrammar(n_bins=100, n_numbers=6, tokens=policy.vlm.tokens)
     bins = [[4, 4, 44, 0, 100, 7], [0, 0, 0, 0, 0, 0], [99, 10, 100, 100, 12, 31]]

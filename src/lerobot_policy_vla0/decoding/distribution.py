@@ -173,7 +173,9 @@ class NumberDistributions:
             child = _Prefix(prefix.number, (*prefix.digits, symbol), mass, state)
             if self.tables.forced(state) >= 0:  # nothing but the end of the number can follow
                 row.belief[child.number, child.value] += mass
-            elif (place := row.place_of(child)) is not None:  # only in the prefill, which scored the whole answer
+            elif (
+                place := row.place_of(child)
+            ) is not None:  # only in the prefill, which scored the whole answer
                 self._expand(row, child, scores, place, seen)
             elif mass > self.min_mass:
                 row.pending.append(child)
@@ -198,7 +200,9 @@ class NumberDistributions:
         if self.repetition_penalty != 1.0:
             written = seen.copy()
             written[[*row.symbols[: row.starts[prefix.number]], *prefix.digits]] = True
-            penalised = np.where(scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty)
+            penalised = np.where(
+                scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty
+            )
             scores = np.where(written, penalised, scores)
         if self.temperature > 0:
             scores = scores / self.temperature
