@@ -209,6 +209,7 @@ def test_means_leave_out_what_lies_past_the_end() -> None:
     assert numbers["inside_band_by_share"]["0.99"] == pytest.approx([2 / 3], abs=1e-5)
     assert numbers["inside_band_by_share"]["0.5"] == [0.0]
     assert numbers["band_width_by_dimension"] == [2.0]
+    assert numbers["probability_by_dimension"] == [1.0]
     assert numbers["episodes"][0]["mae"] == numbers["mae"]
 
 
@@ -300,6 +301,15 @@ def test_a_policy_of_another_robot_is_refused_and_its_cameras_can_be_renamed(
         checkpoint, front, capsys, f'--rename_map={{"observation.images.front": "{CAMERA}"}}', "--episodes=0"
     )
     assert renamed["frames"] == 3
+
+
+def test_a_rename_map_that_is_no_mapping_is_refused(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("[1]", "{", '{"a": 1}'):
+        with pytest.raises(SystemExit):
+            main(arguments(checkpoint, data, f"--rename_map={text}"))
+        assert "is not a JSON object of texts" in capsys.readouterr().err
 
 
 def test_nan_demonstrations_are_named(

@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="for --policy.temperature above 0 (default 0)")
     parser.add_argument(
         "--rename_map",
-        type=json.loads,
+        type=_mapping,
         default={},
         metavar="JSON",
         help='keys of the dataset to keys of the policy: \'{"observation.images.a": "observation.images.b"}\'',
@@ -108,3 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
     for line in broken:
         print(f"vla0 open-loop: {line}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _mapping(text: str) -> dict[str, str]:
+    try:
+        mapping = json.loads(text)
+    except ValueError:
+        mapping = None
+    if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object of texts")
+    return mapping

@@ -151,8 +151,8 @@ def memory_table(
     names = ("weights", "autocast_copies", "gradients", "moments", "activations")
     table = {}
     for way, parts in ways.items():
-        row = {name: round(value / 1e9, 2) for name, value in zip(names, parts, strict=True)}
-        table[way] = {**row, "total": round(sum(parts) / 1e9, 1)}
+        row = {name: round(value / 1e9, 4) for name, value in zip(names, parts, strict=True)}
+        table[way] = {**row, "total": round(sum(parts) / 1e9, 4)}
     return table
 
 

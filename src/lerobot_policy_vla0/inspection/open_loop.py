@@ -291,6 +291,7 @@ def summary(result: OpenLoopResult) -> dict[str, Any]:
     band = result.overall(result.mean_by(lambda e: np.abs(e.high.astype(np.float64) - e.low)))
     exact = result.overall(result.mean_by(lambda e: e.predicted_bins == e.demonstrated_bins))
     clipped = result.overall(result.mean_by(lambda e: e.clipped))
+    probability = result.overall(result.mean_by(lambda e: e.probability))
     mean_action = result.mean_action
     baseline = None
     if mean_action is not None:
@@ -314,6 +315,7 @@ def summary(result: OpenLoopResult) -> dict[str, Any]:
         "mae_by_step_and_dimension": _round(by_step),
         "mae_bins_by_step_and_dimension": _round(bins_by_step),
         "same_bin_by_dimension": _round(exact),
+        "probability_by_dimension": _round(probability),
         "mean_action_mae_by_dimension": None if baseline is None else _round(baseline),
         "outside_training_range_by_dimension": _round(clipped),
         "band": BAND,

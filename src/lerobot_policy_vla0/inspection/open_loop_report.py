@@ -129,6 +129,11 @@ def _dimension_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]
             *map(percent, inside),
             percent(float(np.mean(inside))),
         ],
+        [
+            "probability of the number written",
+            *map(percent, numbers["probability_by_dimension"]),
+            percent(float(np.mean(numbers["probability_by_dimension"]))),
+        ],
         ["width of the band, robot's units", *map(number, numbers["band_width_by_dimension"]), ""],
     ]
     return ["", *names, "all"], rows

@@ -6,8 +6,9 @@ Says in plain words what is missing or does not fit. Knows LeRobot's readers; co
 from __future__ import annotations
 
 import json
-import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,6 @@ from lerobot_policy_vla0.errors import (
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,23 +82,19 @@ class DatasetSource:
         return f"the dataset {self.repo_id!r}" + (f" in {self.root}" if self.root else "")
 
 
-class _reading:  # noqa: N801 - a context manager, used like a function
-    """Turns the many errors of a dataset that is not there into one that says so."""
+@contextmanager
+def _reading(source: DatasetSource) -> Iterator[None]:
+    """Turn the many errors of a dataset that is not there into one that says so."""
+    from lerobot.datasets.utils import CompatibilityError
 
-    def __init__(self, source: DatasetSource) -> None:
-        self.source = source
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | HfHubHTTPError | ValueError | KeyError | RuntimeError):
-            first = str(error).strip().splitlines()
-            raise DatasetError(
-                f"{self.source} cannot be read ({type(error).__name__}: {first[0] if first else 'no reason given'}). "
-                "Expected a LeRobot v3 dataset: check --dataset.repo_id, and --dataset.root, which is the folder that "
-                "holds meta/."
-            ) from error
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, HfHubHTTPError, CompatibilityError) as error:
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        raise DatasetError(
+            f"{source} cannot be read ({type(error).__name__}: {lines[0]}). Expected a LeRobot v3 dataset: check "
+            "--dataset.repo_id, and --dataset.root, the folder that holds meta/."
+        ) from error
 
 
 def policy_config(path: str | None, overrides: list[str]) -> VLA0Config:
