@@ -267,7 +267,8 @@ def test_no_dataset_nan_actions_and_a_full_folder(
     assert [path.name for path in full.iterdir()] == ["kept.txt"]
 
 
-def test_a_misspelt_option_is_refused(ramp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--policy.chunk_sise=8", "--policy.chunk=8"])
+def test_a_misspelt_option_is_refused(ramp: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit):
-        main(arguments(ramp, "--policy.chunk_sise=8"))
-    assert "--policy.chunk_sise=8" in capsys.readouterr().err
+        main(arguments(ramp, option))
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def dataset_source(arguments: argparse.Namespace) -> DatasetSource:
 
 def add_policy_options(parser: argparse.ArgumentParser, *, path_required: bool) -> None:
     """Add ``--policy.path`` and, hidden, ``--policy.NAME`` for every option of `VLA0Config`."""
+    parser.allow_abbrev = False  # LeRobot's commands take no abbreviations of these either
     parser.add_argument(
         "--policy.path",
         dest="policy_path",

@@ -164,15 +164,7 @@ def _action_table(numbers: dict[str, Any]) -> Table:
 
 
 def _bins_table(numbers: dict[str, Any]) -> Table:
-    header = [
-        "n_bins",
-        "tokens per chunk",
-        "longest",
-        "possible",
-        "largest error",
-        "vanishing changes",
-        "levels used",
-    ]
+    header = ["n_bins", "tokens per chunk", "longest", "possible", "largest error", "vanishing changes"]
     rows = []
     for row in numbers["quantisation"]:
         vanishing = [share for share in row["vanishing_changes"] if share is not None]
@@ -182,27 +174,26 @@ def _bins_table(numbers: dict[str, Any]) -> Table:
                 f"{row['tokens_mean']:.1f}",
                 str(row["tokens_max"]),
                 str(row["tokens_longest_possible"]),
-                f"{number(max(row['max_error']))}",
+                number(max(row["max_error"])),
                 percent(float(np.mean(vanishing))) if vanishing else "no changes",
-                " / ".join(map(str, row["levels_used"])),
             ]
         )
     return header, rows
 
 
 def _step_table(numbers: dict[str, Any]) -> Table:
-    names = [row["name"] for row in numbers["actions"]]
+    """One step in the robot's units, the mean error beside it, a row per dimension and a column per number of bins."""
+    written = numbers["quantisation"]
+    own = next(row for row in written if row["n_bins"] == numbers["n_bins"])
     rows = [
         [
-            _own(row, numbers),
-            *(
-                f"{number(step)} (±{number(error)})"
-                for step, error in zip(row["step"], row["mean_error"], strict=True)
-            ),
+            described["name"],
+            *(f"{number(row['step'][place])} (±{number(row['mean_error'][place])})" for row in written),
+            str(own["levels_used"][place]),
         ]
-        for row in numbers["quantisation"]
+        for place, described in enumerate(numbers["actions"])
     ]
-    return ["one step (mean error)", *names], rows
+    return ["one step (mean error)", *(f"{_own(row, numbers)}" for row in written), "levels used"], rows
 
 
 def _own(row: dict[str, Any], numbers: dict[str, Any]) -> str:
@@ -350,6 +341,7 @@ def _draw_actions(plt: Any, inspection: Inspection) -> Any:
             axis.hist(values, bins=60, color=COLORS[0], weights=np.full(len(values), 1 / len(values)))
             for limit in (row["q01"], row["q99"]):
                 axis.axvline(limit, color=COLORS[1], lw=1.1, ls=":")
+            axis.set_ylim(min(0.5 / len(values), 0.005), 1.3)
             axis.set_title(row["name"])
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,43 +106,36 @@ _SEEN = {
 
 
 def _dimension_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    names = numbers["dimensions"]
-    same = numbers["same_bin_by_dimension"]
+    """A row per dimension and one for their mean; what has units is not averaged but for the error."""
+    columns: list[tuple[str, list[str], str]] = []
+
+    def add(header: str, key: str, write: Callable[[float], str], *, mean: bool = True) -> None:
+        values = numbers[f"{key}_by_dimension"]
+        columns.append((header, [write(v) for v in values], write(float(np.mean(values))) if mean else ""))
+
+    add("error", "mae", number)
+    add("in bins", "mae_bins", number)
+    columns.append(("one bin", [number(v) for v in numbers["bin_in_units"]], ""))
+    if numbers["mean_action_mae_by_dimension"] is not None:
+        add("always the mean action", "mean_action_mae", number)
+    add("same bin", "same_bin", percent)
+    add(f"in the {BAND:.0%} band", "inside_band", percent)
+    add("band's width", "band_width", number, mean=False)
+    add("probability", "probability", percent)
+    header = ["mean absolute error", *(name for name, _, _ in columns)]
     rows = [
-        [
-            "mean absolute error, robot's units",
-            *map(number, numbers["mae_by_dimension"]),
-            number(numbers["mae"]),
-        ],
-        ["the same in bins", *map(number, numbers["mae_bins_by_dimension"]), number(numbers["mae_bins"])],
-        ["one bin in the robot's units", *map(number, numbers["bin_in_units"]), ""],
+        [name, *(values[place] for _, values, _ in columns)]
+        for place, name in enumerate(numbers["dimensions"])
     ]
-    baseline = numbers["mean_action_mae_by_dimension"]
-    if baseline is not None:
-        rows.append(
-            ["error of always the mean action", *map(number, baseline), number(float(np.mean(baseline)))]
-        )
-    inside = numbers["inside_band_by_dimension"]
-    rows += [
-        ["the very same bin", *map(percent, same), percent(float(np.mean(same)))],
-        [
-            f"demonstrated value in the {BAND:.0%} band",
-            *map(percent, inside),
-            percent(float(np.mean(inside))),
-        ],
-        [
-            "probability of the number written",
-            *map(percent, numbers["probability_by_dimension"]),
-            percent(float(np.mean(numbers["probability_by_dimension"]))),
-        ],
-        ["width of the band, robot's units", *map(number, numbers["band_width_by_dimension"]), ""],
-    ]
-    return ["", *names, "all"], rows
+    return header, [*rows, ["all", *(mean for _, _, mean in columns)]]
 
 
 def _explanations(numbers: dict[str, Any]) -> list[str]:
     out = [
         f"{numbers['steps_past_the_end']} steps of chunks that reach past the end of their episode were left out.",
+        "Error, one bin, “always the mean action” (the error of a policy that sees nothing) and the band's width are "
+        "in the robot's units. Same bin: share of numbers predicted exactly. Band: demonstrated values inside. "
+        "Probability: the model's own, of the numbers it wrote.",
         "“All” is the plain mean over dimensions; in the robot's units it mixes what may not be comparable.",
     ]
     clipped = numbers["outside_training_range_by_dimension"]
