@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from hardware import copy_bandwidth, percentiles, synchronise
-from memory import vlm_config_3b
 from transformers import AutoModelForImageTextToText
 
 from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.inspection.cost import vlm_config_3b
 from lerobot_policy_vla0.prompt import IMAGE_TOKEN
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer, tiny_vlm_config
 from lerobot_policy_vla0.vlm import VLM

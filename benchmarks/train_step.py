@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from hardware import hardware, synchronise
 from lerobot.configs.types import FeatureType, PolicyFeature
-from memory import memory_table, peak_mb, reset_peak, vlm_config_3b
+from memory import peak_mb, reset_peak
 from plain_step import PlainStep
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.batches import read_images
 from lerobot_policy_vla0.cameras import image_problems
 from lerobot_policy_vla0.images import encode_images
+from lerobot_policy_vla0.inspection.cost import memory_table, vlm_config_3b
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
 from lerobot_policy_vla0.shared_prefix import common_prefix
 from lerobot_policy_vla0.testing import build_tiny_tokenizer

@@ -17,6 +17,7 @@ Every message states what was given, what was expected and the fix. All of them 
         ├── ActionError       an action tensor has the wrong shape, or NaN/Inf
         ├── AnswerError       token ids are not "chunk_size x action_dim" integers in [0, n_bins]
         ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
+        ├── DatasetError      a dataset cannot be read, or lacks the episodes asked for
         ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
         ├── EvaluationError   evaluation results cannot be read, contradict each other, or are incomplete
         ├── LiberoError       LIBERO's configuration or assets are missing, damaged or in the way
@@ -68,6 +69,10 @@ class AnswerError(Vla0Error):
 
 class DecodeError(Vla0Error):
     """The model returned NaN/Inf logits, so no action can be derived from them."""
+
+
+class DatasetError(Vla0Error):
+    """A dataset cannot be read, or lacks the episodes that are asked for."""
 
 
 class CheckpointError(Vla0Error):

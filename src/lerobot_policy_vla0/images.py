@@ -244,8 +244,7 @@ def _transform_camera(image: Tensor, settings: ImageSettings, draws: Tensor | No
     crop_h, crop_w = (max(1, round(settings.crop_ratio * side)) for side in (height, width))
     if (crop_h, crop_w) != (height, width):
         if draws is None:
-            # Halves go to the even side: torchvision's CenterCrop
-            top, left = round((height - crop_h) / 2), round((width - crop_w) / 2)
+            top, left = _centre(height, crop_h), _centre(width, crop_w)
             image = image[..., top : top + crop_h, left : left + crop_w]
         else:
             # u < 1 and n < 2**24: u * n stays below n in float32 too, so every offset is valid.
@@ -269,15 +268,38 @@ def _transform_camera(image: Tensor, settings: ImageSettings, draws: Tensor | No
     return (pixels.clamp(0.0, 1.0) * 255.0).add_(TRUNCATION_SLACK).to(torch.uint8)  # the cast truncates
 
 
-def _cut_box(image: Tensor, box: tuple[float, float, float, float] | None) -> Tensor:
-    """Cut the box, in fractions of the sides, out of ``(B, 3, H, W)``; at least one pixel is left."""
+def evaluation_window(height: int, width: int, settings: ImageSettings) -> tuple[int, int, int, int]:
+    """Return which pixels of a camera's picture the model sees in evaluation: ``(top, left, height, width)``.
+
+    >>> evaluation_window(100, 200, ImageSettings(crop_box=(0.5, 0.0, 1.0, 1.0), crop_ratio=0.5))
+    (25, 125, 50, 50)
+    """
+    top, left, height, width = box_window(height, width, settings.crop_box)
+    crop_h, crop_w = (max(1, round(settings.crop_ratio * side)) for side in (height, width))
+    return top + _centre(height, crop_h), left + _centre(width, crop_w), crop_h, crop_w
+
+
+def box_window(
+    height: int, width: int, box: tuple[float, float, float, float] | None
+) -> tuple[int, int, int, int]:
+    """Return the pixels of a ``crop_box``: ``(top, left, height, width)``; at least one is left."""
     if box is None:
-        return image
-    height, width = image.shape[-2:]
+        return 0, 0, height, width
     x0, y0, x1, y1 = box
     left, top = min(round(x0 * width), width - 1), min(round(y0 * height), height - 1)
     right, bottom = max(round(x1 * width), left + 1), max(round(y1 * height), top + 1)
-    return image[..., top:bottom, left:right]
+    return top, left, bottom - top, right - left
+
+
+def _centre(side: int, crop: int) -> int:
+    return round((side - crop) / 2)  # halves go to the even side: torchvision's CenterCrop
+
+
+def _cut_box(image: Tensor, box: tuple[float, float, float, float] | None) -> Tensor:
+    """Cut the box, in fractions of the sides, out of ``(B, 3, H, W)``; at least one pixel is left."""
+    rows, columns = image.shape[-2:]
+    top, left, height, width = box_window(rows, columns, box)
+    return image[..., top : top + height, left : left + width]
 
 
 def _crop_each(image: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int) -> Tensor:

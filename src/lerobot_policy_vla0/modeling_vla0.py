@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from lerobot.utils.constants import ACTION
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.augmentation import AugmentationState
@@ -40,7 +41,7 @@ from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finit
 from lerobot_policy_vla0.configuration_checks import absolute_dimensions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
-from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder
+from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, ConfigError
@@ -363,26 +364,39 @@ class VLA0Policy(SavedPolicy):
         self.decoder.reset()
         logger.info("decoder: warmed up in %.1f s", time.perf_counter() - began)
 
+    @torch.no_grad()
+    def number_distributions(
+        self, batch: dict[str, Any], answers: list[list[int]], *, min_mass: float = 1e-3
+    ) -> list[NDArray[Any]]:
+        """Ask how probable every value of every number is, given the numbers before it; for reports.
+
+        Args:
+            batch: see the data contract above.
+            answers: each row's answer as grammar symbols, e.g. of ``last_decode.traces``.
+            min_mass: see `decoding.distribution.NumberDistributions`; 0 is exact and slow.
+
+        Returns:
+            For each row ``(T*D, n_bins + 1)`` float64.
+        """
+        with self._guard.exclusive(), self._autocast(), self._evaluating():
+            reader = build_distributions(self.config, self.vlm, self._device, min_mass=min_mass)
+            return reader.measure(self._request(batch), answers)
+
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
+        with self._autocast(), self._evaluating():
+            ids = self.decoder.decode(self._request(batch, committed))
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids))
+
+    def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
+        """Return what a decoder needs to answer a batch, checked."""
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
-        # Passes come in many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
-        eager = torch.compiler.set_stance("force_eager") if self.config.compile_model else nullcontext()
-        with eager, self._autocast(), self._evaluating():
-            pixel_values, grid_thw = encode_images(images, self.image_settings, None)
-            ids = self.decoder.decode(
-                DecodeRequest(
-                    prompt,
-                    prompt_mask,
-                    pixel_values,
-                    grid_thw,
-                    committed,
-                    steps_since=self.config.n_action_steps,
-                )
-            )
-        return self.codec.bins_to_actions(self.codec.decode_ids(ids))
+        pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+        return DecodeRequest(
+            prompt, prompt_mask, pixel_values, grid_thw, committed, steps_since=self.config.n_action_steps
+        )
 
     @property
     def decoder(self) -> Decoder:
@@ -418,13 +432,16 @@ class VLA0Policy(SavedPolicy):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Leave training mode for a while: checkpointing and dropout have no place in decoding."""
+        """Leave training mode for a while: checkpointing, dropout and compiled layers have no place in decoding."""
         was_training = self.training
         self._evaluates = True
         if was_training:
             self.eval()
+        # Passes come in many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile_model else nullcontext()
         try:
-            yield
+            with eager:
+                yield
         finally:
             if was_training:
                 self.train()

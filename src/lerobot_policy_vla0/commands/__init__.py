@@ -1,8 +1,8 @@
 """The ``vla0`` command: what LeRobot's own commands do not do.
 
 One module per subcommand, with two functions: ``configure(parser)`` adds its arguments and ``run(arguments)``
-hands them to the code that does the work; it may return an exit status. A module is imported only when its
-subcommand is asked for.
+hands them to the code that does the work; it may return an exit status. A module is imported only when its subcommand
+is asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval-report": ("eval_report", "success rates with intervals and paired tests, from evaluation folders"),
     "ablate": ("ablate", "train and evaluate variants of one set-up, and compare them"),
     "libero-setup": ("libero_setup", "let LIBERO start without questions, and check its assets"),
+    "inspect-dataset": ("inspect_dataset", "what VLA-0 will make of a dataset, before hours of training"),
+    "open-loop": ("open_loop", "predicted beside demonstrated actions of a dataset, without a robot"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
 }
 
@@ -33,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes the process's.
 
     Returns:
-        The exit status: the subcommand's own (0 if it has none), or 2 after an error the user can mend, which is
-        printed in one line.
+        The exit status: 0, what the subcommand returns (1: it did its work and the answer is no), or 2 after an error
+        the user can mend, which is printed in one line.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     asked = given[0] if given else None
@@ -52,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.configure(subparser)
     parsed = parser.parse_args(given)
     try:
-        status = command.run(parsed)
+        status: int | None = command.run(parsed)
     except Vla0Error as error:
         print(f"vla0 {parsed.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return int(status or 0)
+    return status or 0

@@ -2,7 +2,8 @@
 
 `grammar` says which text is legal, `reference` is the slow oracle (Hugging Face ``generate`` under the
 grammar). Whatever decodes faster must return the very tokens the reference returns: `fast` runs passes over
-a static cache (`passes`, `cache`), `speculative` adds drafts to it. `report` says what a decode did.
+a static cache (`passes`, `cache`), `speculative` adds drafts to it. `report` says what a decode did, `distribution`
+how probable every other number was.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lerobot_policy_vla0.decoding.grammar import AnswerGrammar, spell
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+    from lerobot_policy_vla0.decoding.distribution import NumberDistributions
     from lerobot_policy_vla0.decoding.report import DecodeReport
     from lerobot_policy_vla0.vlm import VLM
 
@@ -90,14 +92,8 @@ def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder
     if name == "auto":
         name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
     logger.info("decoder: %s on %s (%s)", name, device.type, why)
-    shape = (config.chunk_size, config.action_dim)
-    codec = ActionCodec(vlm.tokens, n_bins=config.n_bins, chunk_size=shape[0], action_dim=shape[1])
-    grammar = AnswerGrammar(n_bins=config.n_bins, n_numbers=codec.n_numbers, tokens=vlm.tokens, device=device)
-    options: dict[str, Any] = {
-        "shape": shape,
-        "max_answer": codec.max_answer_length,
-        "repetition_penalty": config.repetition_penalty,
-    }
+    grammar, options = _grammar_and_options(config, vlm, device)
+    options["shape"] = (config.chunk_size, config.action_dim)
     if name == "reference":
         return ReferenceDecoder(vlm, grammar, temperature=config.temperature, **options)
     if name == "fast":
@@ -105,4 +101,37 @@ def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder
     return SpeculativeDecoder(vlm, grammar, n_bins=config.n_bins, draft_width=config.draft_width, **options)
 
 
-__all__ = ["DecodeRequest", "Decoder", "build_decoder"]
+def build_distributions(
+    config: VLA0Config, vlm: VLM, device: torch.device, *, min_mass: float
+) -> NumberDistributions:
+    """Return what asks for the probability of every number, on the terms of a policy's decoder.
+
+    Args:
+        config: its sampling and chunk options.
+        vlm: the backbone.
+        device: where the backbone's weights are.
+        min_mass: see `distribution.NumberDistributions`.
+    """
+    from lerobot_policy_vla0.decoding.distribution import NumberDistributions
+
+    grammar, options = _grammar_and_options(config, vlm, device)
+    return NumberDistributions(
+        vlm, grammar, n_bins=config.n_bins, temperature=config.temperature, min_mass=min_mass, **options
+    )
+
+
+def _grammar_and_options(
+    config: VLA0Config, vlm: VLM, device: torch.device
+) -> tuple[AnswerGrammar, dict[str, Any]]:
+    """Return the legal answers of a policy, and what everything that decodes them is told."""
+    codec = ActionCodec(
+        vlm.tokens, n_bins=config.n_bins, chunk_size=config.chunk_size, action_dim=config.action_dim
+    )
+    grammar = AnswerGrammar(n_bins=config.n_bins, n_numbers=codec.n_numbers, tokens=vlm.tokens, device=device)
+    return grammar, {
+        "max_answer": codec.max_answer_length,
+        "repetition_penalty": config.repetition_penalty,
+    }
+
+
+__all__ = ["DecodeRequest", "Decoder", "build_decoder", "build_distributions"]
