@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from made_up_data import REPO_ID, Page, write_dataset
+from tiny import make_dataset
 from torchvision.io import decode_png, read_file
 
 from lerobot_policy_vla0.commands import main
@@ -222,6 +223,20 @@ def test_prompt_and_cost_are_counted_for_the_backbone(ramp: Path, capsys: pytest
     )
 
 
+def test_a_state_in_the_prompt_is_counted_and_offsets_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_dataset(tmp_path / "with_state", episodes=1)
+    short = ["--policy.system_prompt=go", "--policy.n_bins=100"]
+    without = inspect(root, capsys, *short)["prompt"]["longest_prompt_tokens"]
+    with_state = inspect(root, capsys, *short, "--policy.state_in_prompt=true")["prompt"][
+        "longest_prompt_tokens"
+    ]
+    assert with_state - without == len("State: 100 100\n")
+    assert main(arguments(root, *short, "--policy.use_relative_actions=true")) == 2
+    assert "use_relative_actions=True: a chunk's offsets depend on" in capsys.readouterr().err
+
+
 def test_a_backbone_that_is_not_here_is_said_so(ramp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = inspect(ramp, capsys, "--policy.vlm_model_name=nobody/not-there")
     assert other["estimates"] == {
@@ -239,6 +254,7 @@ def test_a_backbone_that_is_not_here_is_said_so(ramp: Path, capsys: pytest.Captu
         (['--policy.cameras=["observation.images.left"]'], r"names \['observation.images.left'\]"),
         (["--episode=2"], r"no frame 0 of episode 2: the dataset has the episodes 0 to 1\."),
         (["--frame=4"], r"no frame 4 of episode 0: .* this one the frames 0 to 3\."),
+        (["--policy.state_in_prompt=true"], r"state_in_prompt=True needs an 'observation.state'"),
         (["--batch-size=0"], r"--batch-size=0 must be at least 1"),
         (["--policy.path=/nowhere/at/all"], r"no checkpoint at '/nowhere/at/all'"),
     ],

@@ -18,7 +18,7 @@ from lerobot.utils.constants import ACTION
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import ActionCodec, ActionTokens
+from lerobot_policy_vla0.codec import ActionCodec, ActionTokens, quantise
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import ActionError, DatasetError, StatsError
 from lerobot_policy_vla0.inspection.sources import DatasetSource
@@ -175,7 +175,7 @@ def quantisation(
     normaliser = Normaliser(config, stats)
     codec = ActionCodec(_ANY_TOKENS, n_bins=n_bins, chunk_size=config.chunk_size, action_dim=len(names))
     raw = torch.from_numpy(actions)
-    bins, _ = codec.quantise(normaliser.normalise(raw))
+    bins, _ = quantise(normaliser.normalise(raw), n_bins)
     back = normaliser.restore(codec.bins_to_actions(bins))
     error = (back.double() - raw.double()).abs()
     ones = torch.ones(1, len(names))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems, select_cameras
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.dataset_stats import check_stats
 from lerobot_policy_vla0.errors import DatasetError
 from lerobot_policy_vla0.images import box_window, evaluation_window, tile, transform
 from lerobot_policy_vla0.inspection.actions import (
@@ -35,7 +36,6 @@ from lerobot_policy_vla0.inspection.sources import (
     episode_tasks,
     fill_features,
 )
-from lerobot_policy_vla0.processor_vla0 import check_action_stats
 from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
 
 #: Numbers of bins that are compared; the policy's own is added.
@@ -99,7 +99,12 @@ def inspect(
     """
     meta = source.metadata()
     fill_features(config, meta)
-    check_action_stats(config, meta.stats)
+    if config.use_relative_actions:
+        raise DatasetError(
+            "use_relative_actions=True: a chunk's offsets depend on where it begins, which this report, made of single "
+            "frames, cannot show. Leave it out to inspect the absolute actions."
+        )
+    check_stats(config, meta.stats)
     if batch_size < 1:
         raise DatasetError(f"--batch-size={batch_size} must be at least 1.")
     lengths = [int(meta.episodes[index]["length"]) for index in range(meta.total_episodes)]
@@ -235,9 +240,12 @@ def _prompt(config: VLA0Config, facts: BackboneFacts, tasks: list[str]) -> dict[
                 pad_token_id=0,
                 add_vision_id=config.add_vision_id,
                 max_length=config.max_prompt_length,
+                state_dim=config.prompt_state_dim,
+                n_bins=config.n_bins,
             ),
         )
-        longest = max(len(encoder.encode(task)) for task in tasks)
+        state = [config.n_bins] * config.prompt_state_dim or None  # no state is longer
+        longest = max(len(encoder.encode(task, state)) for task in tasks)
     return {
         "image_tokens": image_tokens,
         "longest_prompt_tokens": longest,

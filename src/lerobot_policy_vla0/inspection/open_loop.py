@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.batches import ACTION_IS_PAD
-from lerobot_policy_vla0.codec import ActionCodec
+from lerobot_policy_vla0.codec import ActionCodec, quantise
 from lerobot_policy_vla0.decoding.distribution import central_band
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 from lerobot_policy_vla0.inspection.sources import DatasetSource, TrainedPolicy, action_names, episode_tasks
@@ -241,8 +241,8 @@ def _query(trained: TrainedPolicy, items: list[dict[str, Any]], episode: int) ->
     beliefs = trained.policy.number_distributions(ready, [trace.symbols for trace in report.traces])
     codec = trained.policy.codec
     shape = (len(items), config.chunk_size, config.action_dim)
-    bins, clipped = codec.quantise(ready[ACTION].cpu())
-    predicted_bins, _ = codec.quantise(chunk.cpu())
+    bins, clipped = quantise(ready[ACTION].cpu(), config.n_bins)
+    predicted_bins, _ = quantise(chunk.cpu(), config.n_bins)
     bands = [
         tuple(
             np.stack(ends).reshape(shape)
