@@ -17,7 +17,9 @@ from lerobot_policy_vla0.errors import Vla0Error
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("import_official", "turn the paper's or vla0-trl's checkpoint into a LeRobot policy folder"),
     "emulate-so100": ("emulate_so100", "SO-100 arms and a camera that exist in software only"),
+    "latency": ("latency", "which chunk, control rate and mode a policy's decoding time allows"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
+    "serve": ("serve", "LeRobot's asynchronous policy server, for policies of this type too"),
 }
 
 
