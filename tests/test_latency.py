@@ -23,13 +23,14 @@ from lerobot_policy_vla0.latency import (
     PLANNERS,
     Loop,
     QueryTime,
+    chunk_range,
     delay_steps,
     highest_fps,
     objection,
     plan_async,
     plan_rtc,
     plan_sync,
-    smallest_chunk,
+    threshold_fix,
 )
 from lerobot_policy_vla0.latency_probe import (
     made_up_observations,
@@ -123,13 +124,18 @@ def test_async_queries_at_its_threshold(
 def test_limits_are_searched_with_the_time_of_each_chunk() -> None:
     time = QueryTime(fixed_ms=60, per_step_ms=10)
     # 20 fps: 60 + 10 c ms are ceil((60 + 10 c) / 50) steps, and twice as many must fit. c=4: 100 ms, 2 steps.
-    assert smallest_chunk("rtc", time, loop(8, fps=20)) == 4
+    assert chunk_range("rtc", time, loop(8, fps=20)) == (
+        4,
+        144,
+    )  # 1500 ms, 30 steps: the threshold of 30 is reached
     assert plan_rtc(time, loop(4, fps=20)).verdict == "keeps up"
     assert plan_rtc(time, loop(3, fps=20)).verdict != "keeps up"
     # 30 fps: 33.3 ms a step. c=8: 140 ms, 5 steps, 10 > 8. c=10: 160 ms, 5 steps: 10 fits.
-    assert smallest_chunk("rtc", time, loop(8, fps=30)) == 10
+    assert (chunk_range("rtc", time, loop(8, fps=30)) or (0, 0))[0] == 10
     # Decoding a step takes longer than half of it is executed in: no chunk is long enough.
-    assert smallest_chunk("rtc", QueryTime(fixed_ms=60, per_step_ms=20), loop(8, fps=30)) is None
+    assert chunk_range("rtc", QueryTime(fixed_ms=60, per_step_ms=20), loop(8, fps=30)) is None
+    # Sync has to fit a query into a step: 60 + 10 c <= 100 ms.
+    assert chunk_range("sync", time, loop(8, fps=10)) == (1, 4)
     # c=8, 140 ms: 4 steps up to 28 fps (3.92), 5 from 29 on (4.06).
     assert highest_fps("rtc", time, loop(8, fps=30)) == 28
     assert highest_fps("sync", time, loop(8, fps=30)) == 7
@@ -204,6 +210,20 @@ def test_the_fix_a_refusal_names_is_one(mode: str, chunk: int) -> None:
     assert at is not None
     assert PLANNERS[mode](time, loop(chunk, fps=at)).verdict == "keeps up"
     assert PLANNERS[mode](time, loop(chunk, fps=at + 1)).verdict != "keeps up"
+
+
+def test_a_query_begun_too_late_is_told_apart_from_a_short_chunk() -> None:
+    late = loop(20, queue_threshold=2, chunk_size_threshold=0.1)
+    assert threshold_fix("rtc", takes(500), late) == "set --inference.queue_threshold to 5"
+    assert threshold_fix("async", takes(500), late) == "set --chunk_size_threshold to 0.2"
+    for mode in ("rtc", "async"):
+        assert (
+            PLANNERS[mode](takes(500), loop(20, queue_threshold=5, chunk_size_threshold=0.2)).verdict
+            == "keeps up"
+        )
+        assert threshold_fix(mode, takes(500), loop(20)) is None  # it keeps up
+        assert threshold_fix(mode, takes(500), loop(7, queue_threshold=2)) is None  # the chunk is too short
+    assert threshold_fix("sync", takes(500), late) is None
 
 
 @pytest.mark.parametrize(
@@ -393,7 +413,23 @@ def test_the_command_plans_without_a_policy(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "a query takes 600.0 ms: 100.0 once and 10.00 per step of chunk_size=50; fps=30" in out
     row = next(line for line in out.splitlines() if line.startswith("rtc "))
-    assert row.split() == ["rtc", "20", "600", "18", "32", "0", "100", "%", "keeps", "up", "41", "fps"]
+    assert row.split() == [
+        "rtc",
+        "20",
+        "600",
+        "18",
+        "32",
+        "0",
+        "100",
+        "%",
+        "keeps",
+        "up",
+        "41",
+        "fps",
+        "16",
+        "to",
+        "90",
+    ]
     assert "set --inference.rtc.execution_horizon=18." in out
     assert main([*plan, "--inference.rtc.execution_horizon=18"]) == 0
     assert "may not join" not in capsys.readouterr().out
@@ -446,7 +482,8 @@ def test_observations_are_what_a_robot_gives(tmp_path: Path) -> None:
     data = open_dataset(None, make_dataset(tmp_path / "data", episodes=1))
     made_up, recorded = made_up_observations(config), recorded_observations(config, data)
     for frames in (made_up, recorded):
-        first, second = next(frames), next(frames)
+        (first, task), (second, _) = next(frames), next(frames)
+        assert task == ("lower the bar gently" if frames is recorded else "Pick up the cube.")
         assert {key: (v.shape, str(v.dtype)) for key, v in first.items()} == {
             "observation.images.top": ((64, 64, 3), "uint8"),
             "observation.state": ((2,), "float32"),

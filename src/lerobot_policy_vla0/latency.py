@@ -234,19 +234,35 @@ def highest_fps(mode: str, time: QueryTime, loop: Loop, *, keeping_up: bool = Tr
     )
 
 
-def smallest_chunk(mode: str, time: QueryTime, loop: Loop, *, keeping_up: bool = True) -> int | None:
-    """Return the smallest chunk size up to 400 a mode keeps up with (or is not refused with), or None.
+def chunk_range(mode: str, time: QueryTime, loop: Loop) -> tuple[int, int] | None:
+    """Return the smallest and the largest chunk size up to 400 that a mode keeps up with at ``loop.fps``, or None.
 
-    A longer chunk takes longer to decode, so there may be none. Sync executes whole chunks in this search.
+    A longer chunk lasts longer, and takes longer to decode: RTC and async need a smallest one and may find none, sync
+    has a largest one. Sync executes whole chunks in this search.
     """
-    return next(
-        (
-            size
-            for size in range(1, MAX_CHUNK + 1)
-            if _fits(mode, time, replace(loop, chunk_size=size, n_action_steps=size), keeping_up)
-        ),
-        None,
-    )
+    sizes = [
+        size
+        for size in range(1, MAX_CHUNK + 1)
+        if _fits(mode, time, replace(loop, chunk_size=size, n_action_steps=size), True)
+    ]
+    return (sizes[0], sizes[-1]) if sizes else None
+
+
+def threshold_fix(mode: str, time: QueryTime, loop: Loop) -> str | None:
+    """Return the option that would make a mode keep up by querying earlier, or None if that is not what it lacks."""
+    delay = PLANNERS[mode](time, loop).delay_steps
+    if mode == "rtc":
+        option, value = "--inference.queue_threshold", float(delay)
+        earlier = replace(loop, queue_threshold=max(delay, loop.queue_threshold))
+    else:
+        option, value = (
+            "--chunk_size_threshold",
+            min(1.0, math.ceil(100 * (delay - 1) / loop.chunk_size) / 100),
+        )
+        earlier = replace(loop, chunk_size_threshold=max(value, loop.chunk_size_threshold))
+    if mode == "sync" or _fits(mode, time, loop, True) or not _fits(mode, time, earlier, True):
+        return None
+    return f"set {option} to {value:g}"
 
 
 def _fits(mode: str, time: QueryTime, loop: Loop, keeping_up: bool) -> bool:
@@ -297,14 +313,17 @@ def _fix(mode: str, time: QueryTime, loop: Loop) -> str:
             fixes.append(
                 f"set --policy.n_action_steps to {enough} or more (and --policy.ensemble_n_chunks to 1)"
             )
+    earlier = threshold_fix(mode, time, loop)
+    if earlier is not None:
+        fixes.append(earlier)
     for keeping_up in (True, False):
         fps = highest_fps(mode, time, loop, keeping_up=keeping_up)
         if fps is not None and fps < loop.fps:
             fixes.append(f"lower --fps to {fps}{'' if keeping_up else ' (with pauses)'}")
             break
-    chunk = smallest_chunk(mode, time, loop)
-    if chunk is not None and chunk > loop.chunk_size:
-        fixes.append(f"train with --policy.chunk_size={chunk} or more")
+    chunks = chunk_range(mode, time, loop)
+    if chunks is not None and chunks[0] > loop.chunk_size:
+        fixes.append(f"train with --policy.chunk_size={chunks[0]} or more")
     others = [m for m in PLANNERS if m != mode and PLANNERS[m](time, loop).verdict != "refused"]
     if others:
         fixes.append(f"use {' or '.join(others)}")

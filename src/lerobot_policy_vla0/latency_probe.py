@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 
 
+#: Arrays by feature: pictures (H, W, 3) uint8, other features as the robot sends them.
+Observation = dict[str, NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class Timing:
     """Wall times of a number of queries.
@@ -136,17 +140,15 @@ def measure(
     processors = make_pre_post_processors(
         policy_cfg=policy.config,
         pretrained_path=str(folder),
-        preprocessor_overrides={"device_processor": {"device": device.type}},
+        preprocessor_overrides={"device_processor": {"device": str(device)}},
     )
     frames = made_up_observations(config) if dataset is None else recorded_observations(config, dataset)
     policy.reset()  # warms up
     cold = []
     for _ in range(repeats):
         policy.reset()
-        cold.append(_time_query(policy, processors, next(frames), device))
-    drafted = [
-        _time_query(policy, processors, next(frames), device) for _ in range(repeats)
-    ]  # after the last cold one
+        cold.append(_time_query(policy, processors, *next(frames), device))
+    drafted = [_time_query(policy, processors, *next(frames), device) for _ in range(repeats)]
     return Measurement(
         decoder=policy.decoder.name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -178,8 +180,8 @@ def open_dataset(repo_id: str | None, root: str | Path | None) -> LeRobotDataset
         ) from error
 
 
-def recorded_observations(config: VLA0Config, dataset: LeRobotDataset) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield a dataset's observations as a robot gives them, every `n_action_steps`-th, around and around."""
+def recorded_observations(config: VLA0Config, dataset: LeRobotDataset) -> Iterator[tuple[Observation, str]]:
+    """Yield a dataset's observations and tasks as a robot gives them, every `n_action_steps`-th, around and around."""
     names = [key for key in config.input_features or {} if key in dataset.meta.features]
     if missing := sorted(set(config.camera_keys) - set(names)):
         raise CameraError(
@@ -190,16 +192,17 @@ def recorded_observations(config: VLA0Config, dataset: LeRobotDataset) -> Iterat
     while True:
         item = dataset[index % len(dataset)]
         index += config.n_action_steps
-        yield {
+        observation = {
             key: (item[key].permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous().numpy()
             if key in config.image_features
             else item[key].numpy()
             for key in names
         }
+        yield observation, item["task"]
 
 
-def made_up_observations(config: VLA0Config) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield observations as a robot gives them: uint8 ``(H, W, 3)`` pictures that drift, and states of zero."""
+def made_up_observations(config: VLA0Config) -> Iterator[tuple[Observation, str]]:
+    """Yield observations and a task as a robot gives them: uint8 ``(H, W, 3)`` pictures that drift; zeros for joints."""
     pictures = {}
     for index, (key, feature) in enumerate(config.image_features.items()):
         _, height, width = feature.shape
@@ -214,17 +217,17 @@ def made_up_observations(config: VLA0Config) -> Iterator[dict[str, NDArray[Any]]
     while True:
         shift += 1
         moved = {key: np.ascontiguousarray(np.roll(p, shift, axis=1)) for key, p in pictures.items()}
-        yield {**moved, **{key: value.copy() for key, value in others.items()}}
+        yield {**moved, **{key: value.copy() for key, value in others.items()}}, "Pick up the cube."
 
 
 @torch.inference_mode()
 def _time_query(
-    policy: VLA0Policy, processors: Any, observation: dict[str, NDArray[Any]], device: torch.device
+    policy: VLA0Policy, processors: Any, observation: Observation, task: str, device: torch.device
 ) -> tuple[float, float, float, float]:
     """Return milliseconds, those that do not grow with the chunk, those of the prompt, and passes."""
     preprocess, postprocess = processors
     began = time.perf_counter()
-    batch = prepare_observation_for_inference(observation, device, "Pick up the cube.", "")
+    batch = prepare_observation_for_inference(observation, device, task, "")
     actions = postprocess(policy.predict_action_chunk(preprocess(batch)))
     actions.cpu()
     took = 1e3 * (time.perf_counter() - began)

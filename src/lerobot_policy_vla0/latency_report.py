@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lerobot_policy_vla0.latency import (
+    MAX_CHUNK,
     PLANNERS,
     Loop,
     Plan,
     QueryTime,
+    chunk_range,
     highest_fps,
     objection,
-    smallest_chunk,
+    threshold_fix,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ HEADINGS = (
     "moving",
     "verdict",
     "keeps up to",
+    "or with chunk",
 )
 
 
@@ -42,7 +45,7 @@ class Line:
         plan: what comes out.
         objection: why it is refused, or None.
         highest_fps: the highest control rate it keeps up with, or None.
-        smallest_chunk: the smallest chunk it keeps up with at ``loop.fps``, or None.
+        chunks: the smallest and the largest chunk it keeps up with at ``loop.fps``, or None.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Line:
     plan: Plan
     objection: str | None
     highest_fps: int | None
-    smallest_chunk: int | None
+    chunks: tuple[int, int] | None
 
 
 def make_lines(time: QueryTime, loop: Loop) -> list[Line]:
@@ -66,7 +69,7 @@ def make_lines(time: QueryTime, loop: Loop) -> list[Line]:
             PLANNERS[mode](time, of),
             objection(mode, time, of),
             highest_fps(mode, time, of),
-            smallest_chunk(mode, time, of),
+            chunk_range(mode, time, of),
         )
         for name, mode, of in wanted
     ]
@@ -105,7 +108,7 @@ def as_table(time: QueryTime, loop: Loop, lines: Sequence[Line], measurement: Me
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     said.append("")
-    said += _remarks(loop, lines)
+    said += _remarks(time, loop, lines)
     return "\n".join(said)
 
 
@@ -121,22 +124,29 @@ def _cells(line: Line) -> tuple[str, ...]:
         f"{100 * plan.moving_share:.0f} %",
         plan.verdict,
         f"{line.highest_fps} fps" if line.highest_fps else "no fps",
+        "none"
+        if line.chunks is None
+        else f"{line.chunks[0]}+"
+        if line.chunks[1] == MAX_CHUNK
+        else f"{line.chunks[0]} to {line.chunks[1]}",
     )
 
 
-def _remarks(loop: Loop, lines: Sequence[Line]) -> list[str]:
+def _remarks(time: QueryTime, loop: Loop, lines: Sequence[Line]) -> list[str]:
     """Return what the table cannot say: why something is refused, what would not join, which chunk would do."""
     said = []
     for line in lines:
         if line.objection is not None:
             said.append(f"refused: {line.name}: {line.objection.partition(': ')[2]}")
         elif line.plan.mode != "sync" and line.plan.verdict == "pauses":
-            chunk = (
-                f"chunk_size={line.smallest_chunk} (by training) would keep up"
-                if line.smallest_chunk
-                else "no chunk_size keeps up at this fps"
-            )
-            said.append(f"{line.name}: {chunk}.")
+            # The thresholds hold for every chunk, so a chunk that would do is the answer only without a better one.
+            earlier = threshold_fix(line.plan.mode, time, line.loop)
+            if earlier is not None:
+                said.append(f"{line.name}: {earlier} to keep up.")
+            elif line.chunks is not None:
+                said.append(f"{line.name}: chunk_size={line.chunks[0]} (by training) would keep up.")
+            else:
+                said.append(f"{line.name}: no chunk_size keeps up at this fps.")
         plan = line.plan
         if plan.mode == "rtc" and plan.verdict != "refused" and loop.execution_horizon < plan.delay_steps:
             said.append(
@@ -165,7 +175,7 @@ def as_json(
                 "verdict": line.plan.verdict,
                 "objection": line.objection,
                 "highest_fps": line.highest_fps,
-                "smallest_chunk": line.smallest_chunk,
+                "chunks": line.chunks,
             }
             for line in lines
         ],

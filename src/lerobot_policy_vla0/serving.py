@@ -3,7 +3,7 @@
 What is LeRobot's stays LeRobot's: protocol, observation queue, processors, timing. LeRobot 0.6 serves the policy types
 of a list and has no other way in for a plugin, so ``vla0`` is added to that list in this process. `VLA0PolicyServer`
 adds what serving a robot needs: a policy that is warm and empty when a client begins, refusals that say why, and one
-robot at a time. Importing this module needs grpcio.
+robot at a time. Importing this module needs grpcio, and makes LeRobot make a folder ``logs``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
+import time
 from concurrent import futures
 from typing import Any
 
-from lerobot_policy_vla0.errors import CameraError, ConfigError, Vla0Error
+from lerobot_policy_vla0.errors import CameraError, ConfigError
 
 try:
     import grpc
@@ -67,10 +68,14 @@ class VLA0PolicyServer(PolicyServer):
             if self.policy is not None:
                 check_robot(self.policy.config, self.lerobot_features)
                 self.policy.reset()  # LeRobot's server never does: warms up, and leaves nothing of an earlier episode
-        except (Vla0Error, ValueError, TypeError, OSError) as error:
+        except Exception as error:  # whatever it is, the client has to hear of it, and nothing may act
             self.policy = None
-            logger.error("refused: %s", error)
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{type(error).__name__}: {error}")
+            said = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValueError):  # ours, and LeRobot's about policy types
+                logger.error("refused: %s", said)
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, said)
+            logger.exception("the policy was not loaded")
+            context.abort(grpc.StatusCode.INTERNAL, said)
         return answer
 
     def SendObservations(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
@@ -82,7 +87,7 @@ class VLA0PolicyServer(PolicyServer):
     def GetActions(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Return the present client's next chunk; to earlier ones nothing, slowly, since they ask in a tight loop."""
         if self._is_former(context):
-            threading.Event().wait(self.config.obs_queue_timeout)
+            time.sleep(self.config.obs_queue_timeout)
             return services_pb2.Empty()
         return super().GetActions(request, context)
 
@@ -126,11 +131,7 @@ def check_robot(config: Any, features: dict[str, Any]) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a server bound to ``host``.
-
-    >>> is_loopback("localhost"), is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, True, False)
-    """
+    """Tell whether only this machine can reach a server bound to ``host``: ``localhost``, 127.x.x.x or ``::1``."""
     if host == "localhost":
         return True
     try:
