@@ -247,6 +247,15 @@ def test_impossible_settings_are_refused(options: dict[str, Any], message: str) 
         make_settings(**options)
 
 
+def test_without_grpcio_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    monkeypatch.delitem(sys.modules, "lerobot_policy_vla0.serving")
+    assert main(["serve"]) == 2
+    assert "pip install 'lerobot_policy_vla0[serve]'" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_refused(
     port: int, capsys: pytest.CaptureFixture[str], checkpoint: Path
 ) -> None:

@@ -202,7 +202,7 @@ def recorded_observations(config: VLA0Config, dataset: LeRobotDataset) -> Iterat
 
 
 def made_up_observations(config: VLA0Config) -> Iterator[tuple[Observation, str]]:
-    """Yield observations and a task as a robot gives them: uint8 ``(H, W, 3)`` pictures that drift; zeros for joints."""
+    """Yield observations and a task as a robot gives them: uint8 ``(H, W, 3)`` pictures that drift, joints at zero."""
     pictures = {}
     for index, (key, feature) in enumerate(config.image_features.items()):
         _, height, width = feature.shape
