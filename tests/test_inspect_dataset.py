@@ -233,7 +233,8 @@ def test_a_state_in_the_prompt_is_counted_and_offsets_are_refused(
         "longest_prompt_tokens"
     ]
     assert with_state - without == len("State: 100 100\n")
-    assert main(arguments(root, *short, "--policy.use_relative_actions=true")) == 2
+    relative = ["--policy.use_relative_actions=true", "--policy.relative_exclude_joints=[]"]
+    assert main(arguments(root, *short, *relative)) == 2
     assert "use_relative_actions=True: a chunk's offsets depend on" in capsys.readouterr().err
 
 

@@ -10,15 +10,13 @@ import logging
 import os
 import select
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.interruption import until_interrupted
 from lerobot_policy_vla0.testing.so100.camera import CameraSettings
 from lerobot_policy_vla0.testing.so100.console import HELP, obey
 from lerobot_policy_vla0.testing.so100.emulator import SO100Emulator
@@ -59,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     width, height = arguments.size
     camera = CameraSettings(arguments.camera, width, height, arguments.fps, arguments.camera_port)
     with (
-        _until_interrupted() as done,
+        until_interrupted() as done,
         SO100Emulator(
             arguments.folder,
             followers=arguments.followers,
@@ -81,22 +79,6 @@ def run(arguments: argparse.Namespace) -> None:
             except ConfigError as error:
                 print(error, file=sys.stderr, flush=True)
     print("# ended")
-
-
-@contextmanager
-def _until_interrupted() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or a termination sets; the handlers that were there come back afterwards."""
-    done = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        done.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield done
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _typed_lines(done: threading.Event) -> Iterator[str]:

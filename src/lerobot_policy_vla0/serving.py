@@ -1,0 +1,217 @@
+"""LeRobot's asynchronous policy server with this policy among those it serves; started and stopped cleanly.
+
+What is LeRobot's stays LeRobot's: protocol, observation queue, processors, timing. LeRobot 0.6 serves the policy types
+of a list and has no way in for a plugin, so `VLA0PolicyServer` loads ``vla0`` policies itself. And it adds what serving
+a robot needs: a policy that is warm and empty when a client begins, refusals that say why, and one robot at a time.
+Importing this module needs grpcio, and makes LeRobot make a folder ``logs``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import pickle
+import threading
+import time
+from concurrent import futures
+from typing import Any
+
+from lerobot.policies.factory import make_pre_post_processors
+
+from lerobot_policy_vla0.errors import CameraError, ConfigError
+from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+
+try:
+    import grpc
+    from lerobot.async_inference.configs import PolicyServerConfig
+    from lerobot.async_inference.helpers import RemotePolicyConfig
+    from lerobot.async_inference.policy_server import PolicyServer
+    from lerobot.transport import services_pb2, services_pb2_grpc
+except ImportError as error:
+    raise ConfigError(
+        f"the policy server needs LeRobot's async extra ({error}): pip install 'lerobot_policy_vla0[serve]'."
+    ) from error
+
+logger = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 5.0
+
+
+class VLA0PolicyServer(PolicyServer):
+    """LeRobot's server, and: a fresh policy per client, checked against its robot; the newest client has it alone."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._clients: set[str] = set()  # addresses of the present client
+        self._former: set[str] = set()  # those of clients that were replaced
+        self._clients_lock = threading.Lock()
+
+    def Ready(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Begin with a new client; the one before gets no more actions."""
+        with self._clients_lock:
+            self._former |= self._clients
+            self._clients = {context.peer()}
+            self._former -= self._clients
+            if self._former:
+                logger.info("%s has the policy now; earlier clients get no more actions", context.peer())
+        answer = super().Ready(request, context)
+        self.last_processed_obs = None  # of the client before, maybe of another robot
+        return answer
+
+    def SendPolicyInstructions(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Load the client's policy, check that its robot fits, and warm it up."""
+        self.policy = None  # frees the memory of the one before; nothing acts if loading fails
+        try:
+            asked = pickle.loads(request.data)
+            if self.running and isinstance(asked, RemotePolicyConfig) and asked.policy_type == "vla0":
+                self._load(asked)
+                answer = services_pb2.Empty()
+            else:
+                answer = super().SendPolicyInstructions(request, context)
+            if self.policy is not None:
+                check_robot(self.policy.config, self.lerobot_features)
+                self.policy.reset()  # LeRobot's server never does: warms up, and leaves nothing of an earlier episode
+        except Exception as error:  # whatever it is, the client has to hear of it, and nothing may act
+            self.policy = None
+            said = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValueError):  # ours, and LeRobot's about policy types
+                logger.error("refused: %s", said)
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, said)
+            logger.exception("the policy was not loaded")
+            context.abort(grpc.StatusCode.INTERNAL, said)
+        return answer
+
+    def _load(self, asked: RemotePolicyConfig) -> None:
+        """Load a policy and its processors as LeRobot's server does with those of its list."""
+        logger.info("loading %s on %s", asked.pretrained_name_or_path, asked.device)
+        self.device, self.policy_type = asked.device, asked.policy_type
+        self.lerobot_features, self.actions_per_chunk = asked.lerobot_features, asked.actions_per_chunk
+        policy = VLA0Policy.from_pretrained(asked.pretrained_name_or_path)
+        device = {"device_processor": {"device": self.device}}
+        renamed = {"rename_observations_processor": {"rename_map": asked.rename_map}}
+        self.preprocessor, self.postprocessor = make_pre_post_processors(
+            policy.config,
+            pretrained_path=asked.pretrained_name_or_path,
+            preprocessor_overrides={**device, **renamed},
+            postprocessor_overrides=device,
+        )
+        self.policy = policy.to(self.device)
+
+    def SendObservations(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        """Take an observation of the present client; those of earlier ones are dropped."""
+        if self._is_former(context):
+            return services_pb2.Empty()
+        return super().SendObservations(request_iterator, context)
+
+    def GetActions(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Return the present client's next chunk; to earlier ones nothing, slowly, since they ask in a tight loop."""
+        if self._is_former(context):
+            time.sleep(self.config.obs_queue_timeout)
+            return services_pb2.Empty()
+        return super().GetActions(request, context)
+
+    def _is_former(self, context: Any) -> bool:
+        with self._clients_lock:
+            former = context.peer() in self._former
+            if not former:
+                self._clients.add(context.peer())  # a client whose connection was renewed has another address
+            return former
+
+
+def check_robot(config: Any, features: dict[str, Any]) -> None:
+    """Refuse a robot whose cameras or joints are not those a policy was trained with.
+
+    LeRobot's server would answer each of its observations with an error in its own log and nothing to the client.
+
+    Args:
+        config: of the policy; another policy's than ``vla0`` is not checked.
+        features: the robot's, as its client sends them.
+
+    Raises:
+        CameraError: naming the cameras of both.
+        ConfigError: naming the joints of both.
+    """
+    if config.type != "vla0":
+        return
+    robot = {key for key in features if key.startswith("observation.images.")}
+    missing, unknown = sorted(set(config.camera_keys) - robot), sorted(robot - config.image_features.keys())
+    if missing or unknown:
+        raise CameraError(
+            f"the robot has the cameras {sorted(robot)}, but the policy was trained with "
+            f"{sorted(config.image_features)}: {f'missing {missing}' if missing else f'unknown {unknown}'}. Name the "
+            "robot's cameras (--robot.cameras) as in the training data."
+        )
+    trained, state = config.robot_state_feature, features.get("observation.state")
+    if trained is not None and state is not None and tuple(state["shape"]) != tuple(trained.shape):
+        raise ConfigError(
+            f"the robot has {state['shape'][0]} joints ({', '.join(state['names'])}), but the policy was trained with "
+            f"{trained.shape[0]}. Use the robot it was trained for."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach a server bound to ``host``: ``localhost``, 127.x.x.x or ``::1``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: nobody says what it resolves to tomorrow
+
+
+def exposure_warning(host: str, port: int) -> str | None:
+    """Return what the user must know before binding to ``host``, or None on the loopback."""
+    if is_loopback(host):
+        return None
+    return (
+        f"WARNING: {host}:{port} can be reached from other machines, and LeRobot's async protocol unpickles what it "
+        "receives: whoever reaches the port can run any code as this user. There is no password and no encryption. Use "
+        f"it in a network you trust, or bind to the loopback and tunnel: ssh -L {port}:localhost:{port} THIS_MACHINE"
+    )
+
+
+def make_settings(**options: Any) -> PolicyServerConfig:
+    """Return LeRobot's server settings.
+
+    Args:
+        **options: the fields of LeRobot's ``PolicyServerConfig``.
+
+    Raises:
+        ConfigError: naming the value that is out of range.
+    """
+    if not options.get("host", "localhost"):
+        raise ConfigError("--host is empty: give a name or address, such as localhost.")
+    if options.get("fps", 1) < 1:
+        raise ConfigError(f"--fps={options['fps']} must be at least 1.")
+    try:
+        return PolicyServerConfig(**options)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
+
+
+def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
+    """Serve until ``done`` is set, then end calls in progress and stop.
+
+    Raises:
+        ConfigError: if the address cannot be listened on.
+    """
+    servicer = VLA0PolicyServer(settings)
+    # Without so_reuseport=0 a second server gets the same port, and either gets some of the calls.
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=[("grpc.so_reuseport", 0)])
+    services_pb2_grpc.add_AsyncInferenceServicer_to_server(servicer, server)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        server.add_insecure_port(f"{host}:{settings.port}")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{settings.port} ({error}). Another program may have the port (choose another "
+            "with --port), or the address is not this machine's."
+        ) from error
+    server.start()
+    try:
+        print(f"serving on {host}:{settings.port}; Ctrl-C ends this", flush=True)
+        while not done.wait(0.2):  # a wait without a limit would not see the signal
+            pass
+    finally:
+        servicer.stop()
+        server.stop(_GRACE_SECONDS).wait()
