@@ -20,6 +20,7 @@ from lerobot.optim.schedulers import (
     LRSchedulerConfig,
 )
 
+from lerobot_policy_vla0.action_limit import check_max_step, limit_of_each_dimension
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.images import ImageSettings, grid_size
 from lerobot_policy_vla0.prompt import SYSTEM_PROMPT, format_system_prompt
@@ -126,6 +127,11 @@ class VLA0Config(PreTrainedConfig):
             0.5 the paper's code.
         binary_action_indices: action dimensions snapped to their range's ends after ensembling
             (LIBERO's gripper: ``[6]``).
+        max_action_step: most an action may differ from the one executed before it, per dimension: one positive number
+            for all dimensions but the binary ones, or a list with one per dimension, None leaving it free. None
+            turns it off. The first action after a reset has no predecessor (docs/so100.md).
+        max_action_step_unit: ``range``: ``max_action_step`` in fractions of the dimension's range in the training
+            data, below 1; ``robot``: in the robot's units (SO-100: degrees, percent for the gripper).
         temperature: 0 decodes greedily; above 0 samples.
         repetition_penalty: transformers' penalty on tokens already seen, 1.0 is none. The official
             checkpoint was evaluated with its backbone's value (about 1.05).
@@ -188,6 +194,8 @@ class VLA0Config(PreTrainedConfig):
     ensemble_n_chunks: int = 1
     ensemble_old_weight: float = 1.0
     binary_action_indices: list[int] = field(default_factory=list)
+    max_action_step: float | list[float | None] | None = None
+    max_action_step_unit: str = "range"
     temperature: float = 0.0
     repetition_penalty: float = 1.0
     decoder: str = "auto"
@@ -279,6 +287,7 @@ class VLA0Config(PreTrainedConfig):
                 f"ensemble_old_weight={self.ensemble_old_weight} has no effect with ensemble_n_chunks=1. "
                 "Raise ensemble_n_chunks or leave ensemble_old_weight at 1.0."
             )
+        check_max_step(self.max_action_step, self.max_action_step_unit)
 
     def _validate_text(self) -> None:
         format_system_prompt(self.system_prompt, chunk_size=self.chunk_size, action_dim=1, n_bins=self.n_bins)
@@ -368,7 +377,8 @@ class VLA0Config(PreTrainedConfig):
         """Check that the dataset or environment has what the policy needs; LeRobot fills the features in.
 
         Raises:
-            ConfigError: without an action feature, or with ``binary_action_indices`` outside it.
+            ConfigError: without an action feature, or with ``binary_action_indices`` or ``max_action_step`` that do
+                not fit it.
             CameraError: without cameras, or if ``cameras`` names one that does not exist.
         """
         action = self.action_feature
@@ -383,6 +393,7 @@ class VLA0Config(PreTrainedConfig):
                 f"binary_action_indices={self.binary_action_indices} must be distinct dimensions in "
                 f"[0, {action.shape[0]}) of the action."
             )
+        self._limits(action.shape[0])
         self.camera_keys  # noqa: B018 - raises when the cameras do not fit
 
     # ------------------------------------------------------------------ derived values
@@ -405,6 +416,16 @@ class VLA0Config(PreTrainedConfig):
                 "policy.cameras, or rename the features with --rename_map."
             )
         return list(self.cameras)
+
+    def _limits(self, action_dim: int) -> list[float | None] | None:
+        if self.max_action_step is None:
+            return None
+        return limit_of_each_dimension(self.max_action_step, action_dim, self.binary_action_indices)
+
+    @property
+    def step_limits(self) -> list[float | None] | None:
+        """``max_action_step`` of each dimension, in ``max_action_step_unit``; None if nothing is limited."""
+        return self._limits(self.action_dim)
 
     @property
     def action_dim(self) -> int:

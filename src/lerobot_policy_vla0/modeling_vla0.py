@@ -14,7 +14,7 @@ key                                    shape               dtype      content
 
 `predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the
 post-processor turns both into the robot's units. Actions lie inside the range of the training data by
-construction: a bin cannot express anything else.
+construction: a bin cannot express anything else, and ensembling and ``max_action_step`` only average and hold back.
 """
 
 from __future__ import annotations
@@ -31,8 +31,17 @@ import torch
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from lerobot_policy_vla0.action_limit import ActionLimiter, step_limits
 from lerobot_policy_vla0.augmentation import AugmentationState
-from lerobot_policy_vla0.batches import grey_batch, n_rows, read_images, read_padding, read_prompt
+from lerobot_policy_vla0.batches import (
+    check_robot,
+    grey_batch,
+    n_rows,
+    note_image_sizes,
+    read_images,
+    read_padding,
+    read_prompt,
+)
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
@@ -42,8 +51,8 @@ from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
-from lerobot_policy_vla0.processor_vla0 import check_action_stats
-from lerobot_policy_vla0.realtime import committed_bins
+from lerobot_policy_vla0.processor_vla0 import check_action_stats, read_action_stats
+from lerobot_policy_vla0.realtime import Deadline, committed_steps
 from lerobot_policy_vla0.saving import SavedPolicy
 from lerobot_policy_vla0.thread_guard import ThreadGuard
 from lerobot_policy_vla0.training import (
@@ -62,7 +71,8 @@ class VLA0Policy(SavedPolicy):
 
     Args:
         config: with its features filled in (LeRobot's ``make_policy`` does that).
-        dataset_stats: if given, checked for usable action statistics.
+        dataset_stats: if given, checked for usable action statistics; limits in the robot's units are converted
+            with them (`from_pretrained` reads the checkpoint's if there are none).
         stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
             built from it, downloads nothing, and its weights are loaded afterwards.
         vlm_revision: Hub revision of the backbone, if it is loaded from there.
@@ -92,8 +102,7 @@ class VLA0Policy(SavedPolicy):
         del dataset_meta
         self.config: VLA0Config = config
         config.validate_features()
-        if dataset_stats is not None:
-            check_action_stats(config, dataset_stats)
+        span = None if dataset_stats is None else check_action_stats(config, dataset_stats)
         self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
         #: PEFT looks here to choose adapters for layers in 4 bits.
         self.is_loaded_in_4bit = config.quantization is not None
@@ -114,11 +123,16 @@ class VLA0Policy(SavedPolicy):
             n_action_steps=config.n_action_steps,
             old_weight=config.ensemble_old_weight,
         )
+        # Limits in the robot's units wait for the checkpoint's statistics (`loaded`) if there are none.
+        waits = config.max_action_step_unit == "robot" and span is None
+        self._limiter = None if waits else _build_limiter(config, span)
+        self._deadline = Deadline(config.chunk_size)
         self._guard = ThreadGuard()
         self._queue: deque[Tensor] = deque()
         self._decoder: Decoder | None = None
         self._decoder_device: torch.device | None = None
         self._warned_clipping = False
+        self._noted_sizes = False
         self._cold = False
         self._evaluates = False
         self.reset()
@@ -258,9 +272,12 @@ class VLA0Policy(SavedPolicy):
             self._decoder.reset()
 
     def drop_queued_actions(self) -> None:
-        """Forget queued actions and earlier chunks, so that no stale motion is left."""
+        """Forget queued actions, earlier chunks and the last action, so that no stale motion is left."""
         self._queue.clear()
         self._ensembler.reset()
+        self._deadline.reset()
+        if self._limiter is not None:
+            self._limiter.reset()
 
     def supports_rtc(self) -> bool:
         """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
@@ -276,6 +293,10 @@ class VLA0Policy(SavedPolicy):
     ) -> Tensor:
         """Predict a chunk from the current observation, without queue or ensembling.
 
+        With ``max_action_step``, steps are limited from one to the next, and the first one from the last committed
+        step, or from the end of the previous chunk if that was executed to its end. Where nothing is known of what was
+        executed before (no ``prev_chunk_left_over``: a first chunk, LeRobot's policy server), it is free.
+
         Args:
             batch: see the data contract above.
             inference_delay: control steps that pass while this call computes (Real-Time Chunking).
@@ -288,8 +309,8 @@ class VLA0Policy(SavedPolicy):
 
         Raises:
             DecodeError: if the model returns NaN/Inf logits.
-            ConfigError: if ``inference_delay`` does not fit the chunk.
-            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf.
+            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late to be executed.
+            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot other joints.
             ImageError, CameraError, PromptError: for unusable input.
         """
         if kwargs:
@@ -298,8 +319,13 @@ class VLA0Policy(SavedPolicy):
                 "inference_delay and prev_chunk_left_over."
             )
         with self._guard.exclusive():
-            committed = committed_bins(self.codec, prev_chunk_left_over, inference_delay, n_rows(batch))
-            return snap_binary(self._predict(batch, committed), self.config.binary_action_indices)
+            rows = n_rows(batch)
+            self._deadline.check(prev_chunk_left_over, inference_delay)
+            committed = committed_steps(self.codec, prev_chunk_left_over, inference_delay, rows)
+            bins = None if committed is None else self.codec.quantise(committed)[0]
+            chunk = snap_binary(self._predict(batch, bins), self.config.binary_action_indices)
+            ran_dry = prev_chunk_left_over is not None and not bool(prev_chunk_left_over.any())
+            return self._limited(chunk, executed=committed, continues=ran_dry)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -314,7 +340,8 @@ class VLA0Policy(SavedPolicy):
 
         Raises:
             SharedPolicyError: if several threads drive this object.
-            ActionError: if the batch size changes within an episode.
+            ActionError: if the batch size changes within an episode, or the robot has other joints.
+            DecodeError, ImageError, CameraError, PromptError: as `predict_action_chunk`.
         """
         if kwargs:
             raise ConfigError(
@@ -330,8 +357,17 @@ class VLA0Policy(SavedPolicy):
             if not self._queue:
                 chunk = self._predict(batch)
                 actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
-                self._queue.extend(actions.unbind(1))
+                # The queue is executed in order: limiting it here is limiting what is sent.
+                self._queue.extend(self._limited(actions).unbind(1))
             return self._queue.popleft()
+
+    def _limited(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
+        """Return ``(B, T, D)`` held to ``max_action_step``; see `ActionLimiter.apply`."""
+        if self._limiter is None:
+            self._limiter = _build_limiter(self.config, None)
+            if self._limiter is None:
+                return actions
+        return self._limiter.apply(actions, executed=executed, continues=continues)
 
     @torch.no_grad()
     def warm_up(self, batch: int = 1) -> None:
@@ -348,8 +384,10 @@ class VLA0Policy(SavedPolicy):
 
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
+        check_robot(batch, self.config)
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
+        self._noted_sizes = self._noted_sizes or note_image_sizes(images, self.config)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
         with self._autocast(), self._evaluating():
             pixel_values, grid_thw = encode_images(images, self.image_settings, None)
@@ -381,9 +419,12 @@ class VLA0Policy(SavedPolicy):
 
     # ------------------------------------------------------------------ modes
 
-    def loaded(self) -> None:
-        """Remember to warm the decoder up on the first reset."""
+    def loaded(self, folder: Path) -> None:
+        """Remember to warm the decoder up on the first reset; convert limits with the checkpoint's statistics."""
         self._cold = True
+        if self._limiter is None and self.config.max_action_step is not None:
+            span = check_action_stats(self.config, read_action_stats(folder))
+            self._limiter = _build_limiter(self.config, span)
 
     def train(self, mode: bool = True) -> VLA0Policy:
         """Switch to training or evaluation mode; training frees what decoding holds (cache, cast weights)."""
@@ -417,6 +458,14 @@ class VLA0Policy(SavedPolicy):
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self.config.dtype.removeprefix("autocast_")))
+
+
+def _build_limiter(config: VLA0Config, span: Tensor | None) -> ActionLimiter | None:
+    """Return what applies ``max_action_step``, or None without one; ``span`` as in `action_limit.step_limits`."""
+    limits = config.step_limits
+    if limits is None:
+        return None
+    return ActionLimiter(step_limits(limits, config.max_action_step_unit, span))
 
 
 def _pairs(values: list[float]) -> list[tuple[float, float]]:

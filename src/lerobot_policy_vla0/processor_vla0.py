@@ -7,6 +7,7 @@ runs it on every control tick; image work happens batched on the device, in the 
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,17 +19,27 @@ from lerobot.processor import (
     ObservationProcessorStep,
     PolicyProcessorPipeline,
     ProcessorStepRegistry,
+    UnnormalizerProcessorStep,
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import (
+    ACTION,
+    OBS_LANGUAGE_ATTENTION_MASK,
+    OBS_LANGUAGE_TOKENS,
+    POLICY_POSTPROCESSOR_DEFAULT_NAME,
+)
 from torch import Tensor
 
 from lerobot_policy_vla0.errors import CheckpointError, PromptError, StatsError
 from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+
+logger = logging.getLogger(__name__)
 
 _STATS_OF_MODE = {
     NormalizationMode.MIN_MAX: ("min", "max"),
@@ -65,6 +76,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
     tokenizer_json: str = field(default="", repr=False)
 
     _encoder: PromptEncoder | None = field(default=None, init=False, repr=False)
+    _warned_empty: bool = field(default=False, init=False, repr=False)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -106,6 +118,12 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
                 "(an empty string is allowed): pass --task=... to lerobot-rollout, or record it with "
                 "--dataset.single_task=..."
             )
+        if not self._warned_empty and not all(task):
+            self._warned_empty = True
+            logger.warning(
+                "the task is empty, so the model gets no instruction. Pass --task=... to lerobot-rollout, record with "
+                "--dataset.single_task=..., unless the policy is meant to work without."
+            )
         ids, mask = self.encoder.encode_batch(list(task))
         return {**observation, OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
 
@@ -146,8 +164,11 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
         return new
 
 
-def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> Tensor:
     """Check that the dataset's statistics can normalise actions; LeRobot would skip silently otherwise.
+
+    Returns:
+        ``(D,)`` float32: what the normalised range [-1, 1] spans in the robot's units, at least 0.
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
@@ -184,6 +205,30 @@ def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | No
             f"{high_key}={high.tolist()}; expected finite values with {low_key} <= {high_key}. Repair the dataset "
             "(NaN actions?) and recompute its statistics."
         )
+    return high - low
+
+
+def read_action_stats(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the statistics a checkpoint's post-processor brings actions back to the robot's units with.
+
+    Raises:
+        StatsError: if the checkpoint has no such post-processor.
+    """
+    name = f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json"
+    if not (folder / name).is_file():
+        raise StatsError(
+            f"{folder} has no {name}, so the range of its actions in the robot's units is not known; it holds "
+            f"{sorted(path.name for path in folder.iterdir())}. Copy the whole checkpoint, or give max_action_step as "
+            "fractions with max_action_step_unit='range'."
+        )
+    pipeline: PolicyProcessorPipeline[Any, Any] = PolicyProcessorPipeline.from_pretrained(
+        folder, config_filename=name
+    )
+    stats: dict[str, dict[str, Any]] = {}
+    for step in pipeline.steps:
+        if isinstance(step, UnnormalizerProcessorStep):
+            stats = dict(step.stats or {})
+    return stats
 
 
 def make_vla0_pre_post_processors(
