@@ -514,7 +514,7 @@ def test_cameras_of_different_sizes_are_fine() -> None:
             f"The policy reads the cameras ['{TOP}', '{WRIST}'] and the batch has ['{TOP}'] "
             f"(missing: ['{WRIST}'], unexpected: []). Name the cameras alike: rename the batch's keys "
             '(--rename_map=\'{"<key in the batch>": "<key of the policy>"}\'), plug in the missing camera, '
-            "or train a policy with these cameras.",
+            "take an unexpected one out of --robot.cameras, or train a policy with these cameras.",
         ),
         ([TOP, WRIST], [TOP], [TOP], f"(missing: [], unexpected: ['{WRIST}'])"),
         ([WRIST], [TOP], [], f"(missing: ['{TOP}'], unexpected: ['{WRIST}'])"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_vlm import save_backbone
 from tiny import make_batch, make_config, make_dataset
 
-from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 from lerobot_policy_vla0.adapters import default_targets
 from lerobot_policy_vla0.commands import merge
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
@@ -157,6 +158,25 @@ def test_an_incomplete_adapter_is_refused(adapter: Path, tmp_path: Path) -> None
         evaluate(broken, tmp_path / "a")
     with pytest.raises(CheckpointError, match=r"lacks 1 of its tensors.*lora_B"):
         VLA0Policy.from_pretrained(broken)
+
+
+def test_limits_in_the_robots_units_use_the_adapters_statistics(adapter: Path) -> None:
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.rollout.context import _load_pretrained_policy
+
+    config = PreTrainedConfig.from_pretrained(adapter)
+    assert isinstance(config, VLA0Config)
+    config.max_action_step, config.max_action_step_unit = [0.5, None], "robot"
+    config.pretrained_path = adapter
+    stats = load_file(adapter / "policy_postprocessor_step_0_unnormalizer_processor.safetensors")
+    span = float(stats["action.max"][0] - stats["action.min"][0])
+    for policy in (
+        _load_pretrained_policy(config).base_model.model,  # as lerobot-rollout loads it
+        VLA0Policy.from_pretrained(adapter, config=config),  # merged
+    ):
+        batch = make_batch(config, batch=1)
+        policy.select_action(dict(batch))
+        assert policy._limiter.limits.tolist() == pytest.approx([2 * 0.5 / span, math.inf])
 
 
 def test_changing_the_chunk_size_of_an_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:

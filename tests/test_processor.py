@@ -138,8 +138,17 @@ def test_one_observation_of_a_robot_is_batched_and_given_its_prompt(pipelines: t
     assert torch.equal(out[TOKENS], pipelines[0](train_batch(["push"]))[TOKENS])
 
 
-def test_an_empty_task_is_allowed(pipelines: tuple[Any, Any]) -> None:
-    out = pipelines[0](train_batch([""]))
+def test_an_empty_task_is_allowed_and_said_once(
+    pipelines: tuple[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        pipelines[0](train_batch(["push"]))
+        assert not caplog.messages
+        out = pipelines[0](train_batch([""]))
+        pipelines[0](train_batch(["push", ""]))
+    assert [message.split(".")[0] for message in caplog.messages] == [
+        "the task is empty, so the model gets no instruction"
+    ]
     assert (
         build_tiny_tokenizer()
         .decode(out[TOKENS][0])

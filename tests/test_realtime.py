@@ -71,7 +71,7 @@ def test_rows_of_zeros_that_lerobot_appends_are_no_commitments(policy: VLA0Polic
 @pytest.mark.parametrize(
     ("left", "delay", "error", "message"),
     [
-        (steps((0.5, 0.5)), 5, ConfigError, r"inference_delay=5 must be .* in \[0, chunk_size=4\]"),
+        (steps((0.5, 0.5)), 0.5, ConfigError, r"inference_delay=0\.5 must be a whole number"),
         (steps((0.5, 0.5)), -1, ConfigError, "inference_delay=-1 must be"),
         (torch.ones(2, 3), 1, ActionError, r"shape \(2, 3\), expected \(steps, 2\)"),
         (torch.ones(2), 1, ActionError, r"shape \(2,\), expected"),
@@ -81,7 +81,7 @@ def test_rows_of_zeros_that_lerobot_appends_are_no_commitments(policy: VLA0Polic
     ],
 )
 def test_what_cannot_be_continued_is_refused(
-    policy: VLA0Policy, left: torch.Tensor, delay: int, error: type[Exception], message: str
+    policy: VLA0Policy, left: torch.Tensor, delay: Any, error: type[Exception], message: str
 ) -> None:
     batch: dict[str, Any] = make_batch(policy.config, batch=1)
     with pytest.raises(error, match=message):
@@ -106,3 +106,39 @@ def test_loaded_policy_is_warm_after_its_first_reset(policy: VLA0Policy, tmp_pat
     loaded.reset()
     assert loaded.decoder is decoder and loaded.last_decode is not warm
     assert torch.equal(loaded.predict_action_chunk(dict(batch)), policy.predict_action_chunk(dict(batch)))
+
+
+def test_one_late_chunk_is_no_reason_to_stop_and_three_in_a_row_are(
+    policy: VLA0Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch: dict[str, Any] = make_batch(policy.config, batch=1)
+    nothing = torch.zeros(10, 2)
+    left = steps((0.5, 0.5), (0.1, 0.0), (0.0, 0.0))
+
+    def predict(left_over: torch.Tensor) -> torch.Tensor:
+        return policy.predict_action_chunk(dict(batch), inference_delay=9, prev_chunk_left_over=left_over)
+
+    policy.reset()
+    for _ in range(3):  # late twice, then in time although LeRobot's longest delay stays 9
+        with caplog.at_level("WARNING"):
+            predict(nothing)
+            predict(nothing)
+        assert (
+            caplog.messages
+            == [
+                "a chunk took 9 control steps to compute, more than its chunk_size=4: the robot "
+                "waited for the next one"
+            ]
+            * 2
+        )
+        caplog.clear()
+        torch.testing.assert_close(predict(left)[0, :2], left[:2], atol=1e-6, rtol=0)
+    predict(nothing)
+    predict(nothing)
+    for _ in range(2):
+        with pytest.raises(
+            ConfigError, match=r"chunks in a row took longer to compute \(up to 9 .*chunk_size=4\)"
+        ):
+            predict(nothing)
+    policy.reset()
+    predict(nothing)

@@ -18,11 +18,8 @@ import pytest
 from conftest import REPO
 
 from lerobot_policy_vla0.commands import main
-from lerobot_policy_vla0.testing.so100 import JOINTS, CameraSettings, SO100Emulator
-from lerobot_policy_vla0.testing.so100.calibration import from_steps
+from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
 from lerobot_policy_vla0.testing.so100.console import obey
-from lerobot_policy_vla0.testing.so100.packets import Instruction, Packet
-from lerobot_policy_vla0.testing.so100.registers import Register
 
 BIN = Path(sys.executable).parent
 STEP = 360 / 4095  # degrees per encoder step
@@ -46,24 +43,6 @@ def command(name: str, *arguments: str) -> str:
     )
     assert finished.returncode == 0, finished.stdout[-4000:]
     return finished.stdout
-
-
-class GoalLog:
-    """The goals a follower was sent, and where it was when each came."""
-
-    def __init__(self, emulator: SO100Emulator) -> None:
-        self.arm = emulator.followers[0]
-        self.goals: list[list[float]] = []
-        self.poses: list[list[float]] = []
-        self.arm.bus.observer = self.note
-
-    def note(self, packet: Packet) -> None:
-        if packet.code == Instruction.SYNC_WRITE and packet.parameters[0] == Register.GOAL_POSITION:
-            rows = np.frombuffer(packet.parameters[2:], np.uint8).reshape(-1, 3).astype(int)
-            assert rows[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
-            steps = rows[:, 1] + 256 * rows[:, 2]
-            self.goals.append(from_steps(steps.tolist(), self.arm.calibration))
-            self.poses.append(self.arm.pose())
 
 
 def record_arguments(emulator: SO100Emulator, root: Path, *, episodes: int) -> list[str]:
@@ -158,23 +137,23 @@ def test_the_recorded_pictures_change_with_the_arm(recording: Recording) -> None
 @pytest.mark.sim
 def test_a_replay_sends_what_was_recorded_and_the_arm_follows(recording: Recording) -> None:
     _, actions, states, episodes = columns(recording.root)
-    log = GoalLog(recording.emulator)
     robot = [option for option in recording.emulator.robot_options() if "cameras" not in option]
-    command(
-        "lerobot-replay",
-        *robot,
-        "--dataset.repo_id=local/so100",
-        f"--dataset.root={recording.root}",
-        "--dataset.episode=1",
-        f"--dataset.fps={FPS}",
-        "--play_sounds=false",
-    )
+    with BusLog(recording.emulator.followers[0]) as log:
+        command(
+            "lerobot-replay",
+            *robot,
+            "--dataset.repo_id=local/so100",
+            f"--dataset.root={recording.root}",
+            "--dataset.episode=1",
+            f"--dataset.fps={FPS}",
+            "--play_sounds=false",
+        )
     recorded, seen = actions[episodes == 1], states[episodes == 1]
     assert len(log.goals) == len(recorded)
     # LeRobot truncates to whole steps. The gripper is in percent of its 1470 steps, below a step of the others.
-    assert np.abs(np.array(log.goals) - recorded).max() <= 1.01 * STEP
+    assert np.abs(np.array([goal.pose for goal in log.goals]) - recorded).max() <= 1.01 * STEP
     # The follower passes where it passed; what differs is the moment a loop of 20 Hz looks.
-    assert np.abs(np.array(log.poses) - seen)[FPS // 2 :].mean() < 3
+    assert np.abs(np.array([goal.seen for goal in log.goals]) - seen)[FPS // 2 :].mean() < 3
     # At the end it has arrived, within a step of rounding.
     assert np.abs(recording.emulator.followers[0].pose() - recorded[-1]).mean() < 5
     assert not recording.emulator.followers[0].torque()
@@ -208,21 +187,21 @@ def test_a_rollout_sends_goals_in_the_range_of_the_recording(
     recording: Recording, policy: Path, inference: str
 ) -> None:
     _, actions, *_ = columns(recording.root)
-    log = GoalLog(recording.emulator)
-    command(
-        "lerobot-rollout",
-        "--strategy.type=base",
-        f"--inference.type={inference}",
-        f"--policy.path={policy}",
-        "--policy.device=cpu",
-        *recording.emulator.robot_options(),
-        "--task=wave",
-        "--duration=4",
-        f"--fps={FPS}",
-        "--return_to_initial_position=false",
-        "--play_sounds=false",
-    )
-    goals = np.array(log.goals)
+    with BusLog(recording.emulator.followers[0]) as log:
+        command(
+            "lerobot-rollout",
+            "--strategy.type=base",
+            f"--inference.type={inference}",
+            f"--policy.path={policy}",
+            "--policy.device=cpu",
+            *recording.emulator.robot_options(),
+            "--task=wave",
+            "--duration=4",
+            f"--fps={FPS}",
+            "--return_to_initial_position=false",
+            "--play_sounds=false",
+        )
+    goals = np.array([goal.pose for goal in log.goals])
     assert len(goals) >= 2 * FPS  # of 4 * FPS, on a busy machine
     # And the arm is where it was told to go, or on its way.
     assert np.abs(recording.emulator.followers[0].pose() - goals[-1]).mean() < 5

@@ -10,7 +10,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch import Tensor
 
-from lerobot_policy_vla0 import TinyVLMConfig, VLA0Config, make_vla0_pre_post_processors
+from lerobot_policy_vla0 import TinyVLMConfig, VLA0Config, VLA0Policy, make_vla0_pre_post_processors
 
 #: The smallest tiny VLM: 64 wide, two layers, one vision block.
 SMALL = {
@@ -118,3 +118,12 @@ def make_dataset(root: Path, *, episodes: int = 3, frames: int = 8, size: int = 
         dataset.save_episode()
     dataset.finalize()
     return root
+
+
+def make_restless(policy: VLA0Policy) -> VLA0Policy:
+    """Grow a random policy's weights until every picture has another answer, all over the range; returns the policy."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(25)
+    return policy.eval()

@@ -5,6 +5,7 @@ Also makes up a batch, for warming up. The keys and shapes are listed in `modeli
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,8 @@ from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
     from lerobot_policy_vla0.vlm import VLM
+
+logger = logging.getLogger(__name__)
 
 ACTION_IS_PAD = f"{ACTION}_is_pad"
 
@@ -61,6 +64,49 @@ def read_images(batch: dict[str, Any], config: VLA0Config, device: torch.device)
             "own task text. Pass one task per sample."
         )
     return [image.to(device) for image in images]
+
+
+def check_robot(batch: dict[str, Any], config: VLA0Config) -> None:
+    """Refuse a robot with another number of joints: LeRobot would send it the first few of the policy's numbers.
+
+    Raises:
+        ActionError: with both numbers.
+    """
+    state, trained = batch.get(OBS_STATE), config.robot_state_feature
+    if isinstance(state, Tensor) and trained is not None and state.shape[-1] != trained.shape[-1]:
+        raise ActionError(
+            f"{OBS_STATE} has {state.shape[-1]} values, the policy was trained with {trained.shape[-1]}: this is "
+            "another robot, and its joints would be sent numbers meant for others. Use the robot (or environment) the "
+            "policy was trained for, or train one on data of this robot."
+        )
+
+
+def note_image_sizes(images: list[Tensor], config: VLA0Config) -> bool:
+    """Log which cameras give other sizes than in training; nothing has to be done unless the shape differs.
+
+    Returns:
+        Whether there was something to log.
+    """
+    differ = [
+        (key, tuple(image.shape[-2:]), tuple(config.image_features[key].shape[-2:]))
+        for key, image in zip(config.camera_keys, images, strict=True)
+        if tuple(image.shape[-2:]) != tuple(config.image_features[key].shape[-2:])
+    ]
+    for key, given, trained in differ:
+        stretched = given[0] * trained[1] != given[1] * trained[0]
+        logger.log(
+            logging.WARNING if stretched else logging.INFO,
+            "%s: images are %dx%d, the policy was trained with %dx%d; both are resized to image_size=%s. %s",
+            key,
+            *given[::-1],
+            *trained[::-1],
+            config.image_size,
+            "Their proportions differ, so the model sees a stretched picture: set the camera to the size it had in "
+            "training."
+            if stretched
+            else "The model sees the same picture.",
+        )
+    return bool(differ)
 
 
 def read_padding(batch: dict[str, Any], number: Tensor, action_dim: int) -> Tensor:

@@ -52,7 +52,7 @@ def select_cameras(
             f"The policy reads the cameras {list(cameras)} and the batch has {given} "
             f"(missing: {missing}, unexpected: {unexpected}). Name the cameras alike: rename the batch's "
             'keys (--rename_map=\'{"<key in the batch>": "<key of the policy>"}\'), plug in the missing '
-            "camera, or train a policy with these cameras."
+            "camera, take an unexpected one out of --robot.cameras, or train a policy with these cameras."
         )
     images = [_checked(key, batch[key]) for key in cameras]
     sizes = {key: image.shape[0] for key, image in zip(cameras, images, strict=True)}

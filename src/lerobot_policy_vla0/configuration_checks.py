@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lerobot.configs.types import NormalizationMode
 
+from lerobot_policy_vla0.action_limit import check_max_step
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.prompt import format_system_prompt
 
@@ -55,6 +56,7 @@ def check_chunking(config: VLA0Config) -> None:
             f"ensemble_old_weight={config.ensemble_old_weight} has no effect with ensemble_n_chunks=1. "
             "Raise ensemble_n_chunks or leave ensemble_old_weight at 1.0."
         )
+    check_max_step(config.max_action_step, config.max_action_step_unit)
 
 
 def check_text(config: VLA0Config) -> None:

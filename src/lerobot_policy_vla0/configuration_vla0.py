@@ -17,6 +17,7 @@ from lerobot.optim.schedulers import (
     LRSchedulerConfig,
 )
 
+from lerobot_policy_vla0.action_limit import limit_of_each_dimension
 from lerobot_policy_vla0.configuration_checks import (
     DEFAULT_EXCLUDED,
     check_chunking,
@@ -86,6 +87,11 @@ class VLA0Config(PreTrainedConfig):
             0.5 the paper's code.
         binary_action_indices: action dimensions snapped to their range's ends after ensembling
             (LIBERO's gripper: ``[6]``).
+        max_action_step: most an action may differ from the one executed before it, per dimension: one positive number
+            for all dimensions but the binary ones, or a list with one per dimension, None leaving it free. None
+            turns it off. The first action after a reset has no predecessor (docs/so100.md).
+        max_action_step_unit: ``range``: ``max_action_step`` in fractions of the dimension's range in the training
+            data, below 1; ``robot``: in the robot's units (SO-100: degrees, percent for the gripper).
         temperature: 0 decodes greedily; above 0 samples.
         repetition_penalty: transformers' penalty on tokens already seen, 1.0 is none. The official
             checkpoint was evaluated with its backbone's value (about 1.05).
@@ -157,6 +163,8 @@ class VLA0Config(PreTrainedConfig):
     ensemble_n_chunks: int = 1
     ensemble_old_weight: float = 1.0
     binary_action_indices: list[int] = field(default_factory=list)
+    max_action_step: float | list[float | None] | None = None
+    max_action_step_unit: str = "range"
     temperature: float = 0.0
     repetition_penalty: float = 1.0
     decoder: str = "auto"
@@ -232,8 +240,8 @@ class VLA0Config(PreTrainedConfig):
         """Check that the dataset or environment has what the policy needs; LeRobot fills the features in.
 
         Raises:
-            ConfigError: without an action feature, or with ``binary_action_indices`` outside it; without a state that
-                an option needs, or one that does not fit.
+            ConfigError: without an action feature, or with ``binary_action_indices`` or ``max_action_step`` that do
+                not fit it; without a state that an option needs, or one that does not fit.
             CameraError: without cameras, or if ``cameras`` names one that does not exist.
         """
         action = self.action_feature
@@ -248,6 +256,7 @@ class VLA0Config(PreTrainedConfig):
                 f"binary_action_indices={self.binary_action_indices} must be distinct dimensions in "
                 f"[0, {action.shape[0]}) of the action."
             )
+        self._limits(action.shape[0])
         self.camera_keys  # noqa: B018 - raises when the cameras do not fit
         check_state_feature(self, int(action.shape[0]))
 
@@ -271,6 +280,16 @@ class VLA0Config(PreTrainedConfig):
                 "policy.cameras, or rename the features with --rename_map."
             )
         return list(self.cameras)
+
+    def _limits(self, action_dim: int) -> list[float | None] | None:
+        if self.max_action_step is None:
+            return None
+        return limit_of_each_dimension(self.max_action_step, action_dim, self.binary_action_indices)
+
+    @property
+    def step_limits(self) -> list[float | None] | None:
+        """``max_action_step`` of each dimension, in ``max_action_step_unit``; None if nothing is limited."""
+        return self._limits(self.action_dim)
 
     @property
     def action_dim(self) -> int:

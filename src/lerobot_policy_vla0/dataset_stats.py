@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lerobot.configs.types import NormalizationMode
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.processor import PolicyProcessorPipeline, UnnormalizerProcessorStep
+from lerobot.utils.constants import ACTION, OBS_STATE, POLICY_POSTPROCESSOR_DEFAULT_NAME
+from torch import Tensor
 
 from lerobot_policy_vla0.errors import StatsError
 
@@ -29,26 +32,33 @@ _STATS_OF_MODE = {
 }
 
 
-def check_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+def check_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> Tensor:
     """Check every statistic the options need.
+
+    Returns:
+        What `check_action_stats` does.
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, out of order, or of absolute
             actions where relative ones are meant.
     """
-    check_action_stats(config, stats)
+    span = check_action_stats(config, stats)
     if config.state_in_prompt:
         check_state_stats(config, stats)
     check_relative_stats(config, stats)
+    return span
 
 
-def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
+def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> Tensor:
     """Check that the dataset's statistics can normalise actions; LeRobot would skip silently otherwise.
+
+    Returns:
+        ``(D,)`` float32: what the normalised range [-1, 1] spans in the robot's units, at least 0.
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
     """
-    _check_range(
+    low, high = _check_range(
         stats,
         ACTION,
         config.normalization_mapping["ACTION"],
@@ -56,6 +66,30 @@ def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | No
         names=("actions", "action"),
         otherwise=", or load a trained checkpoint with --policy.path=...",
     )
+    return torch.tensor(high) - torch.tensor(low)
+
+
+def read_action_stats(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the statistics a checkpoint's post-processor brings actions back to the robot's units with.
+
+    Raises:
+        StatsError: if the checkpoint has no such post-processor.
+    """
+    name = f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json"
+    if not (folder / name).is_file():
+        raise StatsError(
+            f"{folder} has no {name}, so the range of its actions in the robot's units is not known; it holds "
+            f"{sorted(path.name for path in folder.iterdir())}. Copy the whole checkpoint, or give max_action_step as "
+            "fractions with max_action_step_unit='range'."
+        )
+    pipeline: PolicyProcessorPipeline[Any, Any] = PolicyProcessorPipeline.from_pretrained(
+        folder, config_filename=name
+    )
+    stats: dict[str, dict[str, Any]] = {}
+    for step in pipeline.steps:
+        if isinstance(step, UnnormalizerProcessorStep):
+            stats = dict(step.stats or {})
+    return stats
 
 
 def check_state_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:

@@ -15,8 +15,9 @@ key                                    shape               dtype      content
 
 `predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the
 post-processor turns both into the robot's units. Actions lie inside the range of the training data by
-construction: a bin cannot express anything else. With relative actions that is the range of offsets from the state, and
-`select_action` may leave [-1, 1], because it speaks of a chunk's later steps from where the robot has got to.
+construction: a bin cannot express anything else, and ensembling and ``max_action_step`` only average and hold back.
+With relative actions that is the range of offsets from the state, and `select_action` may leave [-1, 1], because it
+speaks of a chunk's later steps from where the robot has got to.
 """
 
 from __future__ import annotations
@@ -34,20 +35,34 @@ from lerobot.utils.constants import ACTION
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lerobot_policy_vla0.action_limit import ActionLimiter, step_limits
 from lerobot_policy_vla0.augmentation import AugmentationState
-from lerobot_policy_vla0.batches import grey_batch, n_rows, read_images, read_padding, read_prompt
+from lerobot_policy_vla0.batches import (
+    check_robot,
+    grey_batch,
+    n_rows,
+    note_image_sizes,
+    read_images,
+    read_padding,
+    read_prompt,
+)
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
-from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
+from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.configuration_checks import absolute_dimensions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
+from lerobot_policy_vla0.dataset_stats import (
+    check_action_stats,
+    check_relative_horizon,
+    check_stats,
+    read_action_stats,
+)
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.masking import apply_mask, draw_mask
-from lerobot_policy_vla0.realtime import committed_bins
+from lerobot_policy_vla0.realtime import Deadline, committed_steps
 from lerobot_policy_vla0.relative import read_origin
 from lerobot_policy_vla0.saving import SavedPolicy
 from lerobot_policy_vla0.thread_guard import ThreadGuard
@@ -69,7 +84,8 @@ class VLA0Policy(SavedPolicy):
 
     Args:
         config: with its features filled in (LeRobot's ``make_policy`` does that).
-        dataset_stats: if given, checked for usable statistics.
+        dataset_stats: if given, checked for usable statistics; limits in the robot's units are converted
+            with them (`from_pretrained` reads the checkpoint's if there are none).
         stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
             built from it, downloads nothing, and its weights are loaded afterwards.
         vlm_revision: Hub revision of the backbone, if it is loaded from there.
@@ -98,8 +114,8 @@ class VLA0Policy(SavedPolicy):
         super().__init__(config)
         self.config: VLA0Config = config
         config.validate_features()
+        span = None if dataset_stats is None else check_stats(config, dataset_stats)
         if dataset_stats is not None:
-            check_stats(config, dataset_stats)
             check_relative_horizon(config, dataset_stats, dataset_meta)
         self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
         #: PEFT looks here to choose adapters for layers in 4 bits.
@@ -122,11 +138,16 @@ class VLA0Policy(SavedPolicy):
             old_weight=config.ensemble_old_weight,
         )
         self._absolute_dimensions = absolute_dimensions(config, config.action_dim)  # under relative actions
+        # Limits in the robot's units wait for the checkpoint's statistics (`loaded`) if there are none.
+        waits = config.max_action_step_unit == "robot" and span is None
+        self._limiter = None if waits else _build_limiter(config, span)
+        self._deadline = Deadline(config.chunk_size)
         self._guard = ThreadGuard()
         self._queue: deque[Tensor] = deque()
         self._decoder: Decoder | None = None
         self._decoder_device: torch.device | None = None
         self._warned_clipping = False
+        self._noted_sizes = False
         self._cold = False
         self._evaluates = False
         self.reset()
@@ -266,9 +287,12 @@ class VLA0Policy(SavedPolicy):
             self._decoder.reset()
 
     def drop_queued_actions(self) -> None:
-        """Forget queued actions and earlier chunks, so that no stale motion is left."""
+        """Forget queued actions, earlier chunks and the last action, so that no stale motion is left."""
         self._queue.clear()
         self._ensembler.reset()
+        self._deadline.reset()
+        if self._limiter is not None:
+            self._limiter.reset()
 
     def supports_rtc(self) -> bool:
         """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
@@ -284,6 +308,10 @@ class VLA0Policy(SavedPolicy):
     ) -> Tensor:
         """Predict a chunk from the current observation, without queue or ensembling.
 
+        With ``max_action_step``, steps are limited from one to the next, and the first one from the last committed
+        step, or from the end of the previous chunk if that was executed to its end. Where nothing is known of what was
+        executed before (no ``prev_chunk_left_over``: a first chunk, LeRobot's policy server), it is free.
+
         Args:
             batch: see the data contract above.
             inference_delay: control steps that pass while this call computes (Real-Time Chunking).
@@ -296,8 +324,8 @@ class VLA0Policy(SavedPolicy):
 
         Raises:
             DecodeError: if the model returns NaN/Inf logits.
-            ConfigError: if ``inference_delay`` does not fit the chunk.
-            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf.
+            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late to be executed.
+            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot other joints.
             ImageError, CameraError, PromptError: for unusable input.
         """
         if kwargs:
@@ -306,8 +334,18 @@ class VLA0Policy(SavedPolicy):
                 "inference_delay and prev_chunk_left_over."
             )
         with self._guard.exclusive():
-            committed = committed_bins(self.codec, prev_chunk_left_over, inference_delay, n_rows(batch))
-            return snap_binary(self._predict(batch, committed), self.config.binary_action_indices)
+            rows = n_rows(batch)
+            self._deadline.check(prev_chunk_left_over, inference_delay)
+            committed = committed_steps(self.codec, prev_chunk_left_over, inference_delay, rows)
+            bins = None if committed is None else quantise(committed, self.config.n_bins)[0]
+            chunk = snap_binary(self._predict(batch, bins), self.config.binary_action_indices)
+            ran_dry = prev_chunk_left_over is not None and not bool(prev_chunk_left_over.any())
+            if self.config.max_action_step is None or not self.config.use_relative_actions:
+                return self._limited(chunk, executed=committed, continues=ran_dry)
+            # Chunks from different states are comparable only where they share an origin.
+            origin = read_origin(batch, self._absolute_dimensions, self._device).unsqueeze(1)
+            executed = None if committed is None else committed - origin
+            return self._limited(chunk - origin, executed=executed, continues=ran_dry) + origin
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -323,7 +361,8 @@ class VLA0Policy(SavedPolicy):
         Raises:
             SharedPolicyError: if several threads drive this object.
             StateError: with relative actions, if the batch has no origin.
-            ActionError: if the batch size changes within an episode.
+            ActionError: if the batch size changes within an episode, or the robot has other joints.
+            DecodeError, ImageError, CameraError, PromptError: as `predict_action_chunk`.
         """
         if kwargs:
             raise ConfigError(
@@ -345,11 +384,20 @@ class VLA0Policy(SavedPolicy):
                 if origin is not None:  # what later ticks and other chunks can be compared with
                     chunk = chunk - origin.unsqueeze(1)
                 actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
-                self._queue.extend(actions.unbind(1))
+                # The queue is executed in order: limiting it here is limiting what is sent.
+                self._queue.extend(self._limited(actions).unbind(1))
                 spent = 1000 * (time.perf_counter() - began)
                 query_logger.debug("query", extra={"rows": rows, "milliseconds": spent})
             action = self._queue.popleft()
             return action if origin is None else action + origin
+
+    def _limited(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
+        """Return ``(B, T, D)`` held to ``max_action_step``; see `ActionLimiter.apply`."""
+        if self._limiter is None:
+            self._limiter = _build_limiter(self.config, None)
+            if self._limiter is None:
+                return actions
+        return self._limiter.apply(actions, executed=executed, continues=continues)
 
     @torch.no_grad()
     def warm_up(self, batch: int = 1) -> None:
@@ -390,8 +438,10 @@ class VLA0Policy(SavedPolicy):
 
     def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Return what a decoder needs to answer a batch, checked."""
+        check_robot(batch, self.config)
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
+        self._noted_sizes = self._noted_sizes or note_image_sizes(images, self.config)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
         pixel_values, grid_thw = encode_images(images, self.image_settings, None)
         return DecodeRequest(
@@ -414,9 +464,12 @@ class VLA0Policy(SavedPolicy):
 
     # ------------------------------------------------------------------ modes
 
-    def loaded(self) -> None:
-        """Remember to warm the decoder up on the first reset."""
+    def loaded(self, folder: Path) -> None:
+        """Remember to warm the decoder up on the first reset; convert limits with the checkpoint's statistics."""
         self._cold = True
+        if self._limiter is None and self.config.max_action_step is not None:
+            span = check_action_stats(self.config, read_action_stats(folder))
+            self._limiter = _build_limiter(self.config, span)
 
     def train(self, mode: bool = True) -> VLA0Policy:
         """Switch to training or evaluation mode; training frees what decoding holds (cache, cast weights)."""
@@ -453,6 +506,14 @@ class VLA0Policy(SavedPolicy):
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self.config.dtype.removeprefix("autocast_")))
+
+
+def _build_limiter(config: VLA0Config, span: Tensor | None) -> ActionLimiter | None:
+    """Return what applies ``max_action_step``, or None without one; ``span`` as in `action_limit.step_limits`."""
+    limits = config.step_limits
+    if limits is None:
+        return None
+    return ActionLimiter(step_limits(limits, config.max_action_step_unit, span))
 
 
 def _pairs(values: list[float]) -> list[tuple[float, float]]:

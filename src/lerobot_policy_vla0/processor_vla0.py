@@ -75,6 +75,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
 
     _encoder: PromptEncoder | None = field(default=None, init=False, repr=False)
     _clamped: set[int] = field(default_factory=set, init=False, repr=False)
+    _warned_empty: bool = field(default=False, init=False, repr=False)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -118,6 +119,12 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
                 f"task is {task!r}, expected a string or one string per sample. VLA-0 needs the instruction text "
                 "(an empty string is allowed): pass --task=... to lerobot-rollout, or record it with "
                 "--dataset.single_task=..."
+            )
+        if not self._warned_empty and not all(task):
+            self._warned_empty = True
+            logger.warning(
+                "the task is empty, so the model gets no instruction. Pass --task=... to lerobot-rollout, record with "
+                "--dataset.single_task=..., unless the policy is meant to work without."
             )
         states = self._read_state(observation) if self.state_dim else None
         ids, mask = self.encoder.encode_batch(list(task), states)

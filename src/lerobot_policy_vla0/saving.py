@@ -41,8 +41,8 @@ class SavedPolicy(PreTrainedPolicy):
     config: VLA0Config
     vlm: VLM
 
-    def loaded(self) -> None:
-        """Take note that the weights have just been read from a checkpoint."""
+    def loaded(self, folder: Path) -> None:
+        """Take note that the weights have just been read from a checkpoint, whose processors are in ``folder``."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ adapters
@@ -167,15 +167,17 @@ class SavedPolicy(PreTrainedPolicy):
             kwargs.pop(unused, None)
         name = str(pretrained_name_or_path)
         on_top: PreTrainedConfig | None = None  # config of the adapter that LeRobot will put on this policy
+        processors: Path | None = None  # its folder
         if (
             config is not None
             and config.use_peft
             and config.pretrained_path
             and name != str(config.pretrained_path)
         ):
-            on_top = read_config(
-                resolve_checkpoint(config.pretrained_path, revision=config.pretrained_revision, **download)
+            processors = resolve_checkpoint(
+                config.pretrained_path, revision=config.pretrained_revision, **download
             )
+            on_top = read_config(processors)
             check_same_answer(on_top, config)
         if config is not None and on_top is not None and name == getattr(on_top, "vlm_model_name", None):
             policy = cls._from_backbone(name, config, vlm_revision=revision, **kwargs)
@@ -194,7 +196,7 @@ class SavedPolicy(PreTrainedPolicy):
                 load_weights(policy, folder, strict=strict)
         policy.to(policy.config.device)
         policy.eval()
-        policy.loaded()
+        policy.loaded(processors or folder)
         if on_top is not None:
             adapters.expect_adapter(policy, name)
         return policy

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from lerobot_policy_vla0.testing.so100.arm import Arm
 from lerobot_policy_vla0.testing.so100.bus import ServoBus
+from lerobot_policy_vla0.testing.so100.bus_log import BusLog, Goal
 from lerobot_policy_vla0.testing.so100.calibration import JOINTS
 from lerobot_policy_vla0.testing.so100.camera import CameraSettings, SceneCamera
 from lerobot_policy_vla0.testing.so100.emulator import SO100Emulator
@@ -29,7 +30,9 @@ __all__ = [
     "REST",
     "Arm",
     "BusFaults",
+    "BusLog",
     "CameraSettings",
+    "Goal",
     "SO100Emulator",
     "Scene",
     "SceneCamera",

@@ -1,0 +1,250 @@
+"""Limits how far an action may be from the one executed before it: the option ``max_action_step``.
+
+Works on normalised actions, a batch at a time; the robot's units are met once, in `step_limits`. Knows nothing about
+text or models, nor where the predecessor comes from: the policy says.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ActionError, ConfigError, StatsError
+
+logger = logging.getLogger(__name__)
+
+UNITS = ("range", "robot")
+#: Width of the normalised range [-1, 1].
+_WIDTH = 2.0
+#: Differences of float32 actions are off by less than this, in normalised units.
+_ROUNDING = 1e-6
+
+MaxStep = float | list[float | None] | None
+
+
+def check_max_step(value: MaxStep, unit: str) -> None:
+    """Check what can be checked without knowing the action's dimensions.
+
+    Args:
+        value: one limit for all dimensions, one per dimension (None: free), or None for no limit.
+        unit: ``range`` or ``robot``.
+
+    Raises:
+        ConfigError: for an unknown unit, a limit that is not positive, or options that would do nothing.
+    """
+    if unit not in UNITS:
+        raise ConfigError(f"max_action_step_unit={unit!r} must be one of {UNITS}.")
+    if value is None:
+        if unit != UNITS[0]:
+            raise ConfigError(
+                f"max_action_step_unit={unit!r} has no effect without max_action_step. Set max_action_step, or leave "
+                "the unit out."
+            )
+        return
+    limits = [limit for limit in (value if isinstance(value, list | tuple) else [value]) if limit is not None]
+    if not limits:
+        raise ConfigError(
+            f"max_action_step={value} limits no dimension. Give at least one a number, or set it to None."
+        )
+    bad = [limit for limit in limits if not (isinstance(limit, float | int) and 0 < limit < math.inf)]
+    if bad:
+        raise ConfigError(
+            f"max_action_step={value}: {bad} must be positive and finite (per control step). None leaves a dimension "
+            "free."
+        )
+    if unit == "range" and max(limits) >= 1:
+        raise ConfigError(
+            f"max_action_step={value} is at least the whole range of the action and would never limit anything. "
+            "With max_action_step_unit='range' give fractions below 1 (0.05 is a twentieth of the range per control "
+            "step), or set max_action_step_unit='robot' if these are the robot's units."
+        )
+
+
+def limit_of_each_dimension(
+    value: float | Sequence[float | None], action_dim: int, binary: Sequence[int]
+) -> list[float | None]:
+    """Spread the option over the dimensions of an action; None is free.
+
+    Args:
+        value: the option. A single number means every dimension but the binary ones.
+        action_dim: dimensions ``D``.
+        binary: dimensions that are snapped to the ends of their range.
+
+    Raises:
+        ConfigError: for a list of the wrong length, or a limit on a binary dimension.
+
+    >>> limit_of_each_dimension(0.1, 3, [2])
+    [0.1, 0.1, None]
+    """
+    if isinstance(value, float | int):
+        spread = [None if index in binary else float(value) for index in range(action_dim)]
+        if binary and not any(limit is not None for limit in spread):
+            raise ConfigError(
+                f"max_action_step={value} limits every dimension but the binary ones, and binary_action_indices="
+                f"{list(binary)} are all {action_dim}. Set max_action_step to None."
+            )
+        return spread
+    if len(value) != action_dim:
+        raise ConfigError(
+            f"max_action_step={list(value)} has {len(value)} values, but the action has {action_dim} dimensions. Give "
+            "one per dimension (null leaves one free), or a single number for all."
+        )
+    both = [index for index in binary if value[index] is not None]
+    if both:
+        raise ConfigError(
+            f"max_action_step={list(value)} limits dimension(s) {both}, which binary_action_indices={list(binary)} "
+            "snaps to the ends of their range: limited, they would pass through values that are neither. Set null "
+            "there, or take them out of binary_action_indices."
+        )
+    return list(value)
+
+
+def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) -> Tensor:
+    """Return the largest change of each normalised dimension per control step; infinite where it is free.
+
+    Args:
+        limits: per dimension, in ``unit``.
+        unit: ``range`` (fractions of the range) or ``robot``.
+        span: ``(D,)`` what the normalised range [-1, 1] spans in the robot's units; needed for ``robot``.
+
+    Returns:
+        ``(D,)`` float32, positive.
+
+    Raises:
+        StatsError: if the unit is the robot's and ``span`` is not known.
+        ConfigError: if every limit is wider than the range.
+
+    >>> step_limits([0.05, None], "range", None).tolist()
+    [0.10000000149011612, inf]
+    >>> step_limits([5.0, 5.0], "robot", torch.tensor([100.0, 4.0])).tolist()  # of 4 degrees, 5 is no limit
+    [0.10000000149011612, inf]
+    """
+    wanted = torch.tensor([math.inf if limit is None else limit for limit in limits], dtype=torch.float64)
+    if unit == "robot":
+        if span is None:
+            raise StatsError(
+                "max_action_step_unit='robot' needs the action statistics to convert the limits, and this policy was "
+                "built without any. Load a checkpoint with its processors (VLA0Policy.from_pretrained), pass "
+                "dataset_stats, or give the limits as fractions with max_action_step_unit='range'."
+            )
+        wanted = wanted / span.double().cpu()  # a dimension that never moves: no limit
+    wanted = torch.where(
+        wanted >= 1.0, math.inf, wanted * _WIDTH
+    )  # a change of the whole range is all there is
+    if bool(torch.isinf(wanted).all()):
+        spans = None if span is None else [round(float(width), 4) for width in span]
+        raise ConfigError(
+            f"max_action_step={list(limits)} ({unit}) would never limit anything: the actions of the training data "
+            f"span {spans} in the robot's units. Lower it, or set it to None."
+        )
+    return wanted.float()
+
+
+def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Tensor:
+    """Return actions none of whose dimensions changes by more than its limit from one step to the next.
+
+    Each step goes as far toward the wanted one as it may, so a limited motion arrives later and does not overshoot.
+
+    Args:
+        actions: ``(B, T, D)`` float, in order of execution.
+        limits: ``(D,)`` positive; infinite is free.
+        previous: ``(B, D)`` executed before the first step; None leaves the first step as it is.
+
+    Returns:
+        ``(B, T, D)``, a new tensor.
+
+    >>> limit_steps(
+    ...     torch.tensor([[[0.0], [1.0], [1.0], [0.4]]]), torch.tensor([0.5]), None
+    ... ).flatten().tolist()
+    [0.0, 0.5, 1.0, 0.5]
+    """
+    limited = actions.clone()
+    for step in range(actions.shape[1]):
+        wanted = actions[:, step]
+        if previous is not None:
+            change = wanted - previous  # (B, D)
+            # What is allowed stays as it is, to the bit.
+            limited[:, step] = torch.where(
+                change.abs() <= limits + _ROUNDING, wanted, previous + change.clamp(-limits, limits)
+            )
+        previous = limited[:, step]
+    return limited
+
+
+class ActionLimiter:
+    """Applies `limit_steps` to chunk after chunk, remembers where the last one ended, and reports.
+
+    Args:
+        limits: ``(D,)`` as `step_limits` returns them.
+
+    Attributes:
+        steps: steps seen since the last `reset`, all rows of the batch counted.
+        limited: how many of them were changed.
+    """
+
+    def __init__(self, limits: Tensor) -> None:
+        self.limits = limits
+        self.steps = 0
+        self.limited = 0
+        self._previous: Tensor | None = None  # (B, D)
+
+    def reset(self) -> None:
+        """Forget the last action: what comes next starts a motion of its own. Logs how much was limited."""
+        if self.limited:
+            logger.warning(
+                "max_action_step limited %d of the %d actions since the last reset", self.limited, self.steps
+            )
+        self.steps = self.limited = 0
+        self._previous = None
+
+    def apply(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
+        """Return the actions to execute.
+
+        Args:
+            actions: ``(B, T, D)`` float in ``[-1, 1]``, in order of execution.
+            executed: ``(B, n, D)`` the first ``n <= T`` of them, if the robot executes these whatever is returned; they
+                are returned as they are and the rest follows on.
+            continues: the actions follow on the last ones returned. False: nothing is known of what came before.
+
+        Returns:
+            ``(B, T, D)``.
+
+        Raises:
+            ActionError: if the batch size changes between resets.
+        """
+        given = 0 if executed is None else executed.shape[1]
+        previous = self._previous if continues else None
+        if executed is not None and given:
+            previous = executed[:, -1]
+        if previous is not None and len(previous) != len(actions):
+            raise ActionError(
+                f"a chunk of {len(actions)} rows follows one of {len(previous)}. Call policy.reset() when the number "
+                "of environments changes."
+            )
+        free = actions[:, given:]
+        limited = limit_steps(free, self.limits.to(actions.device), previous)
+        self._note(free, limited)
+        if executed is not None:
+            limited = torch.cat([executed.to(limited), limited], dim=1)
+        self._previous = limited[:, -1]
+        return limited
+
+    def _note(self, wanted: Tensor, limited: Tensor) -> None:
+        """Count, and say it the first time."""
+        held_back = (wanted - limited).abs()  # (B, T, D)
+        bites = int((held_back > 0).any(-1).sum())
+        if bites and not self.limited:
+            worst = int(held_back.amax((0, 1)).argmax())
+            logger.warning(
+                "max_action_step bites: dimension %d was to change by more than %.4g of its range in one step; it "
+                "arrives up to %.4g of the range late. This is said once, reset() counts.",
+                worst,
+                float(self.limits[worst]) / _WIDTH,
+                float(held_back[..., worst].max()) / _WIDTH,
+            )
+        self.limited += bites
+        self.steps += wanted.shape[0] * wanted.shape[1]

@@ -1,0 +1,124 @@
+"""A policy for the emulated SO-100 without training, and LeRobot's rollout of it in this process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from tiny import make_config, make_restless, make_stats
+
+from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
+from lerobot_policy_vla0.testing.so100 import BusLog, CameraSettings, SO100Emulator
+
+TOP = "observation.images.top"
+#: Range of every joint, in degrees (percent for the gripper).
+LOW, HIGH = 0.0, 60.0
+#: Attempts to connect.
+CONNECTS = 10
+
+
+def save_policy(
+    folder: Path,
+    *,
+    joints: int = 6,
+    cameras: tuple[str, ...] = (TOP,),
+    restless: bool = False,
+    **options: Any,
+) -> Path:
+    """Write a checkpoint of random weights, as trained on pictures of 64x48 pixels.
+
+    Args:
+        folder: where.
+        joints: dimensions of action and state.
+        cameras: image keys.
+        restless: let every picture have another answer, all over the range.
+        **options: of the config.
+    """
+    torch.manual_seed(0)
+    config = make_config(action_dim=joints, cameras=cameras, **options)
+    assert config.input_features is not None
+    for camera in cameras:
+        config.input_features[camera] = PolicyFeature(FeatureType.VISUAL, (3, 48, 64))
+    policy = VLA0Policy(config)
+    if restless:
+        make_restless(policy)
+    policy.save_pretrained(folder)
+    for pipeline in make_vla0_pre_post_processors(config, make_stats(joints, low=LOW, high=HIGH)):
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+class Rollout:
+    """Runs `lerobot-rollout` in this process on an emulated arm, and keeps what was said and told.
+
+    Attributes:
+        log: what the arm was told.
+        said: warnings and news of the policy and of LeRobot, one per line.
+        torque: whether the arm was under torque at the end.
+    """
+
+    log: BusLog
+    torque: bool
+
+    def __init__(self, folder: Path) -> None:
+        pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")
+        pytest.importorskip("zmq", reason="pip install pyzmq")
+        self._folder = folder
+        self._lines: list[str] = []
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self._lines)
+
+    def __call__(
+        self, policy: Path, *arguments: str, camera: CameraSettings | None = None, task: str = "wave"
+    ) -> None:
+        # LeRobot gives a servo 50 ms to answer each of the hundred exchanges of a connect, and does not ask twice. On a
+        # machine too busy for that nothing has been tested yet: try again.
+        for attempt in range(CONNECTS):
+            try:
+                return self._run(
+                    policy, *arguments, camera=camera or CameraSettings("top", 64, 48, 30), task=task
+                )
+            except (ConnectionError, RuntimeError):
+                if self.log.reads or attempt == CONNECTS - 1:
+                    raise
+
+    def _run(self, policy: Path, *arguments: str, camera: CameraSettings, task: str) -> None:
+        from lerobot.scripts.lerobot_rollout import main
+
+        self._lines.clear()
+        listener = logging.Handler(logging.INFO)
+        listener.emit = lambda record: self._lines.append(record.getMessage())  # type: ignore[method-assign]
+        # LeRobot replaces the root logger's handlers.
+        loggers = [logging.getLogger(name) for name in ("lerobot", "lerobot_policy_vla0")]
+        with (
+            SO100Emulator(self._folder, camera=camera) as emulator,
+            BusLog(emulator.followers[0]) as self.log,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            options = [
+                "--strategy.type=base",
+                f"--policy.path={policy}",
+                *emulator.robot_options(),
+                "--duration=0.4",
+                "--fps=10",
+                "--return_to_initial_position=false",
+                "--play_sounds=false",
+                *([f"--task={task}"] if task else []),
+                *arguments,
+            ]
+            patch.setattr(sys, "argv", ["lerobot-rollout", *options])
+            for logger in loggers:
+                logger.addHandler(listener)
+            try:
+                main()
+            finally:
+                for logger in loggers:
+                    logger.removeHandler(listener)
+            self.torque = emulator.followers[0].torque()
