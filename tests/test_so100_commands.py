@@ -246,8 +246,9 @@ def test_a_fault_ends_the_recording_by_name_and_what_was_saved_loads(
             if "Recording episode 1" in line:
                 time.sleep(0.5)
                 obey(emulator, fault)
-        assert process.wait(timeout=60) == 1
+        status = process.wait(timeout=60)
     assert re.search(message, "".join(said)), "".join(said)[-4000:]
+    assert status == 1, "".join(said)[-4000:]
     data, actions, *_ = columns(tmp_path / "data")
     assert data.meta.total_episodes == 1
     assert len(actions) == len(data) > FPS
