@@ -73,7 +73,7 @@ def reach(point: Sequence[float], pitch: float = 150.0) -> list[float]:
 
     >>> pose = reach([0.2, -0.1, 0.03])
     >>> [round(angle, 1) for angle in pose]
-    [26.6, -4.4, 23.3, 41.1, 0.0, 0.0]
+    [26.6, 12.5, 16.1, 31.4, 0.0, 0.0]
     >>> gripper_tip(pose).round(6).tolist()
     [0.2, -0.1, 0.03]
     """
