@@ -52,7 +52,7 @@ def test_a_place_out_of_reach_is_named() -> None:
         reach((0.6, 0.0, 0.0))
 
 
-# ----------------------------------------------------------------------------------------------- ball and simulated time
+# ---------------------------------------------------------------------------------------- ball and simulated time
 
 
 def test_the_ball_is_where_it_was_put(tmp_path: Path) -> None:
@@ -65,7 +65,9 @@ def test_the_ball_is_where_it_was_put(tmp_path: Path) -> None:
         assert (emulator.render(160, 120) != before).any()
         emulator.place_ball(0.24, 0.08)
         assert np.array_equal(emulator.render(160, 120), before)
-        with pytest.raises(ConfigError, match=r"x=2.0, y=0.0 is off the table: give metres, x in \[-0.35, 0.5\]"):
+        with pytest.raises(
+            ConfigError, match=r"x=2.0, y=0.0 is off the table: give metres, x in \[-0.35, 0.5\]"
+        ):
             obey(emulator, "ball 2 0")
         with pytest.raises(ConfigError, match="cannot do 'ball 1'"):
             obey(emulator, "ball 1")
@@ -105,7 +107,7 @@ def test_cases_are_the_same_for_a_seed_and_within_reach() -> None:
     assert cases[3] == task.draw_case(3)
     assert len({case.ball for case in cases}) == 50
     for case in cases:
-        assert task.distance(task.goal_pose(case.ball), case.ball) == pytest.approx(0, abs=1e-9)
+        assert task.distance(task.expert(case.ball), case.ball) == pytest.approx(0, abs=1e-9)
         assert task.distance(case.start, case.ball) > task.TOLERANCE  # nobody starts at the ball
         x, y = case.ball
         assert 0.17 <= np.hypot(x, y) <= 0.29
@@ -135,8 +137,9 @@ def test_demonstrations_end_at_the_ball_and_labels_are_what_was_done_next() -> N
     assert frames[0]["observation.state"] == pytest.approx(case.start, abs=STEP)
     actions = np.stack([frame["action"] for frame in frames])
     states = np.stack([frame["observation.state"] for frame in frames])
-    # The follower covers 1 - exp(-1.6), 80 %, of the way to a goal in a control step.
-    expected = states[:-1] + (1 - np.exp(-1.6)) * (actions - states)[:-1]
+    # The follower covers 1 - exp(-3.2), 96 %, of the way to a goal in a control step; the brake shortens the way.
+    way = np.clip(actions - states, -task.BRAKE, task.BRAKE)[:-1]
+    expected = states[:-1] + (1 - np.exp(-3.2)) * way
     assert np.abs(states[1:] - expected).max() < 3 * STEP
     assert set(frames[0]) == {*features(), "task"}
 
@@ -167,5 +170,5 @@ def test_the_benchmark_runs_and_goes_on_from_what_is_done(
     again = so100_reach.main([*options, "--steps", "2"])
     assert again["train_seconds"] == result["train_seconds"]
     assert again["results"] == rows  # nothing is drawn
-    with pytest.raises(SystemExit, match="was begun with .*'train_steps': 2.* choose another --folder"):
+    with pytest.raises(SystemExit, match=r"was begun with .*'train_steps': 2.* choose another --folder"):
         so100_reach.main([*options, "--steps", "3"])

@@ -14,9 +14,9 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from numpy.typing import NDArray
-from reach.task import CAMERA, INSTRUCTION, Case, expert
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
+from reach.task import CAMERA, INSTRUCTION, Case, expert
 
 
 class PolicyController:
@@ -65,7 +65,7 @@ class Expert:
 
     def __call__(self, pictures: NDArray[np.uint8], poses: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return goals ``(B, 6)``."""
-        return np.array([expert(pose, ball) for pose, ball in zip(poses, self._balls, strict=True)])
+        return np.array([expert(ball) for ball in self._balls])
 
 
 class Replay:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from datasets import disable_progress_bars
 from lerobot.datasets import LeRobotDataset
-from reach.episodes import see
-from reach.task import CAMERA, FPS, HOLD, INSTRUCTION, STEPS, arrived, draw_case, expert, make_scene
 
 from lerobot_policy_vla0.testing.so100 import JOINTS, SteppedArm
+from reach.episodes import see
+from reach.task import BRAKE, CAMERA, FPS, HOLD, INSTRUCTION, STEPS, arrived, draw_case, expert, make_scene
 
 REPO_ID = "local/so100_reach"
 
@@ -35,12 +35,12 @@ def features() -> dict[str, dict[str, Any]]:
 def demonstrate(seed: int) -> list[dict[str, Any]]:
     """Return the frames of one demonstration: until the expert has arrived, and a moment longer."""
     case = draw_case(seed)
-    arm, scene = SteppedArm(case.start), make_scene(case.ball)
+    arm, scene = SteppedArm(case.start, max_relative_target=BRAKE), make_scene(case.ball)
     frames: list[dict[str, Any]] = []
     left = HOLD
     while left and len(frames) < STEPS:
         pose = arm.pose()
-        goal = expert(pose, case.ball)
+        goal = expert(case.ball)
         frames.append(
             {
                 f"observation.images.{CAMERA.name}": see(scene, arm),

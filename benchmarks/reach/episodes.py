@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reach.task import CAMERA, FPS, HOLD, STEPS, TOLERANCE, Case, distance, make_scene
 
 from lerobot_policy_vla0.testing.so100 import Scene, SteppedArm
+from reach.task import BRAKE, CAMERA, FPS, HOLD, STEPS, TOLERANCE, Case, distance, make_scene
 
 #: Pictures ``(B, height, width, 3)`` uint8 and poses ``(B, 6)`` in, goals ``(B, 6)`` out.
 Controller = Callable[[NDArray[np.uint8], NDArray[np.float64]], Any]
@@ -60,7 +60,7 @@ def run(
         steps: control steps.
         shown: where the pictures show the ball, if not where it is.
     """
-    arms = [SteppedArm(case.start) for case in cases]
+    arms = [SteppedArm(case.start, max_relative_target=BRAKE) for case in cases]
     scenes = [make_scene(ball) for ball in shown or [case.ball for case in cases]]
     distances: list[list[float]] = [[] for _ in cases]
     for _ in range(steps):

@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from reach.task import CAMERA, FPS, INSTRUCTION, STEPS, TOLERANCE, Case, distance, make_scene
-
 from lerobot_policy_vla0.testing.so100 import SO100Emulator
 from lerobot_policy_vla0.testing.so100.packets import Instruction, Packet
+from reach.task import BRAKE, CAMERA, FPS, INSTRUCTION, STEPS, TOLERANCE, Case, distance, make_scene
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,9 @@ class RealOutcome:
         return self.distance <= TOLERANCE
 
 
-def rollout(policy: Path, case: Case, *, inference: str = "sync", seconds: float = STEPS / FPS) -> RealOutcome:
+def rollout(
+    policy: Path, case: Case, *, inference: str = "sync", seconds: float = STEPS / FPS
+) -> RealOutcome:
     """Run a policy from a case and return where it left the gripper.
 
     Raises:
@@ -61,6 +62,7 @@ def rollout(policy: Path, case: Case, *, inference: str = "sync", seconds: float
             [
                 Path(sys.executable).with_name("lerobot-rollout"),
                 *emulator.robot_options(),
+                f"--robot.max_relative_target={BRAKE}",
                 f"--policy.path={policy}",
                 "--policy.device=cpu",
                 "--policy.dtype=float32",

@@ -7,8 +7,8 @@ Coordinates are those of `kinematics`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ Picture = NDArray[np.uint8]
 
 #: Metres the table reaches from and to.
 _TABLE_X, _TABLE_Y = (-0.35, 0.5), (-0.45, 0.45)
-_TABLE, _GRID, _WALL = (188, 170, 140), (160, 142, 115), (214, 220, 226)
+_GRID, _WALL = (160, 142, 115), (214, 220, 226)
 _BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
     (60, 60, 66),
     (238, 178, 40),
@@ -29,6 +29,28 @@ _BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
     (40, 110, 60),
     (120, 40, 140),
 )
+
+
+def _tiles() -> list[tuple[list[tuple[float, float, float]], tuple[int, int, int]]]:
+    """Return corners and colour of the tiles on the table.
+
+    No two have the same colour: from one plain colour nothing but the edges would tell where in the picture a ball
+    is, and a vision tower that is trained from scratch takes long to find out.
+    """
+    tiles = []
+    n = 9
+    xs, ys = np.linspace(*_TABLE_X, n + 1).tolist(), np.linspace(*_TABLE_Y, n + 1).tolist()
+    for i, j in product(range(n), range(n)):
+        corners = [(xs[i + a], ys[j + b], 0.0) for a, b in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        near, left = i / (n - 1), j / (n - 1)
+        light = 0.7 + 0.4 * near
+        tiles.append(
+            (corners, (int(light * (90 + 110 * left)), int(light * 160), int(light * (200 - 110 * left))))
+        )
+    return tiles
+
+
+_TILES = _tiles()
 
 
 @dataclass
@@ -50,6 +72,7 @@ class Scene:
     eye: tuple[float, float, float] = (0.55, -0.4, 0.42)
     look_at: tuple[float, float, float] = (0.13, 0.0, 0.1)
     field_of_view: float = 48.0
+    _drawn: tuple[object, Picture] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.field_of_view < 180:
@@ -57,7 +80,9 @@ class Scene:
                 f"field_of_view={self.field_of_view} is no angle of view: give degrees in (0, 180)"
             )
         if not 0 < self.ball_radius <= 0.2:
-            raise ConfigError(f"ball_radius={self.ball_radius} is no ball on this table: give metres in (0, 0.2]")
+            raise ConfigError(
+                f"ball_radius={self.ball_radius} is no ball on this table: give metres in (0, 0.2]"
+            )
         self.place_ball(*self.ball)
 
     @property
@@ -94,15 +119,7 @@ class Scene:
         Returns:
             ``(height, width, 3)`` uint8, RGB.
         """
-        picture: Picture = np.empty((height, width, 3), np.uint8)
-        picture[:] = _WALL
-        (x_low, x_high), (y_low, y_high) = _TABLE_X, _TABLE_Y
-        corners = [(x_low, y_low, 0), (x_high, y_low, 0), (x_high, y_high, 0), (x_low, y_high, 0)]
-        self._polygon(picture, corners, _TABLE)
-        for step in range(-4, 5):
-            self._line(picture, (-0.3, step / 10, 0), (0.5, step / 10, 0), 0.002, _GRID)
-            self._line(picture, (step / 10 + 0.1, -0.4, 0), (step / 10 + 0.1, 0.4, 0), 0.002, _GRID)
-
+        picture: Picture = self._empty_table(width, height).copy()
         points = joint_points(pose)
         shadow = points * [1.0, 1.0, 0.0]
         for start, end in pairwise(shadow[1:-1]):
@@ -120,6 +137,21 @@ class Scene:
             self._disc(picture, point, 0.019, _JOINT)
         if not ball_is_far:
             self._disc(picture, ball, self.ball_radius, self.ball_color)
+        return picture
+
+    def _empty_table(self, width: int, height: int) -> Picture:
+        """Return the picture without arm and ball, drawn once for each viewpoint and size."""
+        key = (self.eye, self.look_at, self.field_of_view, width, height)
+        if self._drawn is not None and self._drawn[0] == key:
+            return self._drawn[1]
+        picture: Picture = np.empty((height, width, 3), np.uint8)
+        picture[:] = _WALL
+        for corners, color in _TILES:
+            self._polygon(picture, corners, color)
+        for step in range(-4, 5):
+            self._line(picture, (-0.3, step / 10, 0), (0.5, step / 10, 0), 0.002, _GRID)
+            self._line(picture, (step / 10 + 0.1, -0.4, 0), (step / 10 + 0.1, 0.4, 0), 0.002, _GRID)
+        self._drawn = (key, picture)
         return picture
 
     def _camera(self) -> tuple[Points, Points]:

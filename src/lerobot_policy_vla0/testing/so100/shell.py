@@ -43,5 +43,7 @@ def options_file(emulator: SO100Emulator, path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if path.exists() and path.read_text(encoding="utf-8") == text:  # not that of an emulator started since
+        if (
+            path.exists() and path.read_text(encoding="utf-8") == text
+        ):  # not that of an emulator started since
             path.unlink()
