@@ -1,6 +1,6 @@
 """Demonstrations as a LeRobotDataset with the features `lerobot-record` gives one of the emulated arm.
 
-In simulated time: an hour of demonstrations takes a minute. Knows the task; nothing about policies.
+In simulated time, and with PNG pictures (``--dataset.video=false``). Knows the task; nothing about policies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from reach.episodes import see
 from reach.task import BRAKE, CAMERA, FPS, HOLD, INSTRUCTION, STEPS, arrived, draw_case, expert, make_scene
 
 REPO_ID = "local/so100_reach"
+ROBOT_TYPE = "so_follower"
 
 
 def features() -> dict[str, dict[str, Any]]:
@@ -69,7 +70,7 @@ def record(root: Path, episodes: int, first_seed: int) -> int:
     shutil.rmtree(unfinished, ignore_errors=True)
     disable_progress_bars()  # one per episode
     dataset = LeRobotDataset.create(
-        REPO_ID, FPS, features(), root=unfinished, robot_type="so_follower", use_videos=False
+        REPO_ID, FPS, features(), root=unfinished, robot_type=ROBOT_TYPE, use_videos=False
     )
     for seed in range(first_seed, first_seed + episodes):
         for frame in demonstrate(seed):
