@@ -155,7 +155,8 @@ def test_the_reaching_benchmark_writes_what_a_recording_has(recording: Recording
     assert data.meta.robot_type == demonstrations.ROBOT_TYPE
     frame = demonstrations.demonstrate(0)[0]
     assert {key: frame[key].dtype for key in expected} == {
-        key: feature["dtype"] if feature["dtype"] != "image" else np.uint8 for key, feature in expected.items()
+        key: feature["dtype"] if feature["dtype"] != "image" else np.uint8
+        for key, feature in expected.items()
     }
     assert frame["observation.images.top"].shape == (task.CAMERA.height, task.CAMERA.width, 3)
 

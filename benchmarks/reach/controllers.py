@@ -27,6 +27,8 @@ class PolicyController:
         n_action_steps: steps executed per query; None for the checkpoint's.
     """
 
+    looks = True
+
     def __init__(self, path: Path, n_action_steps: int | None = None) -> None:
         config = PreTrainedConfig.from_pretrained(path)
         assert isinstance(config, VLA0Config)
@@ -60,6 +62,8 @@ class PolicyController:
 class Expert:
     """The demonstrator, who knows where the balls are."""
 
+    looks = False
+
     def __init__(self, cases: Sequence[Case]) -> None:
         self._balls = [case.ball for case in cases]
 
@@ -74,6 +78,8 @@ class Replay:
     Args:
         goals: ``(T, 6)``; one row is a constant action.
     """
+
+    looks = False
 
     def __init__(self, goals: NDArray[np.float32]) -> None:
         self._goals, self._step = goals, 0

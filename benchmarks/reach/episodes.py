@@ -5,9 +5,9 @@ Knows the task and the emulated arm; nothing about who decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,19 @@ from numpy.typing import NDArray
 from lerobot_policy_vla0.testing.so100 import Scene, SteppedArm
 from reach.task import BRAKE, CAMERA, FPS, HOLD, STEPS, TOLERANCE, Case, distance, make_scene
 
-#: Pictures ``(B, height, width, 3)`` uint8 and poses ``(B, 6)`` in, goals ``(B, 6)`` out.
-Controller = Callable[[NDArray[np.uint8], NDArray[np.float64]], Any]
+
+class Controller(Protocol):
+    """Who decides where arms go.
+
+    Attributes:
+        looks: whether it needs pictures; without, it gets none ``(B, 0)``, which saves drawing them.
+    """
+
+    looks: bool
+
+    def __call__(self, pictures: NDArray[np.uint8], poses: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return goals ``(B, 6)`` from pictures ``(B, height, width, 3)`` and poses ``(B, 6)``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,9 @@ def run(
     scenes = [make_scene(ball) for ball in shown or [case.ball for case in cases]]
     distances: list[list[float]] = [[] for _ in cases]
     for _ in range(steps):
-        pictures = np.stack([see(scene, arm) for scene, arm in zip(scenes, arms, strict=True)])
+        pictures = np.empty((len(arms), 0), np.uint8)
+        if controller.looks:
+            pictures = np.stack([see(scene, arm) for scene, arm in zip(scenes, arms, strict=True)])
         goals = controller(pictures, np.array([arm.pose() for arm in arms]))
         for i, (arm, case) in enumerate(zip(arms, cases, strict=True)):
             arm.send(goals[i])

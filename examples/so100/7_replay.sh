@@ -7,5 +7,6 @@ case ${DATA:-dataset} in
   *) echo "error: DATA is dataset or rollout, not $DATA" >&2; exit 2 ;;
 esac
 
-lerobot-replay "${ROBOT[@]}" --dataset.repo_id="$name" --dataset.root="$RUN/${DATA:-dataset}" \
+# Without cameras: nothing looks, and lerobot-replay 0.6.1 does not know every kind of camera (zmq, for one).
+lerobot-replay "${ARM[@]}" --dataset.repo_id="$name" --dataset.root="$RUN/${DATA:-dataset}" \
   --dataset.episode="${EPISODE:-0}" --dataset.fps="$FPS" --play_sounds=false "$@" </dev/null

@@ -12,6 +12,10 @@ if [ ! -f "$options" ]; then
 fi
 ROBOT=() TELEOP=()
 source "$options"
+ARM=()                                  # the robot without its cameras
+for option in "${ROBOT[@]}"; do
+  [[ $option == --robot.cameras=* ]] || ARM+=("$option")
+done
 
 RUN=${RUN:-outputs/so100/wave}          # everything below is written here
 TASK=${TASK:-wave}                      # the instruction the policy is given, in training and rollout
