@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from datasets import disable_progress_bars
 from lerobot.datasets import LeRobotDataset
+from lerobot.utils.constants import ACTION, OBS_STR
+from lerobot.utils.feature_utils import hw_to_dataset_features
 
 from lerobot_policy_vla0.testing.so100 import JOINTS, SteppedArm
 from reach.episodes import see
@@ -23,14 +25,12 @@ ROBOT_TYPE = "so_follower"
 
 def features() -> dict[str, dict[str, Any]]:
     """Return the dataset's features: joints in degrees (gripper: percent open) and the camera."""
-    joints = [f"{joint}.pos" for joint in JOINTS]
-    vector = {"dtype": "float32", "shape": (len(joints),), "names": joints}
-    picture = {
-        "dtype": "image",
-        "shape": (CAMERA.height, CAMERA.width, 3),
-        "names": ["height", "width", "channels"],
+    joints: dict[str, Any] = {f"{joint}.pos": float for joint in JOINTS}
+    camera = {CAMERA.name: (CAMERA.height, CAMERA.width, 3)}
+    return {
+        **hw_to_dataset_features(joints, ACTION, use_video=False),
+        **hw_to_dataset_features({**joints, **camera}, OBS_STR, use_video=False),
     }
-    return {"action": vector, "observation.state": dict(vector), f"observation.images.{CAMERA.name}": picture}
 
 
 def demonstrate(seed: int) -> list[dict[str, Any]]:

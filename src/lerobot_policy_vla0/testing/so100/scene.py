@@ -34,8 +34,7 @@ _BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
 def _tiles() -> list[tuple[list[tuple[float, float, float]], tuple[int, int, int]]]:
     """Return corners and colour of the tiles on the table.
 
-    No two have the same colour: from one plain colour nothing but the edges would tell where in the picture a ball
-    is, and a vision tower that is trained from scratch takes long to find out.
+    No two have the same colour, so that every part of the picture tells which part it is.
     """
     tiles = []
     n = 9
