@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--demonstrations", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1800, help="of training, 32 samples each")
     parser.add_argument("--cases", type=int, default=50, help="held-out start poses and ball positions")
-    parser.add_argument("--wire", type=int, default=3, help="of them also in real time, half a minute each")
+    parser.add_argument("--wire", type=int, default=10, help="of them also in real time, half a minute each")
     parser.add_argument("--output", type=Path, help="write the JSON line to this file too")
     parsed = parser.parse_args(arguments)
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
