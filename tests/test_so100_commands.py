@@ -120,6 +120,28 @@ def test_the_recorded_dataset_loads_and_the_arm_moves_in_it(recording: Recording
 
 @needs_sdk
 @pytest.mark.sim
+def test_the_reaching_benchmark_writes_what_a_recording_has(recording: Recording) -> None:
+    if not recording.with_camera:
+        pytest.skip("no camera without pyzmq: pip install pyzmq")
+    sys.path.insert(0, str(REPO / "benchmarks"))
+    from reach import demonstrations, task
+
+    data, *_ = columns(recording.root)
+    expected = demonstrations.features()
+    expected["observation.images.top"]["shape"] = (48, 64, 3)  # of the camera here
+    recorded = {key: data.meta.features[key] for key in expected}
+    assert recorded == expected
+    assert data.meta.robot_type == demonstrations.ROBOT_TYPE
+    frame = demonstrations.demonstrate(0)[0]
+    assert {key: frame[key].dtype for key in expected} == {
+        key: feature["dtype"] if feature["dtype"] != "image" else np.uint8
+        for key, feature in expected.items()
+    }
+    assert frame["observation.images.top"].shape == (task.CAMERA.height, task.CAMERA.width, 3)
+
+
+@needs_sdk
+@pytest.mark.sim
 def test_the_recorded_pictures_change_with_the_arm(recording: Recording) -> None:
     if not recording.with_camera:
         pytest.skip("no camera without pyzmq: pip install pyzmq")

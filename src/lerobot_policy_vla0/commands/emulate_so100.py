@@ -1,6 +1,6 @@
 """``vla0 emulate-so100``: emulated SO-100 arms and a camera for LeRobot's commands to use. Arguments only.
 
-Lines typed while it runs switch faults on and off: see `lerobot_policy_vla0.testing.so100.console`.
+Lines typed while it runs switch faults on and off and move the ball: see `lerobot_policy_vla0.testing.so100.console`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from lerobot_policy_vla0.errors import ConfigError
@@ -21,6 +22,7 @@ from lerobot_policy_vla0.testing.so100.camera import CameraSettings
 from lerobot_policy_vla0.testing.so100.console import HELP, obey
 from lerobot_policy_vla0.testing.so100.emulator import SO100Emulator
 from lerobot_policy_vla0.testing.so100.scene import Scene
+from lerobot_policy_vla0.testing.so100.shell import options_file
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ball", type=float, nargs=2, default=(0.24, 0.08), metavar=("X", "Y"), help="metres"
     )
+    parser.add_argument(
+        "--options",
+        type=Path,
+        metavar="FILE",
+        help="keep the first arms' options in this file as bash arrays ROBOT and TELEOP, for scripts to source",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
             camera=None if arguments.no_camera else camera,
             scene=Scene(ball=tuple(arguments.ball)),
         ) as emulator,
+        options_file(emulator, arguments.options) if arguments.options else nullcontext(),
     ):
         for name in arguments.followers:
             print(f"# {name}: for lerobot-record, -replay, -rollout")

@@ -20,9 +20,11 @@ from lerobot_policy_vla0.testing.so100.calibration import JOINTS
 from lerobot_policy_vla0.testing.so100.camera import CameraSettings, SceneCamera
 from lerobot_policy_vla0.testing.so100.emulator import SO100Emulator
 from lerobot_policy_vla0.testing.so100.faults import BusFaults
+from lerobot_policy_vla0.testing.so100.kinematics import gripper_tip, joint_points, reach
 from lerobot_policy_vla0.testing.so100.port import SerialPort
 from lerobot_policy_vla0.testing.so100.scene import Scene
 from lerobot_policy_vla0.testing.so100.servo import Servo
+from lerobot_policy_vla0.testing.so100.stepping import SteppedArm
 from lerobot_policy_vla0.testing.so100.trajectory import REST, Trajectory, through, wave
 
 __all__ = [
@@ -39,7 +41,11 @@ __all__ = [
     "SerialPort",
     "Servo",
     "ServoBus",
+    "SteppedArm",
     "Trajectory",
+    "gripper_tip",
+    "joint_points",
+    "reach",
     "through",
     "wave",
 ]

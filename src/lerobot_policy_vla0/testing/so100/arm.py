@@ -48,7 +48,7 @@ class Arm:
         self.name = name
         self.calibration_dir = folder / "calibration"
         self.calibration: Calibration = load_or_write(self.calibration_dir / f"{name}.json")
-        self.bus = ServoBus(_servo(i, self.calibration, trajectory, start, clock) for i in range(len(JOINTS)))
+        self.bus = build_bus(self.calibration, start, trajectory=trajectory, clock=clock)
         self.port = SerialPort(self.bus, folder / "ports" / name)
 
     @property
@@ -72,6 +72,17 @@ class Arm:
     def close(self) -> None:
         """Take the port away; the calibration file stays."""
         self.port.close()
+
+
+def build_bus(
+    calibration: Calibration,
+    start: Pose,
+    *,
+    trajectory: Trajectory | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ServoBus:
+    """Return the six servos of an arm on one bus; see `Arm` for the arguments."""
+    return ServoBus(_servo(i, calibration, trajectory, start, clock) for i in range(len(JOINTS)))
 
 
 def _servo(

@@ -1,4 +1,4 @@
-"""Faults in words: one line of text switches one fault of an emulator on or off.
+"""Faults and the ball in words: one line of text switches one fault of an emulator on or off, or moves the ball.
 
 Knows the words; nothing about where lines come from.
 """
@@ -22,7 +22,7 @@ WORDS = (
     "stall",
     "resume",
 )
-HELP = f"Faults: {'; '.join(WORDS)}"
+HELP = f"Faults: {'; '.join(WORDS)}. The ball: ball X Y (metres ahead, metres to the left)"
 
 
 def obey(emulator: SO100Emulator, line: str) -> None:
@@ -46,6 +46,9 @@ def obey(emulator: SO100Emulator, line: str) -> None:
 def _find(emulator: SO100Emulator, words: list[str]) -> Callable[[], None]:
     verb, *rest = words
     camera = emulator.camera
+    if verb == "ball":
+        x, y = (float(number) for number in rest)
+        return lambda: emulator.place_ball(x, y)
     if verb in ("stall", "resume") and not rest:
         if camera is None:
             raise ConfigError(f"cannot do {verb!r}: there is no camera")

@@ -15,7 +15,7 @@ from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.testing.so100.arm import Arm
 from lerobot_policy_vla0.testing.so100.camera import CameraSettings, SceneCamera
 from lerobot_policy_vla0.testing.so100.scene import Picture, Scene
-from lerobot_policy_vla0.testing.so100.trajectory import Trajectory, wave
+from lerobot_policy_vla0.testing.so100.trajectory import REST, Pose, Trajectory, wave
 
 
 class SO100Emulator:
@@ -27,7 +27,8 @@ class SO100Emulator:
         leaders: names of the arms that follow the script.
         trajectory: the leaders' script, pose over seconds.
         camera: what the camera is like; None for no camera.
-        scene: what it looks at; the ball may be moved while running.
+        scene: what it looks at; see `place_ball`.
+        start: pose the followers begin in.
 
     Raises:
         ConfigError: if names repeat or are no file names, there is no arm, a camera has no follower to look at,
@@ -43,6 +44,7 @@ class SO100Emulator:
         trajectory: Trajectory = wave,
         camera: CameraSettings | None = None,
         scene: Scene | None = None,
+        start: Pose = REST,
     ) -> None:
         names = [*followers, *leaders]
         if (
@@ -60,7 +62,7 @@ class SO100Emulator:
         self._followers, self._leaders = tuple(followers), tuple(leaders)
         with ExitStack() as made:
             for name in names:
-                arm = Arm(name, self.folder, trajectory=trajectory if name in leaders else None)
+                arm = Arm(name, self.folder, trajectory=trajectory if name in leaders else None, start=start)
                 made.callback(arm.close)
                 self.arms[name] = arm
             if camera is not None:
@@ -81,6 +83,18 @@ class SO100Emulator:
     def render(self, width: int, height: int) -> Picture:
         """Return what the camera sees now: ``(height, width, 3)`` uint8 RGB."""
         return self.scene.render(self.followers[0].pose(), width, height)
+
+    def place_ball(self, x: float, y: float) -> None:
+        """Put the ball elsewhere, for the next picture.
+
+        Args:
+            x: metres ahead of the first follower.
+            y: metres to its left.
+
+        Raises:
+            ConfigError: if that is off the table.
+        """
+        self.scene.place_ball(x, y)
 
     def robot_options(self, follower: str | None = None) -> list[str]:
         """Return the options of LeRobot's commands for a follower (the first), camera included."""

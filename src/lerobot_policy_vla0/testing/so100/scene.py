@@ -1,28 +1,27 @@
 """What a camera sees: an SO-100, drawn from its joint angles, on a table with a coloured ball.
 
-Forward kinematics with the arm's approximate link lengths, a pinhole camera, lines and discs. Every joint changes the
-picture. Knows nothing about servos or how pictures travel.
-
-Coordinates are metres: x ahead of the arm, y to its left, z up, the origin on the table under the shoulder's axis.
+A pinhole camera, lines and discs. Every joint changes the picture. Knows nothing about servos or how pictures travel.
+Coordinates are those of `kinematics`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.testing.so100.kinematics import Points, joint_points
 
-Points = NDArray[np.float64]
 Picture = NDArray[np.uint8]
 
-SHOULDER_HEIGHT, UPPER_ARM, FOREARM, WRIST, JAW = 0.12, 0.116, 0.135, 0.06, 0.1
-_TABLE, _GRID, _WALL = (188, 170, 140), (160, 142, 115), (214, 220, 226)
+#: Metres the table reaches from and to.
+_TABLE_X, _TABLE_Y = (-0.35, 0.5), (-0.45, 0.45)
+_GRID, _WALL = (160, 142, 115), (214, 220, 226)
 _BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
     (60, 60, 66),
     (238, 178, 40),
@@ -32,38 +31,25 @@ _BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
 )
 
 
-def joint_points(pose: Sequence[float]) -> Points:
-    """Return base, shoulder, elbow, wrist, palm, tip of the fixed jaw, tip of the moving one.
+def _tiles() -> list[tuple[list[tuple[float, float, float]], tuple[int, int, int]]]:
+    """Return corners and colour of the tiles on the table.
 
-    Args:
-        pose: degrees from the middle for five joints (0: upper arm straight up, forearm level ahead), percent open.
-
-    Returns:
-        ``(7, 3)`` metres.
+    No two have the same colour, so that every part of the picture tells which part it is.
     """
-    pan, lift, elbow, wrist, roll = np.deg2rad(np.asarray(pose[:5], dtype=np.float64))
-    opening = np.deg2rad(pose[5] * 0.9)
-    ahead = np.array([np.cos(pan), -np.sin(pan), 0.0])
-    up = np.array([0.0, 0.0, 1.0])
+    tiles = []
+    n = 9
+    xs, ys = np.linspace(*_TABLE_X, n + 1).tolist(), np.linspace(*_TABLE_Y, n + 1).tolist()
+    for i, j in product(range(n), range(n)):
+        corners = [(xs[i + a], ys[j + b], 0.0) for a, b in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        near, left = i / (n - 1), j / (n - 1)
+        light = 0.7 + 0.4 * near
+        tiles.append(
+            (corners, (int(light * (90 + 110 * left)), int(light * 160), int(light * (200 - 110 * left))))
+        )
+    return tiles
 
-    def along(pitch: float) -> Points:
-        """Return the direction at an angle from straight up, leaning ahead."""
-        direction: Points = np.sin(pitch) * ahead + np.cos(pitch) * up
-        return direction
 
-    pitches = np.cumsum([lift, np.pi / 2 + elbow, wrist])
-    palm_direction = along(pitches[2])
-    # The jaws open in a plane that the roll turns about the palm's direction.
-    side = np.cos(roll) * np.array([np.sin(pan), np.cos(pan), 0.0]) + np.sin(roll) * along(
-        pitches[2] - np.pi / 2
-    )
-    shoulder = SHOULDER_HEIGHT * up
-    elbow_point = shoulder + UPPER_ARM * along(pitches[0])
-    wrist_point = elbow_point + FOREARM * along(pitches[1])
-    palm = wrist_point + WRIST * palm_direction
-    fixed = palm + JAW * palm_direction - 0.015 * side
-    moving = palm + JAW * (np.cos(opening) * palm_direction + np.sin(opening) * side) + 0.015 * side
-    return np.stack([np.zeros(3), shoulder, elbow_point, wrist_point, palm, fixed, moving])
+_TILES = _tiles()
 
 
 @dataclass
@@ -71,7 +57,8 @@ class Scene:
     """A table, a ball, an arm and where they are looked at from.
 
     Attributes:
-        ball: x and y of the ball on the table, metres.
+        ball: x and y of the ball on the table, metres; see `place_ball`.
+        ball_radius: metres, in (0, 0.2].
         ball_color: red, green, blue, 0 to 255.
         eye: where the camera is.
         look_at: what is in the middle of the picture.
@@ -79,16 +66,46 @@ class Scene:
     """
 
     ball: tuple[float, float] = (0.24, 0.08)
+    ball_radius: float = 0.02
     ball_color: tuple[int, int, int] = (220, 40, 30)
     eye: tuple[float, float, float] = (0.55, -0.4, 0.42)
     look_at: tuple[float, float, float] = (0.13, 0.0, 0.1)
     field_of_view: float = 48.0
+    _drawn: tuple[object, Picture] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.field_of_view < 180:
             raise ConfigError(
                 f"field_of_view={self.field_of_view} is no angle of view: give degrees in (0, 180)"
             )
+        if not 0 < self.ball_radius <= 0.2:
+            raise ConfigError(
+                f"ball_radius={self.ball_radius} is no ball on this table: give metres in (0, 0.2]"
+            )
+        self.place_ball(*self.ball)
+
+    @property
+    def ball_centre(self) -> Points:
+        """Where the middle of the ball is: ``(3,)`` metres."""
+        return np.array([*self.ball, self.ball_radius])
+
+    def place_ball(self, x: float, y: float) -> None:
+        """Put the ball elsewhere on the table; the next picture shows it there. May be called from any thread.
+
+        Args:
+            x: metres ahead of the arm.
+            y: metres to its left.
+
+        Raises:
+            ConfigError: if that is off the table.
+        """
+        (x_low, x_high), (y_low, y_high) = _TABLE_X, _TABLE_Y
+        if not (x_low <= x <= x_high and y_low <= y <= y_high):  # false for NaN
+            raise ConfigError(
+                f"a ball at x={x}, y={y} is off the table: give metres, x in [{x_low}, {x_high}] ahead of the arm, "
+                f"y in [{y_low}, {y_high}] to its left"
+            )
+        self.ball = (x, y)  # one assignment: a camera never sees half a move
 
     def render(self, pose: Sequence[float], width: int, height: int) -> Picture:
         """Return the picture of an arm in ``pose``.
@@ -101,21 +118,15 @@ class Scene:
         Returns:
             ``(height, width, 3)`` uint8, RGB.
         """
-        picture: Picture = np.empty((height, width, 3), np.uint8)
-        picture[:] = _WALL
-        self._polygon(picture, [(-0.35, -0.45, 0), (0.5, -0.45, 0), (0.5, 0.45, 0), (-0.35, 0.45, 0)], _TABLE)
-        for step in range(-4, 5):
-            self._line(picture, (-0.3, step / 10, 0), (0.5, step / 10, 0), 0.002, _GRID)
-            self._line(picture, (step / 10 + 0.1, -0.4, 0), (step / 10 + 0.1, 0.4, 0), 0.002, _GRID)
-
+        picture: Picture = self._empty_table(width, height).copy()
         points = joint_points(pose)
         shadow = points * [1.0, 1.0, 0.0]
         for start, end in pairwise(shadow[1:-1]):
             self._line(picture, start, end, 0.02, _GRID)
-        ball = np.array([*self.ball, 0.02])
+        ball = self.ball_centre
         ball_is_far = self._depth(ball) > self._depth(points[4])
         if ball_is_far:
-            self._disc(picture, ball, 0.02, self.ball_color)
+            self._disc(picture, ball, self.ball_radius, self.ball_color)
         self._line(picture, points[0], points[1], 0.07, _BASE)
         for start, end in pairwise(points[1:5]):
             self._line(picture, start, end, 0.028, _LINK)
@@ -124,7 +135,22 @@ class Scene:
         for point in points[1:5]:
             self._disc(picture, point, 0.019, _JOINT)
         if not ball_is_far:
-            self._disc(picture, ball, 0.02, self.ball_color)
+            self._disc(picture, ball, self.ball_radius, self.ball_color)
+        return picture
+
+    def _empty_table(self, width: int, height: int) -> Picture:
+        """Return the picture without arm and ball, drawn once for each viewpoint and size."""
+        key = (self.eye, self.look_at, self.field_of_view, width, height)
+        if self._drawn is not None and self._drawn[0] == key:
+            return self._drawn[1]
+        picture: Picture = np.empty((height, width, 3), np.uint8)
+        picture[:] = _WALL
+        for corners, color in _TILES:
+            self._polygon(picture, corners, color)
+        for step in range(-4, 5):
+            self._line(picture, (-0.3, step / 10, 0), (0.5, step / 10, 0), 0.002, _GRID)
+            self._line(picture, (step / 10 + 0.1, -0.4, 0), (step / 10 + 0.1, 0.4, 0), 0.002, _GRID)
+        self._drawn = (key, picture)
         return picture
 
     def _camera(self) -> tuple[Points, Points]:

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Look before training: ranges, resolution, tokens, and the pictures as the model will see them.
+source "$(dirname "$0")/common.sh"
+
+vla0 inspect-dataset --dataset.repo_id=local/so100 --dataset.root="$RUN/dataset" "$@"
