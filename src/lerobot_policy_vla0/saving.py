@@ -1,7 +1,7 @@
 """What LeRobot asks of a policy besides computing: saving, loading, adapters, publishing.
 
 The files are `checkpoint`'s, LoRA is `adapters`', the model card `publishing`'s; here they meet LeRobot's hooks.
-`modeling_vla0.VLA0Policy` adds what the policy computes.
+`acting` adds what the policy does with observations, `modeling_vla0` what it learns from data.
 """
 
 from __future__ import annotations
