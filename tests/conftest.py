@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 REPO = Path(__file__).resolve().parents[1]
 
+#: Programs for processes of their own; importing them has effects.
+collect_ignore = ["libero_worker.py"]
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs the network or an accelerator, unless it is asked for or there."""

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_so100_commands import STEP, GoalLog
+from test_so100_commands import STEP
 from tiny import make_config
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import CameraError, ConfigError
-from lerobot_policy_vla0.testing.so100 import JOINTS, CameraSettings, SO100Emulator
+from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
 
 grpc = pytest.importorskip("grpc", reason="pip install 'lerobot_policy_vla0[serve]'")
 
@@ -306,7 +306,7 @@ def end_server(server: subprocess.Popen[str], how: signal.Signals, folder: Path)
     return said
 
 
-def drive(folder: Path, emulator: SO100Emulator, log: GoalLog, port: int, checkpoint: Path) -> None:
+def drive(folder: Path, emulator: SO100Emulator, log: BusLog, port: int, checkpoint: Path) -> None:
     """Run LeRobot's robot client on the emulated arm for 30 goals, then interrupt it."""
     client = start(
         folder,
@@ -343,7 +343,7 @@ def test_the_robot_client_drives_the_arm_through_the_server(checkpoint: Path, tm
     pytest.importorskip("zmq", reason="pip install pyzmq")
     server = start_server(tmp_path / "server", "127.0.0.1", port := free_port())
     with SO100Emulator(tmp_path / "arms", camera=CameraSettings("top", 64, 48, 30)) as emulator:
-        log = GoalLog(emulator)
+        log = BusLog(emulator.followers[0])
         try:
             for attempt in range(3):
                 drive(tmp_path / f"client{attempt}", emulator, log, port, checkpoint)
@@ -351,7 +351,7 @@ def test_the_robot_client_drives_the_arm_through_the_server(checkpoint: Path, tm
                     break  # else the bus was late on a busy machine: LeRobot connects without a second try
         finally:
             said = end_server(server, signal.SIGINT, tmp_path / "server")
-        goals, low, width = np.array(log.goals), LOW.numpy(), (HIGH - LOW).numpy()
+        goals, low, width = np.array([goal.pose for goal in log.goals]), LOW.numpy(), (HIGH - LOW).numpy()
         assert len(goals) >= 30, (tmp_path / f"client{attempt}" / "log.txt").read_text()[-4000:]
         assert "WARNING" not in said  # nothing but this machine reaches it
         assert "warmed up" in said  # before the first observation, not in its answer
@@ -359,6 +359,6 @@ def test_the_robot_client_drives_the_arm_through_the_server(checkpoint: Path, tm
         levels = np.clip(np.round((goals - low) / width * 100), 0, 100)
         assert np.abs(goals - (low + levels / 100 * width)).max() <= 1.01 * STEP
         # The arm followed them: it moved, and is where the last one says, or on its way.
-        poses = np.array(log.poses)
+        poses = np.array([goal.seen for goal in log.goals])
         assert np.abs(poses[-1] - poses[0]).max() > 5
         assert np.abs(emulator.followers[0].pose() - goals[-1]).mean() < 5

@@ -1,4 +1,4 @@
-"""Everything in an ablation's plan that is not finished yet: trainings, then their evaluations, seed by seed.
+"""Everything in an ablation's plan that is not finished yet: a few trainings, their evaluations, the next few.
 
 ::
 
@@ -44,7 +44,7 @@ def sweep(
     devices: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Run what is missing. One seed is finished before the next begins, so that there is a whole table early.
+    """Run what is missing: what is trained is evaluated before the next is trained, and one seed before the next.
 
     Args:
         plan: what to run.
@@ -64,23 +64,39 @@ def sweep(
     places: list[Place] = [(device_settings(d), d.partition(":")[0]) for d in devices] or [({}, None)]
     failed: list[str] = []
     for seed in plan.seeds:
-        failed += _train_all(plan.trainings(seed), out, [places[i % len(places)] for i in range(jobs)], say)
-        for evaluation in plan.evaluations(seed):
-            policy = finished_policy(training_folder(out, evaluation.training))
-            if policy is None:
-                continue
-            say(f"eval {evaluation.name}")
-            arguments = {**evaluation.arguments, "policy.path": str(policy)}
-            outcome = evaluate(
-                evaluation_folder(out, evaluation),
-                [f"--{name}={value}" for name, value in arguments.items()],
-                n_workers=jobs,
-                devices=devices,
-                episodes_per_shard=plan.episodes_per_shard,
-                say=lambda line: say(f"  {line}"),
-            )
-            failed += [f"eval {evaluation.name}, {name}" for name in outcome.failed]
+        trainings = plan.trainings(seed)
+        for first in range(0, len(trainings), jobs):
+            some = trainings[first : first + jobs]
+            failed += _train_all(some, out, [places[i % len(places)] for i in range(jobs)], say)
+            for evaluation in plan.evaluations(seed):
+                if evaluation.training in some:
+                    failed += _evaluate(evaluation, plan, out, jobs, devices, say)
     return failed
+
+
+def _evaluate(
+    evaluation: Evaluation,
+    plan: Plan,
+    out: Path,
+    jobs: int,
+    devices: Sequence[str],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Evaluate a trained policy, if it is there; return what failed."""
+    policy = finished_policy(training_folder(out, evaluation.training))
+    if policy is None:  # its failure is known already
+        return []
+    say(f"eval {evaluation.name}")
+    arguments = {**evaluation.arguments, "policy.path": str(policy)}
+    outcome = evaluate(
+        evaluation_folder(out, evaluation),
+        [f"--{name}={value}" for name, value in arguments.items()],
+        n_workers=jobs,
+        devices=devices,
+        episodes_per_shard=plan.episodes_per_shard,
+        say=lambda line: say(f"  {line}"),
+    )
+    return [f"eval {evaluation.name}, {name}" for name in outcome.failed]
 
 
 def _train_all(
