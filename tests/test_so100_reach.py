@@ -99,6 +99,18 @@ def test_in_simulated_time_the_arm_moves_as_its_servos_do() -> None:
         arm.advance(-1)
 
 
+def test_lerobots_brake_keeps_goals_near_the_arm() -> None:
+    arm = SteppedArm((0, 0, 0, 0, 0, 50), max_relative_target=10)
+    arm.send((60, -4, 0, 0, 0, 50))
+    arm.advance(5)
+    assert arm.pose() == pytest.approx([10, -4, 0, 0, 0, 50], abs=2 * STEP)
+    arm.send((60, -4, 0, 0, 0, 50))
+    arm.advance(5)
+    assert arm.pose()[0] == pytest.approx(20, abs=3 * STEP)
+    with pytest.raises(ConfigError, match="max_relative_target=0 lets nothing move"):
+        SteppedArm(max_relative_target=0)
+
+
 # ----------------------------------------------------------------------------------------------------------- task
 
 

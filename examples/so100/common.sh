@@ -26,6 +26,7 @@ RESET_S=${RESET_S:-1}                   # seconds to put things back between epi
 CONFIG=${CONFIG:-configs/debug.yaml}    # a policy that trains in a minute on a CPU, and learns next to nothing
 CHUNK=${CHUNK:-15}                      # half a second: long enough for real-time chunking on a CPU
 STEPS=${STEPS:-40}
+SAVE=${SAVE:-$STEPS}                    # steps between checkpoints
 DEVICE=${DEVICE:-cpu}
 POLICY=${POLICY:-$RUN/train/checkpoints/last/pretrained_model}
 
