@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         Vla0Error: see `lerobot_policy_vla0.inspection.dataset.inspect`.
     """
-
-    from lerobot_policy_vla0.inspection import dataset, dataset_report, sources
+    from lerobot_policy_vla0 import sources
+    from lerobot_policy_vla0.inspection import dataset, dataset_report
     from lerobot_policy_vla0.writing import refuse_existing
 
     if arguments.out is not None:
