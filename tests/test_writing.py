@@ -64,6 +64,14 @@ def test_an_empty_folder_is_free(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(OutputError, match=r"is a mount point, .* give a folder in it"), new_folder(tmp_path):
+        pytest.fail("the work began")
+    with new_folder(tmp_path / "in_it"):
+        pass
+
+
 def test_what_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="exists already"), new_folder(out) as partial:

@@ -17,12 +17,15 @@ def refuse_existing(out: Path) -> None:
     """Refuse a path that is taken; an empty folder is free.
 
     Raises:
-        OutputError: if ``out`` exists, be it as a dangling link, and is not an empty folder.
+        OutputError: if ``out`` exists, be it as a dangling link, and is not an empty folder; or if it is where a disk
+            is mounted, which nothing can take the place of.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise OutputError(
             f"{out} exists already; nothing is overwritten. Give another --out, or move it away."
         )
+    if out.is_mount():
+        raise OutputError(f"{out} is a mount point, which cannot be replaced: give a folder in it as --out.")
 
 
 @contextmanager
