@@ -58,8 +58,9 @@ class Page(HTMLParser):
 
     Attributes:
         pictures: the embedded ones, decoded.
-        links: addresses that lead out of the page, which a self-contained one has none of.
+        links: addresses that lead out of the page; nothing of a self-contained one is loaded from such.
         cells: the text of all table cells.
+        tables: the text of a table's cells by row, by the table's class.
         text: all text.
     """
 
@@ -70,6 +71,7 @@ class Page(HTMLParser):
         self.pictures: list[bytes] = []
         self.links: list[str] = []
         self.cells: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
         self.text = ""
         self._open: list[str] = []
         self.feed(path.read_text())
@@ -78,8 +80,13 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in self.VOID:
             self._open.append(tag)
-        if tag in ("td", "th"):
+        if tag == "table":
+            self._rows = self.tables.setdefault(dict(attrs).get("class") or "", [])
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
             self.cells.append("")
+            self._rows[-1].append("")
         for name, value in attrs:
             if name in ("src", "href"):
                 head, _, data = (value or "").partition(",")
@@ -93,5 +100,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self._open and self._open[-1] in ("td", "th"):
+        if "td" in self._open or "th" in self._open:
             self.cells[-1] += data
+            self._rows[-1][-1] += data

@@ -259,7 +259,7 @@ def test_the_report_counts_the_policys_queries(
     printed = capsys.readouterr().out
     # Each of two shards: a query of 10 ms for two rows, one of 30 ms for one.
     assert "out: 6 answers, each 8 x 4 integers in 0 to 1000, written under a grammar" in printed
-    assert re.search(r"\| out +\| 1\.7 s +\| 4 +\| 20\.0 +\| 30\.0 +\| 5\.0 ", printed)
+    assert re.search(r"\| out +\| +1\.7 s \| +4 \| +20\.0 \| +30\.0 \| +5\.0 \|", printed)
 
     (stub / "model.safetensors").write_bytes(b"trained on")
     again = [argument.replace("--seed=30", "--seed=90") for argument in arguments(stub)]

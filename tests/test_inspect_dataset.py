@@ -280,7 +280,7 @@ def test_no_dataset_nan_actions_and_a_full_folder(
     full.mkdir()
     (full / "kept.txt").write_text("mine")
     assert main(arguments(ramp, f"--out={full}")) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "exists already; nothing is overwritten" in capsys.readouterr().err
     assert [path.name for path in full.iterdir()] == ["kept.txt"]
 
 

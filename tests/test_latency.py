@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from tiny import make_config, make_dataset, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.commands import main
-from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError
+from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.latency import (
     PLANNERS,
     Loop,
@@ -34,10 +35,9 @@ from lerobot_policy_vla0.latency import (
 )
 from lerobot_policy_vla0.latency_probe import (
     made_up_observations,
-    open_dataset,
-    read_policy_config,
     recorded_observations,
 )
+from lerobot_policy_vla0.sources import DatasetSource
 
 
 def loop(chunk: int, fps: float = 10, steps: int | None = None, **options: Any) -> Loop:
@@ -415,6 +415,7 @@ def test_the_command_plans_without_a_policy(capsys: pytest.CaptureFixture[str]) 
     row = next(line for line in out.splitlines() if line.startswith("rtc "))
     assert row.split() == [
         "rtc",
+        "|",
         "20",
         "600",
         "18",
@@ -450,6 +451,7 @@ def test_the_command_plans_without_a_policy(capsys: pytest.CaptureFixture[str]) 
             "--policy.n_bins=9 needs --policy.path",
         ),
         (["--latency-ms=9", "--chunk-size=8", "--dataset.root=x"], "--dataset.root=x has no effect"),
+        (["--policy.path=x", "--dataset.revision=v3"], "--dataset.revision=v3 has no effect without"),
         (["--latency-ms=9", "--chunk-size=0"], "chunk_size=0 must be finite and above 0"),
         (["--policy.path=/nowhere/at/all"], "no checkpoint at '/nowhere/at/all'"),
     ],
@@ -461,25 +463,37 @@ def test_contradicting_arguments_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_bad_values_of_policy_options_and_datasets_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot set --n_action_steps=9: .*n_action_steps=9 must lie in"):
-        read_policy_config(checkpoint, ["--n_action_steps=9"])
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        read_policy_config(tmp_path / "none")
-    with pytest.raises(ConfigError, match="is no folder: give that of a recording"):
-        open_dataset(None, tmp_path / "none")
+def test_bad_values_of_policy_options_and_datasets_are_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_dataset(tmp_path / "data", episodes=1)
+    from lerobot.policies.act.configuration_act import ACTConfig
+
+    ACTConfig(device="cpu", push_to_hub=False).save_pretrained(tmp_path / "act")
+    for arguments, message in (
+        (
+            [f"--policy.path={tmp_path / 'act'}", "--policy.n_bins=9"],
+            r"act is a 'act' policy, expected 'vla0'",
+        ),
+        (["--policy.n_action_steps=9"], r"n_action_steps=9 must lie in"),
+        (["--policy.n_action_steps=few"], r"the options --policy.n_action_steps=few cannot be read"),
+        ([f"--dataset.root={tmp_path / 'none'}"], r"none is no folder: give that of a recording"),
+        (
+            ["--dataset.repo_id=local/none", f"--dataset.root={tmp_path}"],
+            r"'local/none' in .* cannot be read",
+        ),
+    ):
+        assert main(["latency", f"--policy.path={checkpoint}", *arguments]) == 2
+        assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ConfigError, match="could be read"):
-        open_dataset("local/none", tmp_path)
     config = make_config(cameras=("observation.images.wrist",))
-    data = open_dataset(None, make_dataset(tmp_path / "data", episodes=1))
     with pytest.raises(CameraError, match=r"lacks the policy's camera\(s\) \['observation.images.wrist'\]"):
-        next(recorded_observations(config, data))
+        next(recorded_observations(config, DatasetSource("local/data", str(other)).open()))
 
 
 def test_observations_are_what_a_robot_gives(tmp_path: Path) -> None:
     config = make_config()
-    data = open_dataset(None, make_dataset(tmp_path / "data", episodes=1))
+    data = DatasetSource("local/data", str(make_dataset(tmp_path / "data", episodes=1))).open()
     made_up, recorded = made_up_observations(config), recorded_observations(config, data)
     for frames in (made_up, recorded):
         (first, task), (second, _) = next(frames), next(frames)

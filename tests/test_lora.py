@@ -23,7 +23,7 @@ from tiny import make_batch, make_config, make_dataset
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 from lerobot_policy_vla0.adapters import default_targets
 from lerobot_policy_vla0.commands import merge
-from lerobot_policy_vla0.errors import CheckpointError, ConfigError
+from lerobot_policy_vla0.errors import CheckpointError, ConfigError, OutputError
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
 from lerobot_policy_vla0.vlm import VLM, quantization_options
 
@@ -136,7 +136,8 @@ def test_adapter_and_merged_policy_act_alike(adapter: Path, tmp_path: Path) -> N
 
 def test_merging_overwrites_nothing_and_leaves_nothing_behind(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(CheckpointError, match="exists already; nothing is overwritten"):
+    (tmp_path / "taken" / "theirs").write_text("y")
+    with pytest.raises(OutputError, match="exists already; nothing is overwritten"):
         merge.merge_adapter(adapter, tmp_path / "taken")
     VLA0Policy(make_config()).save_pretrained(tmp_path / "full")
     with pytest.raises(CheckpointError, match="it is no adapter, so there is nothing to merge"):

@@ -71,7 +71,7 @@ def test_the_table_joins_evaluations_and_baselines_by_seed(tmp_path: Path) -> No
     assert report_data.beyond_blind(rows) == (
         "Of the 2 seeds the strongest blind replay fails, the policy solves 1."
     )
-    assert report_data.seed_cells(rows)[2] == ["12", "-", "-", "-", "-"]
+    assert report_data.seed_table(rows).rows[2] == ["12", "-", "-", "-", "-"]
 
 
 def test_success_on_a_task_that_needs_no_eyes_is_called_that() -> None:
@@ -153,7 +153,7 @@ def test_the_page_is_one_file_with_the_numbers(
 
 
 def test_times_that_were_not_taken_are_called_not_measured(tmp_path: Path) -> None:
-    assert report_data.stage_cells(report_data.read_stages(tmp_path / "stages.json")) == [
+    assert report_data.stage_table(report_data.read_stages(tmp_path / "stages.json")).rows == [
         ["all", "not measured"]
     ]
 

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy, commands, official_layout
 from lerobot_policy_vla0.commands import COMMANDS, main
-from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError
+from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, OutputError
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.official_weights import plan_weights
 from lerobot_policy_vla0.restricted_pickle import load_array_pickle
@@ -333,7 +333,7 @@ def test_from_official_is_the_same_in_python(source: Path, imported: Path, tmp_p
     for name, tensor in temporary.state_dict().items():
         if name in stored:
             assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
-    with pytest.raises(CheckpointError, match="kept exists already"):
+    with pytest.raises(OutputError, match="kept exists already"):
         VLA0Policy.from_official(source, out=tmp_path / "kept")
 
 
@@ -648,7 +648,7 @@ def test_an_import_cut_short_leaves_nothing(
 
     out = tmp_path / "policy"
     monkeypatch.setattr(official, "write_stream", full_disk)
-    with pytest.raises(CheckpointError, match=r"policy could not be written .*No space left"):
+    with pytest.raises(OutputError, match=r"policy could not be written .*No space left"):
         official.import_checkpoint(source, out)
     monkeypatch.setattr(official, "write_stream", interrupt)
     with pytest.raises(KeyboardInterrupt):

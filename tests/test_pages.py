@@ -4,49 +4,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from made_up_data import Page
 
 from lerobot_policy_vla0 import pages
-from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.pages import Table
+
+PNG = b"\x89PNG and so on"
 
 
 def test_a_page_is_read_back_as_it_was_meant(tmp_path: Path) -> None:
-    with pages.drawing() as plt:
-        figure, axis = plt.subplots()
-        axis.plot([0, 1])
-        png = pages.figure_png(figure)
-        assert png == pages.figure_png(figure)
     evil = '<script>alert("x")</script> & "quotes"'
     file = tmp_path / "page.html"
+    table = Table(["", "a", "b"], [[evil, "1", "<b>2</b>"]])
     file.write_text(
         pages.page(
             evil,
             evil,
             [
-                (evil, pages.html_table(["", "a"], [[evil, "1"]])),
-                ("list", pages.html_list([evil], warnings=True) + pages.html_text(evil)),
-                ("picture", pages.html_image(png, evil)),
+                (evil, pages.html_table(table, evil, markup=(2,))),
+                ("list", pages.html_list([evil], warnings=True) + pages.html_text(evil, name="note")),
+                ("picture", pages.html_image(PNG, evil)),
             ],
         )
     )
     page = Page(file)
-    assert page.cells == ["", "a", evil, "1"]
-    assert page.pictures == [png]
+    assert page.tables == {evil: [["", "a", "b"], [evil, "1", "2"]]}
+    assert page.pictures == [PNG]
     assert page.links == []
     assert page.text.count(evil) == 8  # title twice, lead, heading, cell, item, paragraph, caption
 
 
-def test_markdown_tables_keep_their_columns() -> None:
-    assert pages.markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
-
-
-def test_a_report_overwrites_nothing(tmp_path: Path) -> None:
-    assert pages.empty_folder(tmp_path / "new" / "deep").is_dir()
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(ConfigError, match="exists already and is not empty"):
-        pages.empty_folder(file)
-    with pytest.raises(ConfigError, match="Name another folder"):
-        pages.empty_folder(tmp_path)
-    assert file.read_text() == "mine"
+def test_numbers_line_up_on_the_right_and_text_on_the_left() -> None:
+    table = Table(["a", "b", "c"], [["x|y", "1", "one"]], text=(2,))
+    assert pages.markdown_table(table).splitlines() == [
+        "| a    |   b | c   |",
+        "| ---- | --: | --- |",
+        "| x\\|y |   1 | one |",
+    ]
+    assert pages.text_table(table).splitlines() == ["a    | b  c", "x|y  | 1  one"]
+    assert "<th>b</th><th class=text>c</th>" in pages.html_table(table)
+    assert "<td>1</td><td class=text>one</td>" in pages.html_table(table)

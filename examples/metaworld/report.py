@@ -10,53 +10,31 @@ film). The last line printed is the path of the page. Every number comes from th
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import sys
 from pathlib import Path
 
 import report_data as data
 
-from lerobot_policy_vla0.evaluation.tables import STYLE, data_url, html_table, markdown_table
+from lerobot_policy_vla0.pages import data_url, html_image, html_table, html_text, markdown_table, page
 
 EMBED_LIMIT = 8 * 2**20  # bytes; a larger film is linked
 
-MORE_STYLE = """
-tr:first-child td { font-weight: 600; }
-table.seeds td, table.stages td, table.seeds th { font-weight: 400; padding: .1rem 1rem .1rem 0; font-size: .85rem; }
-"""
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>
-<h1>{title}</h1>
-<p class="lead">{n} start positions that training never saw; every policy plays the same ones.</p>
-{success}
-<p class="big">{sentence}</p>
-<h2>Evaluation</h2>
-{film}
-<h2>Training</h2>
-<img src="{loss}" alt="loss curves">
-<p>{losses}</p>
-<h2>Predicted and recorded actions</h2>
-<img src="{action_plot}" alt="actions over time">
-<p>{actions}</p>
-<h2>Wall time</h2>
-{times}
-<h2>By seed</h2>
-{by_seed}
-</html>
+STYLE = """
+p.result { font-size: 1.25rem; } table.success tr:first-child td { font-weight: 600; }
+table.seeds, table.stages { font-size: .85rem; }
 """
 
 
 def film_html(film: Path, seeds: list[int]) -> str:
     """Return the film, embedded if it is small, with a caption."""
     if not seeds:
-        return "<p>not measured: the evaluation wrote no videos.</p>"
+        return html_text("not measured: the evaluation wrote no videos.")
     source = data_url(film.read_bytes(), "video/mp4") if film.stat().st_size < EMBED_LIMIT else film.name
     return (
-        f'<video src="{source}" controls autoplay loop muted playsinline></video>'
-        f"<p>Seeds {', '.join(map(str, seeds))}, at a quarter of real speed; green: solved, red: not solved.</p>"
+        f'<figure><video src="{source}" controls autoplay loop muted playsinline></video><figcaption>'
+        f"Seeds {', '.join(map(str, seeds))}, at a quarter of real speed; green: solved, red: not solved."
+        "</figcaption></figure>"
     )
 
 
@@ -76,14 +54,14 @@ def write_report(run: Path) -> Path:
     prediction = plots.predict_episode(run / "train/checkpoints/last/pretrained_model", run / "dataset")
     folder = run / "report"
     folder.mkdir(exist_ok=True)
-    plots.plot_loss(log, folder / "loss.png")
-    errors = plots.plot_actions(prediction, folder / "actions.png")
+    loss = plots.plot_loss(log)
+    action_plot, errors = plots.plot_actions(prediction)
+    (folder / "loss.png").write_bytes(loss)
+    (folder / "actions.png").write_bytes(action_plot)
     film = folder / "evaluation.mp4"
     shown = plots.make_film(videos, rows[0].success, film)
 
-    success = (["", "solved", "rate", "95 % interval (Wilson)"], data.success_cells(rows))
-    by_seed = (["seed", *(row.name for row in rows)], data.seed_cells(rows))
-    times = (["stage", "wall time"], data.stage_cells(stages))
+    success, by_seed, times = data.success_table(rows), data.seed_table(rows), data.stage_table(stages)
     sentence = data.beyond_blind(rows)
     which = "held out of training" if prediction["held_out"] else "seen in training (no eval_split was set)"
     actions = (
@@ -98,7 +76,7 @@ def write_report(run: Path) -> Path:
 
     markdown = [
         f"# {task}: policy and baselines",
-        markdown_table(*success),
+        markdown_table(success),
         sentence,
         "## Training",
         losses,
@@ -107,9 +85,9 @@ def write_report(run: Path) -> Path:
         actions,
         "![actions](actions.png)",
         "## Wall time",
-        markdown_table(*times),
+        markdown_table(times),
         "## By seed",
-        markdown_table(*by_seed),
+        markdown_table(by_seed),
     ]
     (folder / "report.md").write_text("\n\n".join(markdown) + "\n")
     numbers = {
@@ -124,26 +102,22 @@ def write_report(run: Path) -> Path:
         "stage_seconds": stages,
     }
     (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    page = folder / "index.html"
-    page.write_text(
-        PAGE.format(
-            title=html.escape(task),
-            style=STYLE + MORE_STYLE,
-            n=len(rows[0].success),
-            success=html_table(*success),
-            sentence=html.escape(sentence),
-            film=film_html(film, shown),
-            loss=data_url((folder / "loss.png").read_bytes(), "image/png"),
-            losses=html.escape(losses),
-            action_plot=data_url((folder / "actions.png").read_bytes(), "image/png"),
-            actions=html.escape(actions),
-            times=html_table(*times, "stages"),
-            by_seed=html_table(*by_seed, "seeds"),
-        )
+    sections = [
+        ("Success", html_table(success, "success") + html_text(sentence, name="result")),
+        ("Evaluation", film_html(film, shown)),
+        ("Training", html_image(loss, losses)),
+        ("Predicted and recorded actions", html_image(action_plot, actions)),
+        ("Wall time", html_table(times, "stages")),
+        ("By seed", html_table(by_seed, "seeds")),
+    ]
+    lead = (
+        f"{len(rows[0].success)} start positions that training never saw; every policy plays the same ones."
     )
-    print(markdown_table(*success), sentence, losses, sep="\n\n")
-    print("\n" + markdown_table(*times) + "\n")
-    return page
+    index = folder / "index.html"
+    index.write_text(page(task, lead, sections, STYLE))
+    print(markdown_table(success), sentence, losses, sep="\n\n")
+    print("\n" + markdown_table(times) + "\n")
+    return index
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.evaluation.eval_info import read_eval_info
 from lerobot_policy_vla0.evaluation.statistics import wilson_interval
-from lerobot_policy_vla0.evaluation.tables import clock
+from lerobot_policy_vla0.pages import Table, clock, percent, percent_range
 
 
 class ReportError(Exception):
@@ -184,29 +184,31 @@ def read_stages(path: Path) -> dict[str, float] | None:
 # ---- text --------------------------------------------------------------------------------------------------
 
 
-def percent(row: Row) -> tuple[str, str]:
-    """Return the rate and its interval for people: ('50 %', '30 to 70 %')."""
-    low, high = wilson_interval(row.n_success, len(row.success))
-    return f"{100 * row.n_success / len(row.success):.0f} %", f"{100 * low:.0f} to {100 * high:.0f} %"
+def success_table(rows: list[Row]) -> Table:
+    """Return the success table: name, count, rate, interval."""
+    cells = []
+    for row in rows:
+        n, played = row.n_success, len(row.success)
+        interval = percent_range(wilson_interval(n, played), 0)
+        cells.append([row.name, f"{n} of {played}", percent(n / played, 0), interval])
+    return Table(["", "solved", "rate", "95 % interval (Wilson)"], cells)
 
 
-def success_cells(rows: list[Row]) -> list[list[str]]:
-    """Return the cells of the success table: name, count, rate, interval."""
-    return [[row.name, f"{row.n_success} of {len(row.success)}", *percent(row)] for row in rows]
-
-
-def seed_cells(rows: list[Row]) -> list[list[str]]:
-    """Return the cells of the table by seed: the seed, then + or - for each row."""
-    return [
+def seed_table(rows: list[Row]) -> Table:
+    """Return the table by seed: the seed, then + or - for each row."""
+    cells = [
         [str(seed), *("+" if row.success[seed] else "-" for row in rows)] for seed in sorted(rows[0].success)
     ]
+    return Table(["seed", *(row.name for row in rows)], cells)
 
 
-def stage_cells(stages: dict[str, float] | None) -> list[list[str]]:
-    """Return the cells of the table of wall times, with a total."""
+def stage_table(stages: dict[str, float] | None) -> Table:
+    """Return the table of wall times, with a total."""
+    header = ["stage", "wall time"]
     if stages is None:
-        return [["all", "not measured"]]
-    return [[name, clock(seconds)] for name, seconds in [*stages.items(), ("total", sum(stages.values()))]]
+        return Table(header, [["all", "not measured"]])
+    cells = [[name, clock(seconds)] for name, seconds in [*stages.items(), ("total", sum(stages.values()))]]
+    return Table(header, cells)
 
 
 def beyond_blind(rows: list[Row]) -> str:

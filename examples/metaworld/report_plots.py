@@ -11,40 +11,33 @@ from typing import Any
 
 import av
 import cv2
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from report_data import ReportError, TrainingLog, read_json
 
-from lerobot_policy_vla0.evaluation.plots import BLUE, GREY, ORANGE, RC
+from lerobot_policy_vla0 import plotting
+from lerobot_policy_vla0.plotting import BLUE, GREY, ORANGE
 
-plt.rcParams.update(RC)
 
-
-def plot_loss(log: TrainingLog, path: Path) -> None:
-    """Draw training and validation loss, and the accuracies that were logged, over training steps."""
+def plot_loss(log: TrainingLog) -> bytes:
+    """Draw training and validation loss, and the accuracies that were logged, over training steps; returns a PNG."""
     accuracies = [name for name in ("token_accuracy", "first_step_accuracy") if name in log.train]
-    figure, axes = plt.subplots(1, 1 + bool(accuracies), figsize=(9 if accuracies else 5, 3.2), squeeze=False)
-    loss = axes[0][0]
-    steps, values = zip(*sorted(log.train["loss"].items()), strict=True)
-    loss.plot(steps, values, color=BLUE, label="training (with augmentation)")
-    if log.validation:
-        steps, values = zip(*sorted(log.validation.items()), strict=True)
-        loss.plot(steps, values, "o-", color=ORANGE, ms=4, label="validation")
-    loss.set(xlabel="training step", ylabel="cross-entropy per token (nats)", ylim=(0, None))
-    loss.legend()
-    if accuracies:
-        for name, color in zip(accuracies, (BLUE, ORANGE), strict=False):
-            steps, values = zip(*sorted(log.train[name].items()), strict=True)
-            axes[0][1].plot(steps, values, color=color, label=name.replace("_", " "))
-        axes[0][1].set(xlabel="training step", ylabel="fraction correct (training)", ylim=(0, 1))
-        axes[0][1].legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    with plotting.new_figure(9 if accuracies else 5, 3.2) as figure:
+        axes: Any = figure.subplots(1, 1 + bool(accuracies), squeeze=False)[0]
+        loss = axes[0]
+        steps, values = zip(*sorted(log.train["loss"].items()), strict=True)
+        loss.plot(steps, values, color=BLUE, label="training (with augmentation)")
+        if log.validation:
+            steps, values = zip(*sorted(log.validation.items()), strict=True)
+            loss.plot(steps, values, "o-", color=ORANGE, ms=4, label="validation")
+        loss.set(xlabel="training step", ylabel="cross-entropy per token (nats)", ylim=(0, None))
+        loss.legend()
+        if accuracies:
+            for name, color in zip(accuracies, (BLUE, ORANGE), strict=False):
+                steps, values = zip(*sorted(log.train[name].items()), strict=True)
+                axes[1].plot(steps, values, color=color, label=name.replace("_", " "))
+            axes[1].set(xlabel="training step", ylabel="fraction correct (training)", ylim=(0, 1))
+            axes[1].legend(loc="lower right")
+        return plotting.png(figure)
 
 
 def predict_episode(checkpoint: Path, root: Path, batch_size: int = 16) -> dict[str, Any]:
@@ -108,28 +101,30 @@ def predict_episode(checkpoint: Path, root: Path, batch_size: int = 16) -> dict[
     }
 
 
-def plot_actions(result: dict[str, Any], path: Path) -> list[float]:
-    """Draw `predict_episode`'s result, one panel per action dimension; returns the mean absolute errors."""
+def plot_actions(result: dict[str, Any]) -> tuple[bytes, list[float]]:
+    """Draw `predict_episode`'s result, one panel per action dimension.
+
+    Returns:
+        A PNG, and the mean absolute errors.
+    """
     predicted, recorded = result["predicted"], result["recorded"]
     errors = np.abs(predicted - recorded).mean(axis=0)
     columns = 2
     rows = math.ceil(recorded.shape[1] / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(9, 1.9 * rows), sharex=True, squeeze=False)
-    for index, axis in enumerate(axes.flat):
-        if index >= recorded.shape[1]:
-            axis.set_visible(False)
-            continue
-        axis.plot(recorded[:, index], color=GREY, lw=3, label="expert")
-        axis.plot(predicted[:, index], color=BLUE, lw=1, marker=".", ms=4, label="predicted")
-        axis.set_title(f"{result['names'][index]}   mean error {errors[index]:.3f}", loc="left", fontsize=9)
-        axis.set_ylim(-1.1, 1.1)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper right", ncols=2)
-    for axis in axes[-1]:
-        axis.set_xlabel("frame")
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
-    return [round(float(error), 4) for error in errors]
+    with plotting.new_figure(9, 0.4 + 1.9 * rows) as figure:
+        axes: Any = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        for index, axis in enumerate(axes.flat):
+            if index >= recorded.shape[1]:
+                axis.set_visible(False)
+                continue
+            axis.plot(recorded[:, index], color=GREY, lw=3, label="expert")
+            axis.plot(predicted[:, index], color=BLUE, lw=1, marker=".", ms=4, label="predicted")
+            axis.set_title(f"{result['names'][index]}   mean error {errors[index]:.3f}")
+            axis.set_ylim(-1.1, 1.1)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        for axis in axes[-1]:
+            axis.set_xlabel("frame")
+        return plotting.png(figure), [round(float(error), 4) for error in errors]
 
 
 def make_film(videos: dict[int, Path], success: dict[int, bool], path: Path, limit: int = 6) -> list[int]:

@@ -129,15 +129,19 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = PreTrainedConfig.from_pretrained(folder)
     except (DraccusException, ValueError) as error:
-        reasons = []
-        cause: BaseException | None = error
-        while cause is not None:
-            reasons.append(str(cause).strip())
-            cause = cause.__cause__
-        raise CheckpointError(
-            f"{file} has an option this version does not accept: {' <- '.join(reasons)}"
-        ) from error
+        reasons = " <- ".join(str(cause).strip() for cause in causes(error))
+        raise CheckpointError(f"{file} has an option this version does not accept: {reasons}") from error
     return config
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it was raised from, step by step: draccus wraps what a value was refused for."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__
+    return chain
 
 
 # ------------------------------------------------------------------ weights
@@ -169,7 +173,11 @@ def weights_to_save(
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Return the names of parameters that are another one, each with the name that is kept."""
+    """Return the names of parameters that are another one, each with the name that is kept.
+
+    Goes by identity: that is what reading into one of them and saving without gathering depend on, and it holds for any
+    model. Sharded parameters may have lost it; for those see `VLM.tied_names`.
+    """
     first: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -19,6 +19,7 @@ Every message states what was given, what was expected and the fix. All of them 
         ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
         ├── DatasetError      a dataset cannot be read, or lacks the episodes asked for
         ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
+        ├── OutputError       what is to be written would overwrite something, or cannot be written
         ├── EvaluationError   evaluation results cannot be read, contradict each other, or are incomplete
         ├── LiberoError       LIBERO's configuration or assets are missing, damaged or in the way
         └── SharedPolicyError one policy object is driven from several threads
@@ -77,6 +78,10 @@ class DatasetError(Vla0Error):
 
 class CheckpointError(Vla0Error):
     """A checkpoint misses files or tensors, or contradicts the configuration it is loaded with."""
+
+
+class OutputError(Vla0Error):
+    """A folder to be written exists already, or cannot be written."""
 
 
 class EvaluationError(Vla0Error):

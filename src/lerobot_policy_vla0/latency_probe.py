@@ -16,20 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HfHubHTTPError
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.utils import prepare_observation_for_inference
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.checkpoint import read_config, resolve_checkpoint
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError
+from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.latency import QueryTime
+from lerobot_policy_vla0.sources import load_with_processors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lerobot.datasets import LeRobotDataset
 
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
@@ -89,31 +84,6 @@ class Measurement:
         return QueryTime(fixed_ms=fixed, per_step_ms=(slower.p95_ms - fixed) / self.chunk_size)
 
 
-def read_policy_config(path: str | Path, overrides: Sequence[str] = ()) -> VLA0Config:
-    """Return a checkpoint's config with options changed, as LeRobot's commands do it.
-
-    Args:
-        path: checkpoint folder or Hub repo.
-        overrides: such as ``--n_action_steps=1``.
-
-    Raises:
-        CheckpointError: if there is no such checkpoint, or it is another policy's.
-        ConfigError: if an option cannot have the value given.
-    """
-    folder = resolve_checkpoint(path)
-    stored = read_config(folder)
-    if not isinstance(stored, VLA0Config):
-        raise CheckpointError(f"{path} holds a {stored.type!r} policy, expected 'vla0'.")
-    try:
-        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=list(overrides))
-    except ConfigError:
-        raise
-    except Exception as error:  # draccus wraps whatever a value was refused for
-        raise ConfigError(f"cannot set {' '.join(overrides)}: {error.__cause__ or error}") from error
-    assert isinstance(config, VLA0Config)
-    return config
-
-
 def measure(
     path: str | Path, config: VLA0Config, *, repeats: int = 20, dataset: LeRobotDataset | None = None
 ) -> Measurement:
@@ -121,7 +91,7 @@ def measure(
 
     Args:
         path: checkpoint folder or Hub repo.
-        config: from `read_policy_config`.
+        config: from `sources.policy_config`.
         repeats: queries per figure, at least 2.
         dataset: whose frames to look at, from the beginning; None makes frames up.
 
@@ -130,18 +100,10 @@ def measure(
         CheckpointError: if the checkpoint does not load.
         CameraError: if the dataset lacks one of the policy's cameras.
     """
-    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # transformers: only when a policy is loaded
-
     if repeats < 2:
         raise ConfigError(f"repeats={repeats} must be at least 2, for a median and a 95th percentile.")
-    folder = resolve_checkpoint(path)
-    policy = VLA0Policy.from_pretrained(folder, config=config)
+    policy, *processors = load_with_processors(path, config)
     device = next(policy.parameters()).device
-    processors = make_pre_post_processors(
-        policy_cfg=policy.config,
-        pretrained_path=str(folder),
-        preprocessor_overrides={"device_processor": {"device": str(device)}},
-    )
     frames = made_up_observations(config) if dataset is None else recorded_observations(config, dataset)
     policy.reset()  # warms up
     cold = []
@@ -159,25 +121,6 @@ def measure(
         cold=_summary(cold),
         drafted=_summary(drafted),
     )
-
-
-def open_dataset(repo_id: str | None, root: str | Path | None) -> LeRobotDataset:
-    """Return a dataset from a folder or the Hub.
-
-    Raises:
-        ConfigError: if it cannot be read.
-    """
-    from lerobot.datasets import LeRobotDataset
-
-    if root is not None and not Path(root).is_dir():  # LeRobot would make it
-        raise ConfigError(f"--dataset.root={root} is no folder: give that of a recording.")
-    try:
-        return LeRobotDataset(repo_id or Path(str(root)).name, root=root)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise ConfigError(
-            f"no dataset repo_id={repo_id} root={root} could be read ({type(error).__name__}: {error}). Give "
-            "--dataset.root=FOLDER of a recording, or --dataset.repo_id of one on the Hub."
-        ) from error
 
 
 def recorded_observations(config: VLA0Config, dataset: LeRobotDataset) -> Iterator[tuple[Observation, str]]:

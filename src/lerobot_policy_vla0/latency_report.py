@@ -17,6 +17,7 @@ from lerobot_policy_vla0.latency import (
     objection,
     threshold_fix,
 )
+from lerobot_policy_vla0.pages import Table, text_table
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.latency_probe import Measurement
@@ -101,13 +102,7 @@ def as_table(time: QueryTime, loop: Loop, lines: Sequence[Line], measurement: Me
         f"a query takes {time.milliseconds(loop.chunk_size):.1f} ms: {time.fixed_ms:.1f} once and "
         f"{time.per_step_ms:.2f} per step of chunk_size={loop.chunk_size}; fps={loop.fps:g}"
     )
-    rows = [HEADINGS, *(_cells(line) for line in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    said.append("")
-    said += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    said.append("")
+    said += ["", text_table(Table(HEADINGS, [_cells(line) for line in lines], text=(7,))), ""]
     said += _remarks(time, loop, lines)
     return "\n".join(said)
 

@@ -15,6 +15,7 @@ import yaml
 
 from lerobot_policy_vla0.errors import LiberoError
 from lerobot_policy_vla0.libero_assets import SUITES, Assets, suite_files
+from lerobot_policy_vla0.writing import write_text
 
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 HUB_REPO = "lerobot/libero-assets"
@@ -99,9 +100,7 @@ def write_config(package: Path, folder: Path) -> bool:
     file = folder / "config.yaml"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".config.yaml.{os.getpid()}"
-        temporary.write_text(yaml.safe_dump({key: str(path) for key, path in wanted.items()}))
-        temporary.replace(file)
+        write_text(file, yaml.safe_dump({key: str(path) for key, path in wanted.items()}))
         return True
     fix = f"It was left as it is: move it away, or choose another folder (--config-dir DIR, or {CONFIG_VARIABLE})."
     try:

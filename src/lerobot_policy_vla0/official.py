@@ -26,7 +26,6 @@ from torch import Tensor
 from lerobot_policy_vla0.cameras import CAMERA_PREFIX
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, Vla0Error
-from lerobot_policy_vla0.new_folder import new_folder, refuse_existing
 from lerobot_policy_vla0.official_card import LICENSE, write_card
 from lerobot_policy_vla0.official_layout import (
     Layout,
@@ -39,6 +38,7 @@ from lerobot_policy_vla0.official_layout import (
 from lerobot_policy_vla0.official_weights import plan_weights
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
 from lerobot_policy_vla0.weight_stream import ShardReader, find_shards, write_stream
+from lerobot_policy_vla0.writing import new_folder, refuse_existing
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +106,15 @@ def import_checkpoint(
 
     Args:
         source: a folder or a Hub repo id.
-        out: the folder to make; it must not exist.
+        out: the folder to make; must be empty or new.
         options: what the checkpoint does not say; see `ImportOptions`.
 
     Returns:
         The config that was written.
 
     Raises:
-        CheckpointError: if ``out`` exists, or the checkpoint lacks files, tensors or settings, or they do not fit
+        OutputError: if ``out`` is taken.
+        CheckpointError: if the checkpoint lacks files, tensors or settings, or they do not fit
             together; names them. Nothing is left at ``out`` then.
         StatsError, ConfigError, CameraError, TokenizerError: if a setting cannot be used.
     """

@@ -1,148 +1,114 @@
-"""Reports as files: one self-contained HTML page, its pictures, tables for people.
+"""Reports as text: tables for a terminal, for Markdown and for HTML, numbers for people, one self-contained HTML page.
 
-Knows HTML, Markdown and matplotlib's look; knows nothing about policies or data. The same input gives the same bytes:
-no dates, no random ids, no machine names.
+Strings in, strings out: knows nothing about policies, data or how pictures are drawn. The same input gives the same
+bytes: no dates, no random ids, no machine names.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-from lerobot_policy_vla0.errors import ConfigError
-
-INK, GREY, LIGHT = "#2b2f36", "#8d949e", "#e6e8eb"
-#: Told apart by people with colour-blindness too (Okabe and Ito's palette, yellow left out).
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-
-_LOOK: Any = {
-    "figure.dpi": 140,
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LIGHT,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-}
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.4rem; }
 p.lead, figcaption { color: GrayText; margin-top: .2rem; } figcaption { font-size: .9rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; border-radius: 6px; background: white; }
+figure { margin: 1rem 0; } img, video { max-width: 100%; border-radius: 6px; background: white; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem 0 .25rem 1.4rem; white-space: nowrap; }
+th, td { text-align: right; vertical-align: top; padding: .25rem 0 .25rem 1.4rem; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td.text { text-align: left; white-space: normal; }
+th.text, td.text { text-align: left; white-space: normal; }
 td { border-top: 1px solid color-mix(in srgb, GrayText 30%, transparent); }
 ul { padding-left: 1.2rem; } li.warning::marker { content: "⚠ "; } li.warning { padding-left: .3rem; }
 code { font-size: .92em; }
 """
 
 
-def empty_folder(folder: Path) -> Path:
-    """Make a folder for a report.
+@dataclass(frozen=True)
+class Table:
+    """Cells as plain text. The first column is text, the others are numbers, which line up on the right.
 
-    Raises:
-        ConfigError: if there is something in it already: nothing is overwritten.
+    Attributes:
+        header: a name per column.
+        rows: as many cells each.
+        text: further columns that are text.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"--out={folder} exists already and is not empty. Name another folder, or remove it."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: tuple[int, ...] = ()
 
-# ---------------------------------------------------------------------- pictures
-
-
-@contextmanager
-def drawing() -> Iterator[Any]:
-    """Yield ``matplotlib.pyplot`` without a screen, in the reports' look; figures are closed afterwards."""
-    import matplotlib
-
-    before = matplotlib.get_backend()
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    try:
-        with plt.rc_context(_LOOK):
-            yield plt
-    finally:
-        plt.close("all")
-        matplotlib.use(before)
-
-
-def figure_png(figure: Any) -> bytes:
-    """Return a figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    def is_text(self, column: int) -> bool:
+        """Tell whether a column lines up on the left."""
+        return column == 0 or column in self.text
 
 
 # ---------------------------------------------------------------------- HTML
 
 
-def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+def page(title: str, lead: str, sections: Sequence[tuple[str, str]], style: str = "") -> str:
     """Return an HTML page that needs no other file.
 
     Args:
         title: plain text.
         lead: plain text under the title.
         sections: headings (plain text) and their HTML.
+        style: CSS of this page's own, added to that of all pages.
     """
     body = "\n".join(f"<section><h2>{html.escape(head)}</h2>\n{inner}</section>" for head, inner in sections)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
+        f"<style>{_STYLE}{style}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
         f'<p class="lead">{html.escape(lead)}</p>\n{body}\n</body></html>\n'
     )
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """Return a table; all but the first column are numbers, except those in ``text``."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=text' if column in text else ''}>{html.escape(cell)}</td>"
-            for column, cell in enumerate(row)
+def html_table(table: Table, name: str = "", markup: Sequence[int] = ()) -> str:
+    """Return a table.
+
+    Args:
+        table: what is in it.
+        name: its CSS class, for a style of its own.
+        markup: columns whose cells are HTML already; all others are escaped.
+    """
+
+    def line(cells: Sequence[str], tag: str, ready: Sequence[int] = ()) -> str:
+        return "".join(
+            f"<{tag}{' class=text' if column in table.text else ''}>"
+            f"{cell if column in ready else html.escape(cell)}</{tag}>"
+            for column, cell in enumerate(cells)
         )
-        + "</tr>\n"
-        for row in rows
+
+    body = "".join(f"<tr>{line(row, 'td', markup)}</tr>\n" for row in table.rows)
+    kind = f' class="{html.escape(name)}"' if name else ""
+    return (
+        f'<div class="wide"><table{kind}><thead><tr>{line(table.header, "th")}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
 def html_image(png: bytes, caption: str, *, width: int | None = None) -> str:
     """Return a picture, embedded, with its caption (also the text for those who cannot see it)."""
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     size = f' width="{width}"' if width else ""
     told = html.escape(caption, quote=True)
+    source = data_url(png, "image/png")
     return f'<figure><img src="{source}" alt="{told}"{size}><figcaption>{told}</figcaption></figure>'
 
 
-def html_text(*paragraphs: str) -> str:
-    """Return paragraphs of plain text."""
-    return "".join(f"<p>{html.escape(text)}</p>\n" for text in paragraphs)
+def data_url(content: bytes, mime: str) -> str:
+    """Return bytes as a URL that needs no file."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def html_text(*paragraphs: str, name: str = "") -> str:
+    """Return paragraphs of plain text, of the CSS class ``name`` if there is one."""
+    kind = f' class="{html.escape(name)}"' if name else ""
+    return "".join(f"<p{kind}>{html.escape(text)}</p>\n" for text in paragraphs)
 
 
 def html_list(items: Sequence[str], *, warnings: bool = False) -> str:
@@ -154,31 +120,47 @@ def html_list(items: Sequence[str], *, warnings: bool = False) -> str:
 # ---------------------------------------------------------------------- terminal and Markdown
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """Return a table in columns; all but the first are right-aligned, except those in ``text``.
+def text_table(table: Table) -> str:
+    """Return a table in columns, for a terminal.
 
-    >>> print(text_table(["", "x"], [["mean", "1.5"], ["n", "12"]]))
+    >>> print(text_table(Table(["", "x"], [["mean", "1.5"], ["n", "12"]])))
           |   x
     mean  | 1.5
     n     |  12
     """
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    out = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column == 0 or column in text else cell.rjust(width)
+    lines = _aligned(table, [table.header, *table.rows])
+    return "\n".join((line[0] + "  | " + "  ".join(line[1:])).rstrip() for line in lines)
+
+
+def markdown_table(table: Table) -> str:
+    r"""Return a Markdown table, which reads well as plain text too.
+
+    >>> print(markdown_table(Table(["", "x"], [["a|b", "1.5"], ["n", "12"]])))
+    |      |   x |
+    | ---- | --: |
+    | a\|b | 1.5 |
+    | n    |  12 |
+    """
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in (table.header, *table.rows)]
+    least = ["---"] * len(table.header)  # some readers of Markdown want three
+    header, *rows, ruler = _aligned(table, [*escaped, least])
+    ruler = ["-" * (len(cell) - 1) + ("-" if table.is_text(i) else ":") for i, cell in enumerate(ruler)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ruler, *rows))
+
+
+def _aligned(table: Table, lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return lines with the cells of each column padded to one width."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
+    return [
+        [
+            cell.ljust(width) if table.is_text(column) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        out.append((cells[0] + "  | " + "  ".join(cells[1:])).rstrip())
-    return "\n".join(out)
+        for line in lines
+    ]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """Return a Markdown table; all but the first column are right-aligned, except those in ``text``."""
-    ruler = ["---" if column == 0 or column in text else "---:" for column in range(len(header))]
-    lines = [list(header), ruler, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+# ---------------------------------------------------------------------- numbers
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -194,15 +176,47 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def percent(share: float) -> str:
+def share_text(value: float) -> str:
     """Write a share in ``[0, 1]`` as a percentage; one that is not quite 0 or 1 never reads so.
 
-    >>> percent(0.5), percent(0.0004), percent(0.9999), percent(1.0)
+    >>> share_text(0.5), share_text(0.0004), share_text(0.9999), share_text(1.0)
     ('50 %', '<0.1 %', '>99.9 %', '100 %')
     """
-    if 0 < share < 0.001:
+    if 0 < value < 0.001:
         return "<0.1 %"
-    if 0.999 < share < 1:
+    if 0.999 < value < 1:
         return ">99.9 %"
-    value = 100 * share
-    return f"{value:.0f} %" if value >= 10 or value == round(value) else f"{value:.1f} %"
+    hundredths = 100 * value
+    whole = hundredths >= 10 or hundredths == round(hundredths)
+    return f"{hundredths:.0f} %" if whole else f"{hundredths:.1f} %"
+
+
+def percent(fraction: float, decimals: int = 1, *, signed: bool = False) -> str:
+    """Write a fraction in per cent with fixed decimals, as measured rates are compared; ``signed`` shows a plus.
+
+    >>> percent(0.9), percent(0.9, 0), percent(0.4, signed=True)
+    ('90.0 %', '90 %', '+40.0 %')
+    """
+    return f"{100 * fraction:{'+' * signed}.{decimals}f} %"
+
+
+def percent_range(limits: tuple[float, float], decimals: int = 1, *, signed: bool = False) -> str:
+    """Write an interval of fractions in per cent.
+
+    >>> percent_range((0.7864, 0.9565)), percent_range((-0.05, 0.1), 0, signed=True)
+    ('78.6 to 95.7 %', '-5 to +10 %')
+    """
+    low, high = (percent(limit, decimals, signed=signed) for limit in limits)
+    return f"{low.removesuffix(' %')} to {high}"
+
+
+def clock(seconds: float, decimals: int = 0) -> str:
+    """Write a duration for people; ``decimals`` are those of one below a minute.
+
+    >>> clock(59.4), clock(59.4, 1), clock(59.6), clock(3725)
+    ('59 s', '59.4 s', '1 min 00 s', '62 min 05 s')
+    """
+    if round(seconds, decimals) < 60:
+        return f"{seconds:.{decimals}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"

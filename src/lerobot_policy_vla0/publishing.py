@@ -18,8 +18,8 @@ from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PR
 from lerobot_policy_vla0 import adapters
 from lerobot_policy_vla0.checkpoint import read_config, resolve_checkpoint, weights_to_save
 from lerobot_policy_vla0.errors import CheckpointError
-from lerobot_policy_vla0.new_folder import new_folder, refuse_existing
 from lerobot_policy_vla0.testing.tiny_vlm import TINY
+from lerobot_policy_vla0.writing import new_folder, refuse_existing
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
@@ -250,7 +250,8 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
         ``out``.
 
     Raises:
-        CheckpointError: if ``out`` exists, or the source is no adapter or incomplete.
+        OutputError: if ``out`` is taken.
+        CheckpointError: if the source is no adapter or incomplete.
     """
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 

@@ -95,7 +95,8 @@ class SavedPolicy(PreTrainedPolicy):
             state_dict: weights gathered from several processes (FSDP); None writes this object's own.
         """
         if state_dict is not None:
-            # Gathering copies a tied weight under each of its names; the usual checkpoint has it once.
+            # Gathering copies a tied weight under each of its names; a checkpoint has it once. transformers says
+            # which are tied, not their identity (`checkpoint.tied_names`): sharding may give each name its own object.
             again = {f"vlm.model.{name}" for name in self.vlm.tied_names}
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in again}
         super()._save_pretrained(save_directory, weights_to_save(self, state_dict, self.config.save_dtype))
@@ -212,7 +213,8 @@ class SavedPolicy(PreTrainedPolicy):
             **options: the fields of `lerobot_policy_vla0.official.ImportOptions`.
 
         Raises:
-            CheckpointError: if ``out`` exists, or naming what the checkpoint lacks.
+            OutputError: if ``out`` is taken.
+            CheckpointError: naming what the checkpoint lacks.
         """
         from lerobot_policy_vla0.official import ImportOptions, import_checkpoint
 

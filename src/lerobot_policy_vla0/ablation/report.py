@@ -15,7 +15,7 @@ from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.evaluation.compare import Comparison, compare, rate_of
 from lerobot_policy_vla0.evaluation.report import build_report, write_report
 from lerobot_policy_vla0.evaluation.runs import Run, read_run
-from lerobot_policy_vla0.evaluation.tables import markdown_table, percent, percent_range
+from lerobot_policy_vla0.pages import Table, markdown_table, percent, percent_range
 
 _NOTE = (
     "Rates pool all seeds; the interval is Wilson's, 95 %, and treats episodes as independent: what another training "
@@ -73,8 +73,8 @@ def read_factor(factor: Factor, out: Path) -> list[Row]:
     return rows
 
 
-def factor_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells of one question's table."""
+def factor_table(rows: list[Row]) -> Table:
+    """Return one question's table."""
     cells = []
     for row in rows:
         rate = rate_of(row.run.episodes) if row.run else None
@@ -89,12 +89,12 @@ def factor_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
                 f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)}",
                 percent_range(rate.interval),
                 " ".join(row.by_seed),
-                "" if c is None else f"{100 * c.difference:+.1f} % ({c.n} pairs)",
+                "" if c is None else f"{percent(c.difference, signed=True)} ({c.n} pairs)",
                 "" if c is None else f"{c.p_value:.3g}",
                 "" if times is None else f"{times['median']:.0f}",
             ]
         )
-    return _HEADER, cells
+    return Table(_HEADER, cells, text=(3,))
 
 
 def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[str]]:
@@ -109,7 +109,7 @@ def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[
         The report as Markdown, and the evaluations that are not finished.
 
     Raises:
-        EvaluationError: nothing is finished, or matplotlib is missing.
+        EvaluationError: nothing is finished.
     """
     parts = [f"# {title}"]
     missing: dict[str, None] = {}
@@ -119,7 +119,7 @@ def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[
         for row in rows:
             missing |= dict.fromkeys(row.missing)
         runs: list[Any] = [row.run for row in rows if row.run is not None]
-        parts += [f"## {factor.name}", markdown_table(*factor_table(rows))]
+        parts += [f"## {factor.name}", markdown_table(factor_table(rows))]
         if not runs:
             continue
         anything = True

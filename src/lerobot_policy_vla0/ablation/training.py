@@ -23,7 +23,8 @@ from typing import Any
 
 from lerobot_policy_vla0.ablation.plan import Training
 from lerobot_policy_vla0.errors import EvaluationError
-from lerobot_policy_vla0.evaluation.folder import write_json
+from lerobot_policy_vla0.evaluation.shards import last_lines
+from lerobot_policy_vla0.writing import write_json
 
 _MODEL = "pretrained_model"
 _COMMAND = (sys.executable, "-m", "lerobot.scripts.lerobot_train")
@@ -134,7 +135,7 @@ def _call(arguments: list[str], log: Path, variables: dict[str, str], stop: Even
     if stop.is_set():
         raise EvaluationError(f"{log.stem} was stopped; its checkpoints stay")
     if status:
-        lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+        said = " / ".join(last_lines(log, 3))
         raise EvaluationError(
-            f"lerobot-train ended with status {status}; log: {log}, which ends with: {' / '.join(lines[-3:])}"
+            f"lerobot-train ended with status {status}; log: {log}, which ends with: {said}"
         )

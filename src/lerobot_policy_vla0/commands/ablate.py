@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lerobot_policy_vla0.ablation.report import write_ablation_report
     from lerobot_policy_vla0.ablation.sweep import sweep, training_folder
     from lerobot_policy_vla0.ablation.training import finished_policy
-    from lerobot_policy_vla0.evaluation.plots import check_matplotlib
 
     plan = read_plan(arguments.plan, arguments.only)
     out = arguments.out or Path("outputs/ablations") / arguments.plan.stem
@@ -56,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
             for evaluation in plan.evaluations(seed):
                 print(f"eval  {evaluation.name} with {evaluation.training.name}")
         return 0
-    check_matplotlib()  # now, not after hours
     failed: list[str] = []
     if not arguments.report_only:
         try:

@@ -45,13 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read the runs, print the report, and write it if asked to."""
-    from lerobot_policy_vla0.evaluation.plots import check_matplotlib
     from lerobot_policy_vla0.evaluation.report import build_report, write_report
     from lerobot_policy_vla0.evaluation.report_text import as_markdown
     from lerobot_policy_vla0.evaluation.runs import parse_run_arguments, read_run
 
-    if arguments.out is not None:
-        check_matplotlib()
     folders = parse_run_arguments(arguments.runs)
     runs = [read_run(name, paths, arguments.first_seed) for name, paths in folders.items()]
     pairs = [(first, second) for first, second in arguments.compare or ()]

@@ -20,7 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = _EXAMPLES
     parser.add_argument("source", metavar="SOURCE", help="a folder, or a repo id on the Hugging Face Hub")
-    parser.add_argument("--out", metavar="DIR", required=True, help="policy folder to make; must not exist")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="policy folder to make; must be empty or new"
+    )
     parser.add_argument("--revision", help="Hub revision: a branch, tag or commit")
     parser.add_argument("--subfolder", metavar="NAME", help="model folder in SOURCE, if it has several")
     parser.add_argument(

@@ -49,11 +49,12 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         Vla0Error: see `lerobot_policy_vla0.inspection.dataset.inspect`.
     """
-    from lerobot_policy_vla0 import pages
-    from lerobot_policy_vla0.inspection import dataset, dataset_report, sources
+    from lerobot_policy_vla0 import sources
+    from lerobot_policy_vla0.inspection import dataset, dataset_report
+    from lerobot_policy_vla0.writing import refuse_existing
 
     if arguments.out is not None:
-        pages.empty_folder(arguments.out)  # before the work, not after it
+        refuse_existing(arguments.out)  # before the work, not after it
     inspection = dataset.inspect(
         dataset_source(arguments),
         sources.policy_config(arguments.policy_path, policy_overrides(arguments)),

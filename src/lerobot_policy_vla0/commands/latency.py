@@ -7,27 +7,27 @@ import dataclasses
 import json
 from typing import Any
 
-from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
-from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.commands.shared import (
+    add_dataset_options,
+    add_policy_options,
+    dataset_source,
+    policy_overrides,
+)
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.latency import PLANNERS, Loop, QueryTime, refuse
 from lerobot_policy_vla0.latency_report import as_json, as_table, make_lines
 
-_OVERRIDE = "policy_"
 _DEFAULTS = {item.name: item.default for item in dataclasses.fields(Loop)}
 _REPEATS = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vla0 latency``; those of LeRobot's commands have LeRobot's names."""
-    parser.add_argument(
-        "--policy.path",
-        dest="path",
-        metavar="CHECKPOINT",
-        help="folder or Hub repo; --policy.NAME=VALUE changes its options",
+    parser.epilog = (
+        "Without a dataset frames are made up: drafts fit them badly, and the time is an upper bound."
     )
-    parser.add_argument("--dataset.repo_id", dest="repo_id", help="measure on this dataset's frames")
-    parser.add_argument("--dataset.root", dest="root", help="its folder (default: made-up frames, slower)")
+    add_policy_options(parser, path_required=False)
+    add_dataset_options(parser, required=False)
     parser.add_argument("--fps", type=float, default=30.0, help="control steps per second (default 30)")
     parser.add_argument(
         "--mode",
@@ -66,13 +66,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="async: an observation's way to the server and back (default 0)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    for config, prefix in ((VLA0Config, ""), (TinyVLMConfig, "tiny.")):
-        for item in dataclasses.fields(config):
-            parser.add_argument(
-                f"--policy.{prefix}{item.name}",
-                dest=f"{_OVERRIDE}{prefix}{item.name}",
-                help=argparse.SUPPRESS,
-            )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -82,23 +75,20 @@ def run(arguments: argparse.Namespace) -> None:
         ConfigError: for contradicting arguments, or if the modes asked for are refused.
         CheckpointError: if the checkpoint does not load.
     """
-    overrides = [
-        f"--{name.removeprefix(_OVERRIDE)}={value}"
-        for name, value in vars(arguments).items()
-        if name.startswith(_OVERRIDE) and value is not None
-    ]
+    overrides = policy_overrides(arguments)
     _check(arguments, overrides)
     measurement: Any = None
-    if arguments.path is not None:
-        from lerobot_policy_vla0.latency_probe import measure, open_dataset, read_policy_config
+    if arguments.policy_path is not None:
+        from lerobot_policy_vla0.latency_probe import measure
+        from lerobot_policy_vla0.sources import policy_config
 
-        config = read_policy_config(arguments.path, overrides)
+        config = policy_config(arguments.policy_path, overrides)
         chunk, steps = config.chunk_size, config.n_action_steps
         if arguments.latency_ms is None:
             repeats = _REPEATS if arguments.repeats is None else arguments.repeats
             recorded = arguments.repo_id is not None or arguments.root is not None
-            dataset = open_dataset(arguments.repo_id, arguments.root) if recorded else None
-            measurement = measure(arguments.path, config, repeats=repeats, dataset=dataset)
+            dataset = dataset_source(arguments).open() if recorded else None
+            measurement = measure(arguments.policy_path, config, repeats=repeats, dataset=dataset)
     else:
         chunk = arguments.chunk_size
         steps = chunk if arguments.n_action_steps is None else arguments.n_action_steps
@@ -133,9 +123,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Refuse arguments that would do nothing."""
-    if arguments.path is None and arguments.latency_ms is None:
+    if arguments.policy_path is None and arguments.latency_ms is None:
         raise ConfigError("give --policy.path=CHECKPOINT to measure, or --latency-ms to plan without.")
-    if arguments.path is None and arguments.chunk_size is None:
+    if arguments.policy_path is None and arguments.chunk_size is None:
         raise ConfigError(
             f"--latency-ms={arguments.latency_ms:g} says nothing without a chunk: add --chunk-size or --policy.path."
         )
@@ -153,14 +143,17 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> None:
         ("repeats", arguments.repeats),
         ("dataset.repo_id", arguments.repo_id),
         ("dataset.root", arguments.root),
+        ("dataset.revision", arguments.revision),
     ):
         if value is not None and arguments.latency_ms is not None:
             raise ConfigError(f"--{name}={value} has no effect with --latency-ms: nothing is measured.")
+    if arguments.revision is not None and arguments.repo_id is None:
+        raise ConfigError(f"--dataset.revision={arguments.revision} has no effect without --dataset.repo_id.")
     for name in ("chunk_size", "n_action_steps"):
-        if arguments.path is not None and getattr(arguments, name) is not None:
+        if arguments.policy_path is not None and getattr(arguments, name) is not None:
             raise ConfigError(
                 f"--{name.replace('_', '-')}={getattr(arguments, name)} has no effect with --policy.path: the "
                 "checkpoint says it. Change what can be changed with --policy.n_action_steps."
             )
-    if arguments.path is None and overrides:
+    if arguments.policy_path is None and overrides:
         raise ConfigError(f"{' '.join('--policy.' + o[2:] for o in overrides)} needs --policy.path.")

@@ -11,7 +11,7 @@ from lerobot_policy_vla0.publishing import merge_adapter
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vla0 merge``."""
     parser.add_argument("source", help="checkpoint folder or Hub repo with an adapter")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; must be empty or new")
     parser.add_argument(
         "--save-dtype",
         choices=("float32", "bfloat16"),

@@ -72,12 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         Vla0Error: see `lerobot_policy_vla0.inspection`.
     """
-    from lerobot_policy_vla0 import pages
-    from lerobot_policy_vla0.inspection import open_loop, open_loop_report, sources
+    from lerobot_policy_vla0 import sources
+    from lerobot_policy_vla0.inspection import open_loop, open_loop_report
+    from lerobot_policy_vla0.writing import refuse_existing
 
     source = dataset_source(arguments)
     if arguments.out is not None:
-        pages.empty_folder(arguments.out)  # before the work, not after it
+        refuse_existing(arguments.out)  # before the work, not after it
     meta = source.metadata()
     chosen = (
         None

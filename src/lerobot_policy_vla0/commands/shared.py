@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.inspection.sources import DatasetSource
+from lerobot_policy_vla0.errors import DatasetError
+from lerobot_policy_vla0.sources import DatasetSource
 
 
-def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+def add_dataset_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--dataset.repo_id``, ``--dataset.root`` and ``--dataset.revision``."""
     parser.add_argument(
         "--dataset.repo_id",
         dest="repo_id",
-        required=True,
+        required=required,
         metavar="NAME",
         help="Hub repo, or any name for a local folder",
     )
@@ -26,8 +28,18 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def dataset_source(arguments: argparse.Namespace) -> DatasetSource:
-    """Return the dataset that was asked for."""
-    return DatasetSource(arguments.repo_id, arguments.root, arguments.revision)
+    """Return the dataset that was asked for; one that is only a folder is named after it.
+
+    Raises:
+        DatasetError: if there is only a folder, and it does not exist: LeRobot would make it.
+    """
+    name = arguments.repo_id
+    if name is None:
+        folder = Path(arguments.root)
+        if not folder.is_dir():
+            raise DatasetError(f"--dataset.root={folder} is no folder: give that of a recording.")
+        name = folder.name
+    return DatasetSource(name, arguments.root, arguments.revision)
 
 
 def add_policy_options(parser: argparse.ArgumentParser, *, path_required: bool) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +27,7 @@ from typing import Any
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.evaluation.eval_info import FILE_NAME, EvalInfo, TaskResult, read_eval_info
 from lerobot_policy_vla0.evaluation.plan import Shard
+from lerobot_policy_vla0.writing import write_json
 
 MANIFEST = "evaluation.json"
 LOCK = "lock"
@@ -305,13 +305,3 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -17,6 +17,7 @@ from lerobot_policy_vla0.evaluation.compare import Comparison, Line, Rate, compa
 from lerobot_policy_vla0.evaluation.report_text import as_markdown
 from lerobot_policy_vla0.evaluation.runs import Run, Skipped
 from lerobot_policy_vla0.evaluation.statistics import LEVEL, POWER
+from lerobot_policy_vla0.writing import write_json, write_text
 
 _WRITTEN_BY = "vla0 eval-report"
 _FILES = ("report.md", "report.json", "index.html")
@@ -139,8 +140,7 @@ def write_report(report: Report, out: Path) -> Path:
     A report that is there already is replaced: it can be made again from the same runs.
 
     Raises:
-        EvaluationError: the folder holds files of these names that this command did not write, or matplotlib is
-            missing.
+        EvaluationError: the folder holds files of these names that this command did not write.
     """
     from lerobot_policy_vla0.evaluation.report_html import as_html
 
@@ -151,9 +151,9 @@ def write_report(report: Report, out: Path) -> Path:
         )
     page = as_html(report, out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(as_json(report), indent=1) + "\n")
-    (out / "report.md").write_text(as_markdown(report, plots=True))
-    (out / "index.html").write_text(page)
+    write_json(out / "report.json", as_json(report))
+    write_text(out / "report.md", as_markdown(report, plots=True))
+    write_text(out / "index.html", page)
     return out / "index.html"
 
 

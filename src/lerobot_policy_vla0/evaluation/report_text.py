@@ -6,14 +6,13 @@ Knows how numbers are worded; where they come from is `compare`'s, what a page l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from lerobot_policy_vla0.evaluation.compare import Comparison, Rate, task_name
 from lerobot_policy_vla0.evaluation.runs import Episode, Run
 from lerobot_policy_vla0.evaluation.statistics import LEVEL, POWER
-from lerobot_policy_vla0.evaluation.tables import clock, markdown_table, percent, percent_range
+from lerobot_policy_vla0.pages import Table, clock, markdown_table, percent, percent_range
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.evaluation.report import Report
@@ -30,12 +29,11 @@ TIME_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """Cells as text."""
-
-    header: list[str]
-    rows: list[list[str]]
+def lead(report: Report) -> str:
+    """Return what was evaluated, in a sentence."""
+    played = [f"{len(run.episodes)} episodes of {run.name}" for run in report.runs]
+    tasks = len({episode.task for run in report.runs for episode in run.episodes})
+    return f"{', '.join(played)}; {tasks} task{'s' * (tasks != 1)}."
 
 
 def success_table(report: Report) -> Table:
@@ -68,15 +66,11 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     rows = [
         [
             *(c.scope, str(c.n), str(c.both), str(c.only_first), str(c.only_second), str(c.neither)),
-            *(f"{100 * c.difference:+.1f} %", _signed_range(c.interval), f"{c.p_value:.3g}"),
+            *(percent(c.difference, signed=True), percent_range(c.interval, signed=True), f"{c.p_value:.3g}"),
         ]
         for c in comparisons
     ]
     return Table(header, rows)
-
-
-def _signed_range(limits: tuple[float, float]) -> str:
-    return f"{100 * limits[0]:+.1f} to {100 * limits[1]:+.1f} %"
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -107,7 +101,8 @@ def comparison_text(comparison: Comparison) -> str:
 
 def skipped_table(report: Report) -> Table:
     """Return what was left out, and why."""
-    return Table(["policy", "left out", "why"], [[s.policy, str(s.path), s.reason] for s in report.skipped])
+    rows = [[s.policy, str(s.path), s.reason] for s in report.skipped]
+    return Table(["policy", "left out", "why"], rows, text=(1, 2))
 
 
 def decoded_lines(report: Report) -> list[str]:
@@ -151,7 +146,7 @@ def time_table(report: Report) -> Table:
     ]
     rows = []
     for run in report.runs:
-        cells = [run.name, clock_precise(run.seconds / len(run.episodes))]
+        cells = [run.name, clock(run.seconds / len(run.episodes), 1)]
         latency = run.query_times()
         if latency is None:
             cells += ["not recorded"] * 4
@@ -160,11 +155,6 @@ def time_table(report: Report) -> Table:
             cells += [str(latency["queries"]), f"{latency['median']:.1f}", f"{latency['p95']:.1f}", per_step]
         rows.append(cells)
     return Table(header, rows)
-
-
-def clock_precise(seconds: float) -> str:
-    """Return a duration, with a decimal below a minute."""
-    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
 def episodes_by_task(run: Run) -> list[tuple[tuple[str, int], list[Episode]]]:
@@ -202,7 +192,7 @@ def episode_table(report: Report) -> Table:
         for run in report.runs
         for task, episodes in episodes_by_task(run)
     ]
-    return Table(["policy", "task", "seeds", "outcomes"], rows)
+    return Table(["policy", "task", "seeds", "outcomes"], rows, text=(1, 2, 3))
 
 
 def as_markdown(report: Report, *, plots: bool = False) -> str:
@@ -212,18 +202,18 @@ def as_markdown(report: Report, *, plots: bool = False) -> str:
         report: what to say.
         plots: refer to the pictures in the page beside it.
     """
-    parts = ["# Evaluation", *warning_lines(report)]
+    parts = ["# Evaluation", lead(report), *warning_lines(report)]
     if report.skipped:
-        parts.append(_markdown(skipped_table(report)))
-    parts += ["## Success", _markdown(success_table(report)), SUCCESS_NOTE]
+        parts.append(markdown_table(skipped_table(report)))
+    parts += ["## Success", markdown_table(success_table(report)), SUCCESS_NOTE]
     for comparisons in report.comparisons:
         parts.append(f"## {comparisons[0].first} against {comparisons[0].second}")
-        parts += [_markdown(comparison_table(comparisons)), *map(comparison_lines, comparisons)]
+        parts += [markdown_table(comparison_table(comparisons)), *map(comparison_lines, comparisons)]
     parts += ["## What was decoded", "\n".join(f"- {line}" for line in decoded_lines(report))]
-    parts += ["## Time", _markdown(time_table(report)), TIME_NOTE]
+    parts += ["## Time", markdown_table(time_table(report)), TIME_NOTE]
     parts += [
         "## Episodes",
-        _markdown(episode_table(report)),
+        markdown_table(episode_table(report)),
         "`+` solved, `-` not, in the order of the seeds.",
     ]
     if plots:
@@ -244,7 +234,3 @@ def warning_lines(report: Report) -> list[str]:
     return [
         f"**{count} evaluation{'s were' if count > 1 else ' was'} left out; the numbers below do not include them.**"
     ]
-
-
-def _markdown(table: Table) -> str:
-    return markdown_table(table.header, table.rows)

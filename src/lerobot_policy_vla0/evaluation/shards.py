@@ -29,10 +29,10 @@ from lerobot_policy_vla0.evaluation.folder import (
     check_usable,
     merge,
     open_evaluation,
-    write_json,
 )
 from lerobot_policy_vla0.evaluation.plan import Shard, parse_arguments, plan_shards
-from lerobot_policy_vla0.evaluation.tables import clock
+from lerobot_policy_vla0.pages import clock
+from lerobot_policy_vla0.writing import write_json
 
 #: Command of a worker; see `worker`.
 WORKER = (sys.executable, "-m", "lerobot_policy_vla0.evaluation.worker")
@@ -197,7 +197,8 @@ def _run_all(
                     waiting.appendleft(worker.shard)
                     continue
                 failed.append(name)
-                say(f"{done} {name}: FAILED: {why}\n{_tail(worker.log)}")
+                said = [f"    {line}" for line in last_lines(worker.log, _TAIL)]
+                say("\n".join([f"{done} {name}: FAILED: {why}", *(said or ["    (the log is empty)"])]))
     finally:
         for worker in workers:
             _clean_up(worker)
@@ -273,9 +274,7 @@ def _ending(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}"
 
 
-def _tail(log: Path) -> str:
-    """Return the last lines of a log; progress bars put carriage returns between theirs."""
-    lines = [
-        line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()
-    ]
-    return "\n".join(f"    {line}" for line in lines[-_TAIL:]) or "    (the log is empty)"
+def last_lines(log: Path, count: int) -> list[str]:
+    """Return the last lines of a log that are not blank; progress bars put carriage returns between theirs."""
+    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip()][-count:]

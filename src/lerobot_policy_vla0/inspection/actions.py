@@ -21,7 +21,7 @@ from torch import Tensor
 from lerobot_policy_vla0.codec import ActionCodec, ActionTokens, quantise
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import ActionError, DatasetError, StatsError
-from lerobot_policy_vla0.inspection.sources import DatasetSource
+from lerobot_policy_vla0.sources import DatasetSource
 
 #: Chunks written out to count tokens, evenly spread over the dataset.
 MAX_CHUNKS = 20_000

@@ -30,13 +30,13 @@ from lerobot_policy_vla0.inspection.actions import (
     tidy,
 )
 from lerobot_policy_vla0.inspection.cost import BackboneFacts, backbone_facts, memory_table, training_flops
-from lerobot_policy_vla0.inspection.sources import (
+from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
+from lerobot_policy_vla0.sources import (
     DatasetSource,
     action_names,
     episode_tasks,
     fill_features,
 )
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
 
 #: Numbers of bins that are compared; the policy's own is added.
 BINS = (100, 250, 1000, 4000)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torchvision.io import encode_png
 
-from lerobot_policy_vla0 import pages
+from lerobot_policy_vla0 import pages, plotting
 from lerobot_policy_vla0.inspection.dataset import Inspection, Picture
-from lerobot_policy_vla0.pages import COLORS, GREY, number, percent
-
-Table = tuple[list[str], list[list[str]]]
+from lerobot_policy_vla0.pages import Table, html_table, number, share_text
+from lerobot_policy_vla0.plotting import BLUE, GREY, ORANGE
+from lerobot_policy_vla0.writing import new_folder, write_json
 
 
 def terminal(numbers: dict[str, Any]) -> str:
@@ -29,10 +31,9 @@ def write(inspection: Inspection, folder: Path) -> Path:
     ``model_input*.png`` are the very pixels that the model gets, ``camera_*.png`` each camera's part of them.
 
     Raises:
-        ConfigError: if the folder is not empty.
+        OutputError: if the folder is not empty, or cannot be written.
     """
     numbers = inspection.numbers
-    pages.empty_folder(folder)
     exact: dict[str, Tensor] = {
         f"model_input{'' if len(inspection.model_input) == 1 else f'_{place + 1}'}.png": image
         for place, image in enumerate(inspection.model_input)
@@ -42,20 +43,12 @@ def write(inspection: Inspection, folder: Path) -> Path:
         for p in inspection.pictures
     }
     pictures = {name: bytes(encode_png(image).numpy()) for name, image in exact.items()}
-    with pages.drawing() as plt:
-        pictures["crops.png"] = pages.figure_png(_draw_crops(plt, inspection.pictures))
-        pictures["actions.png"] = pages.figure_png(_draw_actions(plt, inspection))
-    for name, png in pictures.items():
-        (folder / name).write_bytes(png)
-    (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    pictures["crops.png"] = _draw_crops(inspection.pictures)
+    pictures["actions.png"] = _draw_actions(inspection)
     markdown = _document(numbers, pages.markdown_table, heading=lambda text: f"## {text}")
     shown = "\n\n".join(
         f"![{name}]({name})" for name in ("crops.png", *list(exact)[: len(inspection.model_input)])
     )
-    (folder / "report.md").write_text(f"# {numbers['dataset']}\n\n{markdown}\n\n## Pictures\n\n{shown}\n")
-
-    def table(content: Table, text: tuple[int, ...] = ()) -> str:
-        return pages.html_table(*content, text)
 
     inputs = "".join(
         pages.html_image(pictures[name], f"What the model sees, pixel for pixel: {_size(exact[name])}.")
@@ -67,22 +60,29 @@ def write(inspection: Inspection, folder: Path) -> Path:
             "Worth a second look",
             pages.html_list(findings, warnings=True) if findings else pages.html_text(_NOTHING),
         ),
-        ("Actions", table(_action_table(numbers)) + pages.html_image(pictures["actions.png"], _ACTIONS)),
+        ("Actions", html_table(_action_table(numbers)) + pages.html_image(pictures["actions.png"], _ACTIONS)),
         (
             "Actions as numbers",
-            table(_bins_table(numbers)) + table(_step_table(numbers)) + pages.html_text(_BINS_NOTE),
+            html_table(_bins_table(numbers)) + html_table(_step_table(numbers)) + pages.html_text(_BINS_NOTE),
         ),
         (
             "Pictures",
-            table(_camera_table(numbers)) + pages.html_image(pictures["crops.png"], _CROPS) + inputs,
+            html_table(_camera_table(numbers)) + pages.html_image(pictures["crops.png"], _CROPS) + inputs,
         ),
         ("Prompt and answer", pages.html_list(_prompt_lines(numbers))),
-        ("Tasks", table(_task_table(numbers))),
-        ("Training, computed", _html_estimates(numbers, table)),
+        ("Tasks", html_table(_task_table(numbers))),
+        ("Training, computed", _html_estimates(numbers)),
     ]
-    page = folder / "index.html"
-    page.write_text(pages.page(f"VLA-0 on {numbers['dataset']}", _lead(numbers), sections))
-    return page
+    with new_folder(folder) as partial:
+        write_json(partial / "report.json", numbers)
+        for name, png in pictures.items():
+            (partial / name).write_bytes(png)
+        (partial / "report.md").write_text(
+            f"# {numbers['dataset']}\n\n{markdown}\n\n## Pictures\n\n{shown}\n"
+        )
+        page = pages.page(f"VLA-0 on {numbers['dataset']}", _lead(numbers), sections)
+        (partial / "index.html").write_text(page)
+    return folder / "index.html"
 
 
 _NOTHING = "Nothing: no constant or outlier-dominated action, no squeezed picture."
@@ -100,21 +100,21 @@ _BINS_NOTE = (
 )
 
 
-def _document(numbers: dict[str, Any], table: Any, heading: Any) -> str:
+def _document(numbers: dict[str, Any], table: Callable[[Table], str], heading: Callable[[str], str]) -> str:
     findings = [f"- {line}" for line in numbers["findings"]] or [_NOTHING]
     parts = [
         _lead(numbers),
         heading("Actions"),
-        table(*_action_table(numbers)),
+        table(_action_table(numbers)),
         heading("Actions as numbers"),
-        table(*_bins_table(numbers)),
-        table(*_step_table(numbers)),
+        table(_bins_table(numbers)),
+        table(_step_table(numbers)),
         heading("Pictures"),
-        table(*_camera_table(numbers)),
+        table(_camera_table(numbers)),
         heading("Prompt and answer"),
         "\n".join(f"- {line}" for line in _prompt_lines(numbers)),
         heading("Tasks"),
-        table(*_task_table(numbers)),
+        table(_task_table(numbers)),
         heading("Training, computed"),
         *_estimate_parts(numbers, table),
         heading("Worth a second look"),
@@ -128,8 +128,8 @@ def _lead(numbers: dict[str, Any]) -> str:
     return (
         f"{numbers['episodes']} episodes, {numbers['frames']} frames at {numbers['fps']} per second; episodes of "
         f"{length['min']} to {length['max']} frames (median {length['median']:g}). A chunk of {numbers['chunk_size']} "
-        f"steps is {number(numbers['chunk_seconds'])} s; {percent(numbers['padded_share'])} of all steps lie past an "
-        "episode's end."
+        f"steps is {number(numbers['chunk_seconds'])} s; {share_text(numbers['padded_share'])} of all steps lie past "
+        "an episode's end."
     )
 
 
@@ -153,14 +153,14 @@ def _action_table(numbers: dict[str, Any]) -> Table:
         [
             f"{place} {row['name']}" if row["name"] != str(place) else row["name"],
             *(number(row[key]) for key in ("min", "q01", "median", "q99", "max")),
-            f"{percent(row['middle_98_share_of_range'])} of range",
+            f"{share_text(row['middle_98_share_of_range'])} of range",
             f"{number(row['normalised_from'])} to {number(row['normalised_to'])}",
-            percent(row["outside_range"]),
+            share_text(row["outside_range"]),
             str(row["distinct_values"]),
         ]
         for place, row in enumerate(numbers["actions"])
     ]
-    return header, rows
+    return Table(header, rows)
 
 
 def _bins_table(numbers: dict[str, Any]) -> Table:
@@ -175,10 +175,10 @@ def _bins_table(numbers: dict[str, Any]) -> Table:
                 str(row["tokens_max"]),
                 str(row["tokens_longest_possible"]),
                 number(max(row["max_error"])),
-                percent(float(np.mean(vanishing))) if vanishing else "no changes",
+                share_text(float(np.mean(vanishing))) if vanishing else "no changes",
             ]
         )
-    return header, rows
+    return Table(header, rows)
 
 
 def _step_table(numbers: dict[str, Any]) -> Table:
@@ -193,7 +193,7 @@ def _step_table(numbers: dict[str, Any]) -> Table:
         ]
         for place, described in enumerate(numbers["actions"])
     ]
-    return ["one step (mean error)", *(f"{_own(row, numbers)}" for row in written), "levels used"], rows
+    return Table(["one step (mean error)", *(_own(row, numbers) for row in written), "levels used"], rows)
 
 
 def _own(row: dict[str, Any], numbers: dict[str, Any]) -> str:
@@ -212,11 +212,12 @@ def _camera_table(numbers: dict[str, Any]) -> Table:
         for camera in numbers["cameras"]
     ]
     rows += [[key, "not read", "", "", ""] for key in numbers["ignored_cameras"]]
-    return ["camera (width x height)", "recorded", "crop box", "seen", "resized to"], rows
+    return Table(["camera (width x height)", "recorded", "crop box", "seen", "resized to"], rows)
 
 
 def _task_table(numbers: dict[str, Any]) -> Table:
-    return ["task", "episodes"], [[task or "(empty)", str(count)] for task, count in numbers["tasks"].items()]
+    rows = [[task or "(empty)", str(count)] for task, count in numbers["tasks"].items()]
+    return Table(["task", "episodes"], rows)
 
 
 def _prompt_lines(numbers: dict[str, Any]) -> list[str]:
@@ -240,18 +241,18 @@ def _prompt_lines(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _estimate_parts(numbers: dict[str, Any], table: Any) -> list[str]:
+def _estimate_parts(numbers: dict[str, Any], table: Callable[[Table], str]) -> list[str]:
     estimates = numbers["estimates"]
     if "not_computed" in estimates:
         return [f"Not computed: {estimates['not_computed']}."]
-    return [_estimate_text(estimates), table(*_memory_table(estimates))]
+    return [_estimate_text(estimates), table(_memory_table(estimates))]
 
 
-def _html_estimates(numbers: dict[str, Any], table: Any) -> str:
+def _html_estimates(numbers: dict[str, Any]) -> str:
     estimates = numbers["estimates"]
     if "not_computed" in estimates:
         return pages.html_text(f"Not computed: {estimates['not_computed']}.")
-    return pages.html_text(_estimate_text(estimates)) + str(table(_memory_table(estimates)))
+    return pages.html_text(_estimate_text(estimates)) + html_table(_memory_table(estimates))
 
 
 def _estimate_text(estimates: dict[str, Any]) -> str:
@@ -281,7 +282,7 @@ def _memory_table(estimates: dict[str, Any]) -> Table:
     memory = estimates["memory_gb_with_gradient_checkpointing"]
     parts = list(next(iter(memory.values())))
     rows = [[way, *(number(row[part]) for part in parts)] for way, row in memory.items()]
-    return ["way of training", *(part.replace("_", " ") for part in parts)], rows
+    return Table(["way of training", *(part.replace("_", " ") for part in parts)], rows)
 
 
 # ---------------------------------------------------------------------- pictures
@@ -291,60 +292,58 @@ def _size(image: Tensor) -> str:
     return f"{image.shape[2]}x{image.shape[1]}"
 
 
-def _draw_crops(plt: Any, pictures: list[Picture]) -> Any:
+def _draw_crops(pictures: list[Picture]) -> bytes:
     """Draw each camera's frame with its crops, beside what is left of it."""
-    figure, axes = plt.subplots(
-        len(pictures), 2, figsize=(9, 3.4 * len(pictures)), squeeze=False, layout="constrained"
-    )
-    for (left, right), picture in zip(axes, pictures, strict=True):
-        original = picture.original.permute(1, 2, 0).numpy()
-        top, first, height, width = picture.window
-        dimmed = (original * 0.45 + 255 * 0.3).astype(np.uint8)
-        inside = np.s_[top : top + height, first : first + width]
-        dimmed[inside] = original[inside]
-        left.imshow(dimmed)
-        for (y, x, h, w), color in ((picture.box, COLORS[1]), (picture.window, COLORS[0])):
-            left.add_patch(
-                plt.Rectangle((x - 0.5, y - 0.5), w, h, fill=False, ec=color, lw=1.8, clip_on=False)
-            )
-        left.set_title(f"{picture.key}, {_size(picture.original)}")
-        right.imshow(picture.seen.permute(1, 2, 0).numpy(), interpolation="nearest")
-        right.set_title(f"resized to {_size(picture.seen)}")
-        for axis in (left, right):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-    return figure
+    with plotting.new_figure(9, 3.4 * len(pictures)) as figure:
+        axes: Any = figure.subplots(len(pictures), 2, squeeze=False)
+        for (left, right), picture in zip(axes, pictures, strict=True):
+            original = picture.original.permute(1, 2, 0).numpy()
+            top, first, height, width = picture.window
+            dimmed = (original * 0.45 + 255 * 0.3).astype(np.uint8)
+            inside = np.s_[top : top + height, first : first + width]
+            dimmed[inside] = original[inside]
+            left.imshow(dimmed)
+            for (y, x, h, w), color in ((picture.box, ORANGE), (picture.window, BLUE)):
+                left.add_patch(
+                    Rectangle((x - 0.5, y - 0.5), w, h, fill=False, ec=color, lw=1.8, clip_on=False)
+                )
+            left.set_title(f"{picture.key}, {_size(picture.original)}")
+            right.imshow(picture.seen.permute(1, 2, 0).numpy(), interpolation="nearest")
+            right.set_title(f"resized to {_size(picture.seen)}")
+            for axis in (left, right):
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.spines[:].set_visible(False)
+        return plotting.png(figure)
 
 
-def _draw_actions(plt: Any, inspection: Inspection) -> Any:
+def _draw_actions(inspection: Inspection) -> bytes:
     """Draw a histogram per dimension with the range the bins cover."""
     rows = inspection.numbers["actions"]
     columns = min(4, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(9, 0.3 + 1.75 * lines), squeeze=False, layout="constrained"
-    )
-    for place, axis in enumerate(axes.flat):
-        if place >= len(rows):
-            axis.set_visible(False)
-            continue
-        row = rows[place]
-        values = inspection.actions[:, place]
-        low, high = row["normalised_from"], row["normalised_to"]
-        if row["min"] == row["max"]:
-            axis.bar([row["min"]], [1], width=0.05, color=GREY)
-            axis.set(xlim=(row["min"] - 1, row["min"] + 1), ylim=(0.005, 1.3))
-            axis.set_title(f"{row['name']}    never changes")
-        else:
-            axis.axvspan(low, high, color=COLORS[0], alpha=0.10, lw=0)
-            axis.hist(values, bins=60, color=COLORS[0], weights=np.full(len(values), 1 / len(values)))
-            for limit in (row["q01"], row["q99"]):
-                axis.axvline(limit, color=COLORS[1], lw=1.1, ls=":")
-            axis.set_ylim(min(0.5 / len(values), 0.005), 1.3)
-            axis.set_title(row["name"])
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axis.yaxis.set_minor_formatter(plt.NullFormatter())
-        axis.tick_params(labelsize=7.5)
-    return figure
+    with plotting.new_figure(9, 0.3 + 1.75 * lines) as figure:
+        axes: Any = figure.subplots(lines, columns, squeeze=False)
+        for place, axis in enumerate(axes.flat):
+            if place >= len(rows):
+                axis.set_visible(False)
+                continue
+            row = rows[place]
+            values = inspection.actions[:, place]
+            low, high = row["normalised_from"], row["normalised_to"]
+            if row["min"] == row["max"]:
+                axis.bar([row["min"]], [1], width=0.05, color=GREY)
+                axis.set(xlim=(row["min"] - 1, row["min"] + 1), ylim=(0.005, 1.3))
+                axis.set_title(f"{row['name']}    never changes")
+            else:
+                axis.axvspan(low, high, color=BLUE, alpha=0.10, lw=0)
+                axis.hist(values, bins=60, color=BLUE, weights=np.full(len(values), 1 / len(values)))
+                for limit in (row["q01"], row["q99"]):
+                    axis.axvline(limit, color=ORANGE, lw=1.1, ls=":")
+                axis.set_ylim(min(0.5 / len(values), 0.005), 1.3)
+                axis.set_title(row["name"])
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.tick_params(labelsize=7.5)
+        return plotting.png(figure)

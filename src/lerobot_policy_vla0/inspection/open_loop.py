@@ -21,7 +21,7 @@ from lerobot_policy_vla0.batches import ACTION_IS_PAD
 from lerobot_policy_vla0.codec import ActionCodec, quantise
 from lerobot_policy_vla0.decoding.distribution import central_band
 from lerobot_policy_vla0.errors import ActionError, ConfigError
-from lerobot_policy_vla0.inspection.sources import DatasetSource, TrainedPolicy, action_names, episode_tasks
+from lerobot_policy_vla0.sources import DatasetSource, TrainedPolicy, action_names, episode_tasks
 
 #: Shares of the model's probability that bands are computed for; `BAND` is the one that is drawn.
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0 import pages
+from lerobot_policy_vla0 import pages, plotting
 from lerobot_policy_vla0.inspection.open_loop import BAND, SHARES, EpisodeResult, OpenLoopResult
-from lerobot_policy_vla0.pages import COLORS, GREY, INK, number, percent
+from lerobot_policy_vla0.pages import Table, number, share_text
+from lerobot_policy_vla0.plotting import BLUE, COLORS, GREY, INK, ORANGE
+from lerobot_policy_vla0.writing import new_folder, write_json
 
 #: More episodes than this are not drawn: the worst ones are.
 MAX_PICTURES = 12
@@ -26,7 +27,7 @@ def terminal(numbers: dict[str, Any]) -> str:
         [
             _lead(numbers),
             "",
-            pages.text_table(*_dimension_table(numbers)),
+            pages.text_table(_dimension_table(numbers)),
             "",
             "error by step of the chunk, in bins: "
             + "  ".join(f"{i + 1}: {'-' if v is None else number(v)}" for i, v in enumerate(steps)),
@@ -38,22 +39,13 @@ def write(result: OpenLoopResult, numbers: dict[str, Any], folder: Path) -> Path
     """Write ``index.html`` (self-contained), ``report.json`` and the pictures; return the page.
 
     Raises:
-        ConfigError: if the folder is not empty.
+        OutputError: if the folder is not empty, or cannot be written.
     """
-    pages.empty_folder(folder)
-    (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    with pages.drawing() as plt:
-        pictures = {"horizon.png": pages.figure_png(_draw_horizon(plt, numbers))}
-        drawn = sorted(result.episodes, key=lambda e: -float(e.bin_error[e.valid].mean()))[:MAX_PICTURES]
-        for episode in drawn:
-            figure = _draw_episode(plt, result, episode)
-            pictures[f"episode_{episode.index:06d}.png"] = pages.figure_png(figure)
-            plt.close(figure)
-    for name, png in pictures.items():
-        (folder / name).write_bytes(png)
-
+    drawn = sorted(result.episodes, key=lambda e: -float(e.bin_error[e.valid].mean()))[:MAX_PICTURES]
+    pictures = {"horizon.png": _draw_horizon(numbers)}
+    pictures |= {f"episode_{e.index:06d}.png": _draw_episode(result, e) for e in drawn}
     sections = [
-        ("Error", pages.html_table(*_dimension_table(numbers)) + pages.html_text(*_explanations(numbers))),
+        ("Error", pages.html_table(_dimension_table(numbers)) + pages.html_text(*_explanations(numbers))),
         (
             "By step of the chunk, and how well the model knows what it does not know",
             pages.html_image(
@@ -62,7 +54,7 @@ def write(result: OpenLoopResult, numbers: dict[str, Any], folder: Path) -> Path
                 "over the probability the bands hold; on or above the diagonal is honest, below is overconfident.",
             ),
         ),
-        ("Episodes", pages.html_table(*_episode_table(numbers), text=(1, 2))),
+        ("Episodes", pages.html_table(_episode_table(numbers))),
     ]
     order = sorted(drawn, key=lambda e: e.index)
     shown = "".join(pages.html_image(pictures[f"episode_{e.index:06d}.png"], _caption(e)) for e in order)
@@ -80,9 +72,13 @@ def write(result: OpenLoopResult, numbers: dict[str, Any], folder: Path) -> Path
             + shown,
         )
     )
-    page = folder / "index.html"
-    page.write_text(pages.page(f"Open loop: {Path(result.policy).name}", _lead(numbers), sections))
-    return page
+    with new_folder(folder) as partial:
+        write_json(partial / "report.json", numbers)
+        for name, png in pictures.items():
+            (partial / name).write_bytes(png)
+        page = pages.page(f"Open loop: {Path(result.policy).name}", _lead(numbers), sections)
+        (partial / "index.html").write_text(page)
+    return folder / "index.html"
 
 
 # ---------------------------------------------------------------------- words and tables
@@ -105,7 +101,7 @@ _SEEN = {
 }
 
 
-def _dimension_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _dimension_table(numbers: dict[str, Any]) -> Table:
     """A row per dimension and one for their mean; what has units is not averaged but for the error."""
     columns: list[tuple[str, list[str], str]] = []
 
@@ -118,16 +114,16 @@ def _dimension_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]
     columns.append(("one bin", [number(v) for v in numbers["bin_in_units"]], ""))
     if numbers["mean_action_mae_by_dimension"] is not None:
         add("always the mean action", "mean_action_mae", number)
-    add("same bin", "same_bin", percent)
-    add(f"in the {BAND:.0%} band", "inside_band", percent)
+    add("same bin", "same_bin", share_text)
+    add(f"in the {BAND:.0%} band", "inside_band", share_text)
     add("band's width", "band_width", number, mean=False)
-    add("probability", "probability", percent)
+    add("probability", "probability", share_text)
     header = ["mean absolute error", *(name for name, _, _ in columns)]
     rows = [
         [name, *(values[place] for _, values, _ in columns)]
         for place, name in enumerate(numbers["dimensions"])
     ]
-    return header, [*rows, ["all", *(mean for _, _, mean in columns)]]
+    return Table(header, [*rows, ["all", *(mean for _, _, mean in columns)]])
 
 
 def _explanations(numbers: dict[str, Any]) -> list[str]:
@@ -141,7 +137,7 @@ def _explanations(numbers: dict[str, Any]) -> list[str]:
     clipped = numbers["outside_training_range_by_dimension"]
     if max(clipped) > 0:
         shares = [
-            f"{name} {percent(share)}"
+            f"{name} {share_text(share)}"
             for name, share in zip(numbers["dimensions"], clipped, strict=True)
             if share > 0
         ]
@@ -153,8 +149,8 @@ def _explanations(numbers: dict[str, Any]) -> list[str]:
     return out
 
 
-def _episode_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    return (
+def _episode_table(numbers: dict[str, Any]) -> Table:
+    return Table(
         ["episode", "task", "in training", "frames", "error, robot's units", "error, bins"],
         [
             [
@@ -167,6 +163,7 @@ def _episode_table(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]
             ]
             for e in numbers["episodes"]
         ],
+        text=(1, 2),
     )
 
 
@@ -178,58 +175,57 @@ def _caption(episode: EpisodeResult) -> str:
 # ---------------------------------------------------------------------- pictures
 
 
-def _draw_horizon(plt: Any, numbers: dict[str, Any]) -> Any:
+def _draw_horizon(numbers: dict[str, Any]) -> bytes:
     """Draw the error by step, and the share of values inside the model's bands."""
     by_step = np.array(
         [[np.nan if v is None else v for v in row] for row in numbers["mae_bins_by_step_and_dimension"]]
     )
     steps = np.arange(1, len(by_step) + 1)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3), width_ratios=(3, 2))
-    for place, name in enumerate(numbers["dimensions"]):
-        color = COLORS[place % len(COLORS)]
-        style = "-" if place < len(COLORS) else "--"
-        left.plot(steps, by_step[:, place], style, color=color, lw=1.3, marker="o", ms=3, label=name)
-    left.plot(steps, by_step.mean(1), color=INK, lw=2.4, label="mean")
-    left.set(xlabel="step of the chunk", ylabel="mean absolute error (bins)", ylim=(0, None))
-    left.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(ncols=2 if len(numbers["dimensions"]) > 4 else 1, fontsize=8)
-    left.set_title("error by step")
-    inside = np.array([numbers["inside_band_by_share"][str(share)] for share in SHARES])  # (S, D)
-    right.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
-    for place in range(inside.shape[1]):
-        right.plot(SHARES, inside[:, place], color=COLORS[place % len(COLORS)], lw=1.1, alpha=0.8)
-    right.plot(SHARES, inside.mean(1), color=INK, lw=2.4, marker="o", ms=4)
-    right.set(
-        xlabel="probability the band holds",
-        ylabel="demonstrated values inside",
-        xlim=(0.45, 1.01),
-        ylim=(0, 1.03),
-    )
-    right.set_title("calibration of the bands")
-    figure.tight_layout()
-    return figure
+    with plotting.new_figure(9, 3.3) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        for place, name in enumerate(numbers["dimensions"]):
+            color = COLORS[place % len(COLORS)]
+            style = "-" if place < len(COLORS) else "--"
+            left.plot(steps, by_step[:, place], style, color=color, lw=1.3, marker="o", ms=3, label=name)
+        left.plot(steps, by_step.mean(1), color=INK, lw=2.4, label="mean")
+        left.set(xlabel="step of the chunk", ylabel="mean absolute error (bins)", ylim=(0, None))
+        left.locator_params(axis="x", integer=True)
+        left.legend(ncols=2 if len(numbers["dimensions"]) > 4 else 1, fontsize=8)
+        left.set_title("error by step")
+        inside = np.array([numbers["inside_band_by_share"][str(share)] for share in SHARES])  # (S, D)
+        right.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+        for place in range(inside.shape[1]):
+            right.plot(SHARES, inside[:, place], color=COLORS[place % len(COLORS)], lw=1.1, alpha=0.8)
+        right.plot(SHARES, inside.mean(1), color=INK, lw=2.4, marker="o", ms=4)
+        right.set(
+            xlabel="probability the band holds",
+            ylabel="demonstrated values inside",
+            xlim=(0.45, 1.01),
+            ylim=(0, 1.03),
+        )
+        right.set_title("calibration of the bands")
+        return plotting.png(figure)
 
 
-def _draw_episode(plt: Any, result: OpenLoopResult, episode: EpisodeResult) -> Any:
+def _draw_episode(result: OpenLoopResult, episode: EpisodeResult) -> bytes:
     """Draw one panel per dimension over the episode."""
     dims = len(result.names)
     columns = 1 if dims == 1 else 2
     rows = math.ceil(dims / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(9, 0.55 + 1.75 * rows), sharex=True, squeeze=False, layout="constrained"
-    )
-    for place, axis in enumerate(axes.flat):
-        if place >= dims:
-            axis.set_visible(False)
-            continue
-        _draw_dimension(axis, result, episode, place)
-    for column in range(columns):
-        lowest = axes[(dims - 1 - column) // columns, column]
-        lowest.set_xlabel(f"frame ({result.fps} per second)")
-        lowest.tick_params(labelbottom=True)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
-    return figure
+    with plotting.new_figure(9, 0.55 + 1.75 * rows) as figure:
+        axes: Any = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        for place, axis in enumerate(axes.flat):
+            if place >= dims:
+                axis.set_visible(False)
+                continue
+            _draw_dimension(axis, result, episode, place)
+        for column in range(columns):
+            lowest = axes[(dims - 1 - column) // columns, column]
+            lowest.set_xlabel(f"frame ({result.fps} per second)")
+            lowest.tick_params(labelbottom=True)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+        return plotting.png(figure)
 
 
 def _draw_dimension(axis: Any, result: OpenLoopResult, episode: EpisodeResult, place: int) -> None:
@@ -241,7 +237,7 @@ def _draw_dimension(axis: Any, result: OpenLoopResult, episode: EpisodeResult, p
         frames,
         episode.low[:, 0, place],
         episode.high[:, 0, place],
-        color=COLORS[0],
+        color=BLUE,
         alpha=0.18,
         lw=0,
         label=f"{BAND:.0%} band",
@@ -253,13 +249,13 @@ def _draw_dimension(axis: Any, result: OpenLoopResult, episode: EpisodeResult, p
         axis.plot(
             frames[row] + np.arange(steps),
             episode.predicted[row, :steps, place],
-            color=COLORS[1],
+            color=ORANGE,
             lw=0.8,
             alpha=0.8,
             label="whole chunks" if row == 0 and chunk > 1 else None,
         )
     axis.plot(
-        frames, episode.predicted[:, 0, place], color=COLORS[0], lw=1.1, marker="o", ms=2.2, label="predicted"
+        frames, episode.predicted[:, 0, place], color=BLUE, lw=1.1, marker="o", ms=2.2, label="predicted"
     )
     axis.set_title(f"{result.names[place]}    mean error {number(float(error))}")
     axis.margins(x=0.01, y=0.08)

@@ -1,4 +1,4 @@
-"""Opens what is to be inspected: a LeRobot dataset, the options of a policy, a trained policy with its processors.
+"""Opens what a command works on: a LeRobot dataset, the options of a policy, a trained policy with its processors.
 
 Says in plain words what is missing or does not fit. Knows LeRobot's readers; computes nothing.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import draccus
@@ -20,7 +21,7 @@ from lerobot.configs.types import FeatureType
 from lerobot.utils.constants import ACTION
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
-from lerobot_policy_vla0.checkpoint import read_config, resolve_checkpoint
+from lerobot_policy_vla0.checkpoint import causes, read_config, resolve_checkpoint
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import (
     ActionError,
@@ -97,7 +98,7 @@ def _reading(source: DatasetSource) -> Iterator[None]:
         ) from error
 
 
-def policy_config(path: str | None, overrides: list[str]) -> VLA0Config:
+def policy_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config:
     """Return the config of a policy: a checkpoint's, or the defaults, with options changed.
 
     Args:
@@ -106,7 +107,7 @@ def policy_config(path: str | None, overrides: list[str]) -> VLA0Config:
 
     Raises:
         ConfigError: naming an option that is out of range or contradicts another one.
-        CheckpointError: if the checkpoint has no readable config.
+        CheckpointError: if the checkpoint has no readable config, or is another policy's.
     """
     config: PreTrainedConfig
     try:
@@ -116,20 +117,19 @@ def policy_config(path: str | None, overrides: list[str]) -> VLA0Config:
             config = draccus.parse(VLA0Config, args=[*device, *overrides])
         else:
             folder = resolve_checkpoint(path)
-            read_config(folder)  # its errors name the option
-            config = PreTrainedConfig.from_pretrained(folder, cli_overrides=overrides)
+            stored = read_config(folder)  # its errors name the option
+            if stored.type != "vla0":
+                raise CheckpointError(f"{path} is a {stored.type!r} policy, expected 'vla0'.")
+            config = PreTrainedConfig.from_pretrained(folder, cli_overrides=list(overrides))
     except (DraccusException, ValueError) as error:
-        cause: BaseException | None = error
-        reasons = []
-        while cause is not None:
+        chain = causes(error)
+        for cause in chain:
             if isinstance(cause, Vla0Error):
                 raise cause from None
-            reasons.append(str(cause).strip())
-            cause = cause.__cause__
         given = " ".join(option.replace("--", "--policy.", 1) for option in overrides)
-        raise ConfigError(f"the options {given} cannot be read: {' <- '.join(reasons)}") from error
-    if not isinstance(config, VLA0Config):
-        raise CheckpointError(f"{path} is a {config.type!r} policy, expected 'vla0'.")
+        reasons = " <- ".join(str(cause).strip() for cause in chain)
+        raise ConfigError(f"the options {given} cannot be read: {reasons}") from error
+    assert isinstance(config, VLA0Config)
     return config
 
 
@@ -239,23 +239,40 @@ def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str
         config.decoder = "fast"
     cameras = check_fit(config, meta, rename_map)
 
+    policy, preprocess, postprocess = load_with_processors(path, config, rename_map)
+    file = resolve_checkpoint(path) / "train_config.json"
+    training = json.loads(file.read_text()).get("dataset", {}) if file.is_file() else {}
+    return TrainedPolicy(path, policy, preprocess, postprocess, training, cameras)
+
+
+def load_with_processors(
+    path: str | Path, config: VLA0Config, rename_map: dict[str, str] | None = None
+) -> tuple[VLA0Policy, Any, Any]:
+    """Return a trained policy, its pre-processor and its post-processor.
+
+    Args:
+        path: a checkpoint's folder or Hub repo.
+        config: from `policy_config`.
+        rename_map: names that the pre-processor gives to observations first.
+
+    Raises:
+        CheckpointError: if the checkpoint does not load.
+    """
     from lerobot.policies import make_pre_post_processors
 
-    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # transformers: only when a policy is loaded
 
     folder = resolve_checkpoint(path)
     policy = VLA0Policy.from_pretrained(folder, config=config)
     preprocess, postprocess = make_pre_post_processors(
-        policy_cfg=config,
+        policy_cfg=policy.config,
         pretrained_path=str(folder),
         preprocessor_overrides={
-            "device_processor": {"device": str(config.device)},
-            "rename_observations_processor": {"rename_map": rename_map},
+            "device_processor": {"device": str(policy.config.device)},
+            "rename_observations_processor": {"rename_map": rename_map or {}},
         },
     )
-    file = folder / "train_config.json"
-    training = json.loads(file.read_text()).get("dataset", {}) if file.is_file() else {}
-    return TrainedPolicy(path, policy, preprocess, postprocess, training, cameras)
+    return policy, preprocess, postprocess
 
 
 def check_fit(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
