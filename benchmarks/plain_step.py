@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, ColorJitter, RandomCrop, Resize
 from torchvision.transforms.functional import to_pil_image
 from transformers import Qwen2VLImageProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.attention import base_attention
@@ -51,15 +52,20 @@ class PlainStep:
 
     @contextmanager
     def stock_model(self) -> Iterator[None]:
-        """Run transformers' model as it is, forward and backward: its own attention, its layers not compiled."""
-        config = self.model.model.language_model.config
-        own = config._attn_implementation
+        """Run transformers' model as it is, forward and backward: its own modules, its layers not compiled."""
+        config, tower = self.model.model.language_model.config, self.model.model.visual
+        own, embedding = config._attn_implementation, tower.patch_embed
         config._attn_implementation = base_attention(own)
+        sizes = tower.config
+        tower.patch_embed = Qwen2_5_VisionPatchEmbed(
+            sizes.patch_size, sizes.temporal_patch_size, sizes.in_channels, sizes.hidden_size
+        )
+        tower.patch_embed.proj = embedding.proj
         try:
             with torch.compiler.set_stance("force_eager"):
                 yield
         finally:
-            config._attn_implementation = own
+            config._attn_implementation, tower.patch_embed = own, embedding
 
     def picture(self, batch: dict[str, Any], row: int, augment: bool) -> Image.Image:
         """Return the cameras of a sample side by side."""

@@ -11,7 +11,6 @@ import draccus
 import pytest
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import (
     ConstantWithWarmupSchedulerConfig,
     CosineAnnealingWithWarmupSchedulerConfig,
@@ -19,6 +18,7 @@ from lerobot.optim.schedulers import (
 
 from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig, VLA0Config
 from lerobot_policy_vla0.errors import CameraError, ConfigError
+from lerobot_policy_vla0.optimizers import FusedAdamWConfig
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 
@@ -115,7 +115,9 @@ def test_the_optimizer_is_adamw_with_the_policys_values() -> None:
     preset = config(
         optimizer_lr=1e-4, optimizer_grad_clip_norm=0.0, optimizer_betas=(0.8, 0.9)
     ).get_optimizer_preset()
-    assert preset == AdamWConfig(lr=1e-4, betas=(0.8, 0.9), eps=1e-8, weight_decay=1e-10, grad_clip_norm=0.0)
+    assert preset == FusedAdamWConfig(
+        lr=1e-4, betas=(0.8, 0.9), eps=1e-8, weight_decay=1e-10, grad_clip_norm=0.0
+    )
 
 
 def test_the_schedule_is_constant_or_cosine_after_the_warm_up() -> None:

@@ -12,7 +12,7 @@ from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig
 from tiny import make_config
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.optimizers import AdamW8bitConfig
+from lerobot_policy_vla0.optimizers import AdamW8bitConfig, FusedAdamWConfig
 
 
 class OnCuda:
@@ -21,12 +21,34 @@ class OnCuda:
     device = torch.device("cuda", 0)
 
 
-def test_the_preset_is_float32_adamw_unless_asked() -> None:
-    assert type(make_config().get_optimizer_preset()) is AdamWConfig
+def test_the_preset_is_fused_adamw_unless_asked() -> None:
+    preset = make_config(optimizer_lr=2e-4, optimizer_betas=(0.8, 0.9)).get_optimizer_preset()
+    assert type(preset) is FusedAdamWConfig
+    weight = torch.nn.Parameter(torch.ones(3))
+    built = preset.build([weight])
+    assert type(built) is torch.optim.AdamW
+    assert built.defaults["fused"] is True
+    assert (built.defaults["lr"], built.defaults["betas"]) == (2e-4, (0.8, 0.9))
     preset = make_config(optimizer_8bit=True, optimizer_lr=3e-4).get_optimizer_preset()
     assert type(preset) is AdamW8bitConfig
     assert (preset.type, preset.lr, preset.grad_clip_norm) == ("adamw_8bit", 3e-4, 1.0)
-    assert OptimizerConfig.get_choice_class("adamw_8bit") is AdamW8bitConfig
+    for name, kind in (("adamw_8bit", AdamW8bitConfig), ("adamw_fused", FusedAdamWConfig)):
+        assert OptimizerConfig.get_choice_class(name) is kind
+
+
+def test_it_steps_as_lerobots_adamw_does() -> None:
+    torch.manual_seed(0)
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.2}
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2)]
+    built = [
+        kind(**options).build([w]) for kind, w in zip((AdamWConfig, FusedAdamWConfig), weights, strict=True)
+    ]
+    for _ in range(5):
+        gradient = torch.randn(7)
+        for weight, optimizer in zip(weights, built, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
 
 
 def test_bitsandbytes_gets_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from lerobot_policy_vla0.configuration_checks import (
 from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.images import ImageSettings, grid_size
-from lerobot_policy_vla0.optimizers import AdamW8bitConfig
+from lerobot_policy_vla0.optimizers import AdamW8bitConfig, FusedAdamWConfig
 from lerobot_policy_vla0.prompt import SYSTEM_PROMPT, format_system_prompt
 
 _EXAMPLES = {"image_size": "(224, 224)", "crop_box": "(0.2, 0.1, 0.8, 0.9)"}
@@ -354,7 +354,7 @@ class VLA0Config(PreTrainedConfig):
 
     def get_optimizer_preset(self) -> AdamWConfig:
         """Return the optimizer `lerobot-train` builds."""
-        kind = AdamW8bitConfig if self.optimizer_8bit else AdamWConfig
+        kind = AdamW8bitConfig if self.optimizer_8bit else FusedAdamWConfig
         return kind(
             lr=self.optimizer_lr,
             betas=self.optimizer_betas,

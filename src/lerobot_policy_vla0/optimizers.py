@@ -1,7 +1,7 @@
-"""AdamW with its moments in 8 bits, as one more entry of LeRobot's registry of optimizers.
+"""AdamW in one pass over the weights, and with its moments in 8 bits: two more entries of LeRobot's registry.
 
-The optimizer itself is bitsandbytes'. Two bytes per parameter instead of eight hold the moments, which for the 3B
-model is 7.5 GB instead of 30.
+The optimizers themselves are PyTorch's and bitsandbytes'. In 8 bits the moments take two bytes per parameter instead of
+eight, which for the 3B model is 7.5 GB instead of 30.
 """
 
 from __future__ import annotations
@@ -15,6 +15,18 @@ import torch
 from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig
 
 from lerobot_policy_vla0.errors import ConfigError
+
+
+@OptimizerConfig.register_subclass("adamw_fused")
+@dataclass
+class FusedAdamWConfig(AdamWConfig):
+    """`AdamWConfig`, each weight read and written once per step instead of once per operation."""
+
+    def build(self, params: Any) -> torch.optim.Optimizer:
+        """Return PyTorch's optimizer for the parameters."""
+        return torch.optim.AdamW(
+            params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
 
 
 @OptimizerConfig.register_subclass("adamw_8bit")

@@ -26,6 +26,7 @@ from transformers import (
 from lerobot_policy_vla0.attention import PrefixLayout, can_share_prefix, use_own_attention
 from lerobot_policy_vla0.codec import ActionTokens
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
+from lerobot_policy_vla0.patch_embedding import use_matrix_product
 from lerobot_policy_vla0.prompt import IMAGE_TOKEN, rope_positions
 from lerobot_policy_vla0.shared_prefix import PackedBatch, pack
 from lerobot_policy_vla0.testing.tiny_vlm import TINY, build_tiny_tokenizer, tiny_vlm_config
@@ -229,6 +230,7 @@ class VLM(nn.Module):
             ) from error
         vlm = cls(model, tokenizer)
         use_own_attention(model.model.language_model.config)
+        use_matrix_product(vlm.vision_tower)
         if config.gradient_checkpointing:
             vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.freeze_vision_encoder:
