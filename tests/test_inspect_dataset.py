@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import open_page
 from made_up_data import REPO_ID, Page, write_dataset
 from tiny import make_dataset
 from torchvision.io import decode_png, read_file
@@ -193,6 +194,11 @@ def test_the_report_holds_the_very_pictures_the_model_sees(
     assert main(arguments(root, *options, "--policy.tile_images=false", f"--out={tmp_path / 'apart'}")) == 0
     names = sorted(path.name for path in (tmp_path / "apart").glob("model_input*"))
     assert names == ["model_input_1.png", "model_input_2.png"]
+
+
+def test_a_browser_shows_the_page(ramp: Path, tmp_path: Path) -> None:
+    assert main(arguments(ramp, f"--out={tmp_path / 'out'}")) == 0
+    assert "pull the drawer" in open_page(tmp_path / "out" / "index.html", tmp_path)
 
 
 def test_the_same_report_twice_to_the_byte(ramp: Path, tmp_path: Path) -> None:

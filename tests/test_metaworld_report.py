@@ -11,6 +11,7 @@ import evaluations
 import numpy as np
 import pytest
 import torch
+from browser import has_browser, open_page
 from tiny import make_config, make_dataset, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
@@ -150,6 +151,8 @@ def test_the_page_is_one_file_with_the_numbers(
     assert text.count("data:image/png;base64,") == 2
     assert "3 of 4" in text and "30 to 95 %" in text and "2 min 05 s" in text
     assert "not measured: the evaluation wrote no videos." in text
+    if has_browser():
+        assert "30 to 95 %" in open_page(page, tmp_path)
 
 
 def test_times_that_were_not_taken_are_called_not_measured(tmp_path: Path) -> None:

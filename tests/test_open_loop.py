@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import open_page
 from made_up_data import REPO_ID, Page, write_dataset
 from numpy.typing import NDArray
 from tiny import CAMERA, make_config
@@ -241,6 +242,11 @@ def test_the_same_report_twice_to_the_byte_and_nothing_outside_the_page(
     text = capsys.readouterr().out
     assert "2 episode(s) (2 held out of training), 7 frames" in text
     assert "in the 90% band" in text
+
+
+def test_a_browser_shows_the_page(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    assert main(arguments(checkpoint, data, "--episodes=2", f"--out={tmp_path / 'out'}")) == 0
+    assert "held out" in open_page(tmp_path / "out" / "index.html", tmp_path)
 
 
 def test_an_error_above_its_threshold_ends_with_status_one(
