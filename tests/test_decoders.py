@@ -44,7 +44,8 @@ def check_equal(decoder: FastDecoder, problem: Problem, oracle: tuple[Tensor, De
     """Compare one decode with the oracle's; return the number of excused near-ties."""
     ids = decoder.decode(problem.request)
     assert decoder.last is not None
-    flips = near_ties(oracle[1], decoder.last)
+    # Scores of some units, in float32: a sum in another order moves them by 1e-6.
+    flips = near_ties(oracle[1], decoder.last, tolerance=1e-5)
     if not flips:
         torch.testing.assert_close(ids, oracle[0], rtol=0, atol=0)
     return flips
@@ -57,17 +58,18 @@ def check_equal(decoder: FastDecoder, problem: Problem, oracle: tuple[Tensor, De
 def test_fast_and_speculative_write_the_reference_tokens_in_random_problems(
     policy: VLA0Policy, block: int
 ) -> None:
-    flips, answers = 0, set()
+    tied, answers = 0, set()
     for seed in range(block * 20, block * 20 + 20):
         problem = random_problem(policy, seed)
         oracle = reference(policy, problem)
         answers.add(tuple(oracle[0][0].tolist()))
-        flips += check_equal(fast(policy, problem), problem, oracle)
+        flips = check_equal(fast(policy, problem), problem, oracle)
         decoder = speculative(policy, problem, width=[1, 2, 3, 7, 16, 64][seed % 6])
         flips += check_equal(decoder, problem, oracle)
         flips += check_equal(decoder, problem, oracle)  # now with the right answer as its draft
+        tied += flips > 0
     assert len(answers) > 15, "the answers hardly vary: nothing is compared"
-    assert flips <= 1, f"{flips} near-ties among 60 answers"
+    assert tied <= 1, f"the oracle was undecided in {tied} of 20 problems"
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.05])

@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 
 from lerobot_policy_vla0.errors import ConfigError
 
+#: How long LeRobot's reading thread waits for a picture. Below the 2 s that LeRobot waits for that thread when it
+#: disconnects: with its own default of 5 s it closes the socket under the thread, and libzmq may hang or abort.
+_WAIT_MS = 500
+
 logger = logging.getLogger(__name__)
 
 
@@ -92,6 +96,7 @@ class SceneCamera:
             "server_address": "127.0.0.1",
             "port": self.port,
             "camera_name": self.settings.name,
+            "timeout_ms": _WAIT_MS,
             "width": self.settings.width,
             "height": self.settings.height,
             "fps": self.settings.fps,
