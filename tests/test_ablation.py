@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -134,7 +135,9 @@ def test_the_shipped_files_vary_options_that_exist(path: Path) -> None:
 STUB = """
 import json, os, sys, time
 from pathlib import Path
-given = dict(a[2:].split("=", 1) for a in sys.argv[1:])
+from lerobot_policy_vla0.evaluation.worker import end_with_parent
+end_with_parent(int(sys.argv[1]))
+given = dict(a[2:].split("=", 1) for a in sys.argv[2:])
 if "resume" in given:
     config = Path(given["config_path"])
     out = config.parents[3]
@@ -143,7 +146,7 @@ if "resume" in given:
 else:
     out, steps, step = Path(given["output_dir"]), int(given["steps"]), 0
     out.mkdir(parents=True)
-print("seed", given.get("seed"), "device", given.get("policy.device"), "variable", os.environ.get("STUB"))
+print("seed", given.get("seed"), "device", given.get("policy.device"), "variable", os.environ.get("STUB"), flush=True)
 while step < steps:
     step += 1
     stop = out.parent / "stop"
@@ -217,6 +220,34 @@ def test_a_training_can_be_stopped(stub: Training, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="was stopped"):
         train(stub, folder, {}, None, stop)
     assert time.monotonic() - began < 30
+
+
+def test_a_training_ends_when_its_parent_is_killed(stub: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "hang").write_text("")
+    program = (
+        "import sys; from pathlib import Path; from threading import Event\n"
+        "from lerobot_policy_vla0.ablation import training\n"
+        f"training._COMMAND = {training._COMMAND!r}\n"
+        f"training.train(training.Training('a', 5, {{'steps': '3'}}), Path({str(folder)!r}), {{}}, None, Event())\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    log = folder / "run-1.log"
+    end = time.monotonic() + 120
+    while not (log.exists() and log.read_text()):  # the training is at work
+        assert parent.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert len(children) == 1
+    parent.kill()
+    parent.wait()
+    while (
+        Path(f"/proc/{children[0]}").exists()
+        and "Z" not in Path(f"/proc/{children[0]}/stat").read_text().split()[2]
+    ):
+        assert time.monotonic() < end, "the training outlived its parent"
+        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- all of it

@@ -27,7 +27,7 @@ from lerobot_policy_vla0.evaluation.shards import last_lines
 from lerobot_policy_vla0.writing import write_json
 
 _MODEL = "pretrained_model"
-_COMMAND = (sys.executable, "-m", "lerobot.scripts.lerobot_train")
+_COMMAND = (sys.executable, "-m", "lerobot_policy_vla0.ablation.worker")
 
 
 def finished_policy(folder: Path) -> Path | None:
@@ -116,15 +116,18 @@ def _call(arguments: list[str], log: Path, variables: dict[str, str], stop: Even
     Raises:
         EvaluationError: it failed.
     """
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [*_COMMAND, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **variables},
-            start_new_session=True,
-        )
+    reading, lifeline = os.pipe()  # closing the writing end, as our death does, ends the worker
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [*_COMMAND, str(reading), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables},
+                pass_fds=(reading,),
+                start_new_session=True,
+            )
         try:
             while (status := process.poll()) is None and not stop.wait(0.2):
                 pass
@@ -132,6 +135,9 @@ def _call(arguments: list[str], log: Path, variables: dict[str, str], stop: Even
             with suppress(ProcessLookupError):  # its data-loading workers as well
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    finally:
+        os.close(reading)
+        os.close(lifeline)
     if stop.is_set():
         raise EvaluationError(f"{log.stem} was stopped; its checkpoints stay")
     if status:
