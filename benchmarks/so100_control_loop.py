@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from hardware import hardware
 from lerobot.configs.types import FeatureType, PolicyFeature
+from rollouts import run_rollout
 
 from lerobot_policy_vla0 import TinyVLMConfig, VLA0Config, VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
@@ -77,29 +76,21 @@ def measure(
 ) -> dict[str, Any]:
     """Run one rollout and return what the bus saw after the warm-up."""
     with SO100Emulator(folder, camera=CAMERA) as emulator, BusLog(emulator.followers[0]) as log:
-        finished = subprocess.run(
-            [
-                Path(sys.executable).parent / "lerobot-rollout",
-                "--strategy.type=base",
-                f"--inference.type={inference}",
-                *([f"--inference.queue_threshold={threshold}"] if inference == "rtc" else []),
-                f"--policy.path={policy}",
-                "--policy.device=cpu" if not torch.cuda.is_available() else "--policy.device=cuda",
-                *emulator.robot_options(),
-                "--task=wave",
-                f"--duration={seconds + warm_up}",
-                f"--fps={fps}",
-                "--return_to_initial_position=false",
-                "--play_sounds=false",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-    if finished.returncode:
-        raise SystemExit(f"not measured: lerobot-rollout failed\n{finished.stdout[-3000:]}")
+        options = [f"--policy.device={'cuda' if torch.cuda.is_available() else 'cpu'}"]
+        if inference == "rtc":
+            options.append(f"--inference.queue_threshold={threshold}")
+        try:
+            run_rollout(
+                emulator,
+                policy,
+                inference=inference,
+                task="wave",
+                fps=fps,
+                seconds=seconds + warm_up,
+                options=options,
+            )
+        except RuntimeError as error:
+            raise SystemExit(f"not measured: {error}") from None
     intervals = sorted(1e3 * seconds for seconds in log.intervals(warm_up))
     if len(intervals) < fps:
         raise SystemExit(

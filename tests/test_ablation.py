@@ -135,7 +135,7 @@ def test_the_shipped_files_vary_options_that_exist(path: Path) -> None:
 STUB = """
 import json, os, sys, time
 from pathlib import Path
-from lerobot_policy_vla0.evaluation.worker import end_with_parent
+from lerobot_policy_vla0.workers import end_with_parent
 end_with_parent(int(sys.argv[1]))
 given = dict(a[2:].split("=", 1) for a in sys.argv[2:])
 if "resume" in given:

@@ -10,8 +10,9 @@ from lerobot.rollout.inference.rtc import supports_rtc_inference
 from tiny import make_batch, make_config
 
 from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.codec import ActionCodec, quantise
 from lerobot_policy_vla0.errors import ActionError, ConfigError
-from lerobot_policy_vla0.realtime import committed_bins
+from lerobot_policy_vla0.realtime import committed_steps
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,12 @@ def policy() -> VLA0Policy:
 
 def steps(*rows: tuple[float, float]) -> torch.Tensor:
     return torch.tensor(rows)
+
+
+def committed_bins(codec: ActionCodec, left: torch.Tensor, delay: int, batch: int) -> torch.Tensor | None:
+    """Return the committed steps as `predict_action_chunk` hands them to the decoder."""
+    committed = committed_steps(codec, left, delay, batch)
+    return None if committed is None else quantise(committed, codec.n_bins)[0]
 
 
 def test_lerobot_takes_the_policy_for_real_time_chunking(policy: VLA0Policy) -> None:

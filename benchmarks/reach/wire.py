@@ -5,15 +5,13 @@ Knows LeRobot's command line; nothing about what runs inside it.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lerobot_policy_vla0.testing.so100 import SO100Emulator
-from lerobot_policy_vla0.testing.so100.packets import Instruction, Packet
+from rollouts import run_rollout
+
+from lerobot_policy_vla0.testing.so100 import BusLog, SO100Emulator
 from reach.task import BRAKE, CAMERA, FPS, INSTRUCTION, STEPS, TOLERANCE, Case, distance, make_scene
 
 
@@ -45,43 +43,23 @@ def rollout(
     Raises:
         RuntimeError: if the command fails; the message ends with what it said.
     """
-    sent: list[float] = []
-
-    def note(packet: Packet) -> None:
-        if packet.code == Instruction.SYNC_WRITE:
-            sent.append(time.monotonic())
-
     with (
         tempfile.TemporaryDirectory() as folder,
         SO100Emulator(
             Path(folder), leaders=(), camera=CAMERA, scene=make_scene(case.ball), start=case.start
         ) as emulator,
+        BusLog(emulator.followers[0]) as log,
     ):
-        emulator.followers[0].bus.observer = note
-        finished = subprocess.run(
-            [
-                Path(sys.executable).with_name("lerobot-rollout"),
-                *emulator.robot_options(),
-                f"--robot.max_relative_target={BRAKE}",
-                f"--policy.path={policy}",
-                "--policy.device=cpu",
-                "--policy.dtype=float32",
-                "--strategy.type=base",
-                f"--inference.type={inference}",
-                f"--task={INSTRUCTION}",
-                f"--fps={FPS}",
-                f"--duration={seconds}",
-                "--return_to_initial_position=false",
-                "--play_sounds=false",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
+        run_rollout(
+            emulator,
+            policy,
+            inference=inference,
+            task=INSTRUCTION,
+            fps=FPS,
+            seconds=seconds,
+            options=[f"--robot.max_relative_target={BRAKE}", "--policy.device=cpu", "--policy.dtype=float32"],
         )
-        if finished.returncode:
-            raise RuntimeError(f"lerobot-rollout failed: {finished.stdout[-2000:]}")
         left = distance(emulator.followers[0].pose(), case.ball)
+    sent = [goal.time for goal in log.goals]
     rate = (len(sent) - 1) / (sent[-1] - sent[0]) if len(sent) > 1 else 0.0
     return RealOutcome(left, len(sent), rate)

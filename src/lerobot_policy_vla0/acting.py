@@ -202,9 +202,10 @@ class ActingPolicy(SavedPolicy):
     def _limited(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
         """Return ``(B, T, D)`` held to ``max_action_step``; see `ActionLimiter.apply`."""
         if self._limiter is None:
-            self._limiter = _build_limiter(self.config, None)
-            if self._limiter is None:
+            if self.config.max_action_step is None:
                 return actions
+            self._limiter = _build_limiter(self.config, None)  # raises if limits still wait for statistics
+            assert self._limiter is not None
         return self._limiter.apply(actions, executed=executed, continues=continues)
 
     @torch.no_grad()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import quantise
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 
 if TYPE_CHECKING:
@@ -66,20 +65,6 @@ class Deadline:
             inference_delay,
             self.chunk_size,
         )
-
-
-def committed_bins(
-    codec: ActionCodec, left_over: Tensor | None, inference_delay: int | None, batch: int
-) -> Tensor | None:
-    """Return the bins of the steps that will have been executed when the new chunk arrives.
-
-    Arguments and errors are those of `committed_steps`.
-
-    Returns:
-        ``(B, n, D)`` int64 with ``0 < n <= chunk_size``, or None if nothing is committed.
-    """
-    steps = committed_steps(codec, left_over, inference_delay, batch)
-    return None if steps is None else quantise(steps, codec.n_bins)[0]
 
 
 def committed_steps(

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from lerobot_policy_vla0.ablation.plan import Training
 from lerobot_policy_vla0.errors import EvaluationError
-from lerobot_policy_vla0.evaluation.shards import last_lines
+from lerobot_policy_vla0.workers import last_lines, start_worker
 from lerobot_policy_vla0.writing import write_json
 
 _MODEL = "pretrained_model"
@@ -116,28 +113,13 @@ def _call(arguments: list[str], log: Path, variables: dict[str, str], stop: Even
     Raises:
         EvaluationError: it failed.
     """
-    reading, lifeline = os.pipe()  # closing the writing end, as our death does, ends the worker
+    with log.open("ab") as output:
+        worker = start_worker(_COMMAND, arguments, output, {**os.environ, **variables})
     try:
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [*_COMMAND, str(reading), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **variables},
-                pass_fds=(reading,),
-                start_new_session=True,
-            )
-        try:
-            while (status := process.poll()) is None and not stop.wait(0.2):
-                pass
-        finally:
-            with suppress(ProcessLookupError):  # its data-loading workers as well
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        while not worker.has_ended() and not stop.wait(0.2):
+            pass
     finally:
-        os.close(reading)
-        os.close(lifeline)
+        status = worker.end()
     if stop.is_set():
         raise EvaluationError(f"{log.stem} was stopped; its checkpoints stay")
     if status:

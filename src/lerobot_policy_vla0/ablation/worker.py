@@ -2,14 +2,14 @@
 
     python -m lerobot_policy_vla0.ablation.worker FD ARGUMENTS...
 
-FD is as in `evaluation.worker`.
+FD is as in `workers`.
 """
 
 from __future__ import annotations
 
 import sys
 
-from lerobot_policy_vla0.evaluation.worker import end_with_parent
+from lerobot_policy_vla0.workers import end_with_parent
 
 
 def main() -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,6 +31,7 @@ from lerobot_policy_vla0.evaluation.folder import (
 )
 from lerobot_policy_vla0.evaluation.plan import Shard, parse_arguments, plan_shards
 from lerobot_policy_vla0.pages import clock
+from lerobot_policy_vla0.workers import Worker, last_lines, start_worker
 from lerobot_policy_vla0.writing import write_json
 
 #: Command of a worker; see `worker`.
@@ -64,13 +64,12 @@ class Outcome:
 
 
 @dataclass
-class _Worker:
+class _Run:
     shard: Shard
     device: str | None
     folder: Path
     log: Path
-    process: subprocess.Popen[bytes]
-    lifeline: int  # the pipe's writing end: closing it ends the worker
+    worker: Worker
     began: float
 
 
@@ -172,40 +171,40 @@ def _run_all(
     places: list[str | None] = [devices[i % len(devices)] if devices else None for i in range(n_workers)]
     threads = max(1, (os.cpu_count() or 1) // min(n_workers, max(1, len(waiting))))
     tries: dict[str, int] = {}
-    workers: list[_Worker] = []
+    runs: list[_Run] = []
     try:
-        while waiting or workers:
+        while waiting or runs:
             while waiting and places:
-                workers.append(_start(evaluation, waiting.popleft(), places.pop(0), threads))
+                runs.append(_start(evaluation, waiting.popleft(), places.pop(0), threads))
             time.sleep(_POLL)
-            for worker in [worker for worker in workers if _has_ended(worker)]:
-                workers.remove(worker)
-                _clean_up(worker)
-                places.insert(0, worker.device)
-                name = worker.shard.name
+            for run in [run for run in runs if run.worker.has_ended()]:
+                runs.remove(run)
+                status = run.worker.end()
+                places.insert(0, run.device)
+                name = run.shard.name
                 done = f"[{len(skipped) + len(finished) + len(failed) + 1}/{total}]"
-                if evaluation.is_finished(worker.shard):
+                if evaluation.is_finished(run.shard):
                     finished.append(name)
                     say(
-                        f"{done} {name}: {_result(evaluation, worker.shard)}, {clock(time.monotonic() - worker.began)}"
+                        f"{done} {name}: {_result(evaluation, run.shard)}, {clock(time.monotonic() - run.began)}"
                     )
                     continue
                 tries[name] = tries.get(name, 0) + 1
-                why = f"{_ending(worker.process.returncode)} without a complete result; log: {worker.log}"
+                why = f"{_ending(status)} without a complete result; log: {run.log}"
                 if tries[name] <= retries:
                     say(f"{name}: {why}; trying once more")
-                    waiting.appendleft(worker.shard)
+                    waiting.appendleft(run.shard)
                     continue
                 failed.append(name)
-                said = [f"    {line}" for line in last_lines(worker.log, _TAIL)]
+                said = [f"    {line}" for line in last_lines(run.log, _TAIL)]
                 say("\n".join([f"{done} {name}: FAILED: {why}", *(said or ["    (the log is empty)"])]))
     finally:
-        for worker in workers:
-            _clean_up(worker)
+        for run in runs:
+            run.worker.end()
     return Outcome(evaluation.folder, skipped, tuple(finished), tuple(failed))
 
 
-def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, threads: int) -> _Worker:
+def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, threads: int) -> _Run:
     attempts = evaluation.attempts(shard)
     number = int(attempts[-1].name.removeprefix("attempt-")) + 1 if attempts else 1
     folder = evaluation.shard_folder(shard) / f"attempt-{number}"
@@ -214,39 +213,10 @@ def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, thre
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
         environment |= device_settings(device)
-    reading, writing = os.pipe()  # neither end is inherited unless named below
-    try:
-        command = [*WORKER, str(reading), str(folder / queries.FILE_NAME), *shard.arguments]
-        command.append(f"--output_dir={folder}")
-        with log.open("xb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,  # a simulator that asks a question gets an end of file, not our terminal
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=(reading,),
-                start_new_session=True,
-            )
-    except BaseException:
-        os.close(writing)
-        raise
-    finally:
-        os.close(reading)
-    return _Worker(shard, device, folder, log, process, writing, time.monotonic())
-
-
-def _has_ended(worker: _Worker) -> bool:
-    """Tell whether a worker has ended, and leave it to be waited for: until then nobody else gets its process id."""
-    return os.waitid(os.P_PID, worker.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-
-
-def _clean_up(worker: _Worker) -> None:
-    """End a worker with everything it started, environments' processes included."""
-    os.close(worker.lifeline)
-    with suppress(ProcessLookupError):
-        os.killpg(worker.process.pid, signal.SIGKILL)
-    worker.process.wait()
+    arguments = [str(folder / queries.FILE_NAME), *shard.arguments, f"--output_dir={folder}"]
+    with log.open("xb") as output:
+        worker = start_worker(WORKER, arguments, output, environment)
+    return _Run(shard, device, folder, log, worker, time.monotonic())
 
 
 @contextmanager
@@ -272,9 +242,3 @@ def _ending(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
     return f"killed by {signal.Signals(-status).name}"
-
-
-def last_lines(log: Path, count: int) -> list[str]:
-    """Return the last lines of a log that are not blank; progress bars put carriage returns between theirs."""
-    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip()][-count:]

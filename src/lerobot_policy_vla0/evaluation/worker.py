@@ -2,28 +2,15 @@
 
     python -m lerobot_policy_vla0.evaluation.worker FD QUERIES ARGUMENTS...
 
-QUERIES is the file to write the policy's queries to. FD is the reading end of a pipe whose other end only the
-parent holds. Nothing is ever written to it: it closes when the parent is gone, however it went, and then the
-shard's processes have to go as well. Knows nothing about shards.
+QUERIES is the file to write the policy's queries to, FD as in `workers`. Knows nothing about shards.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
-
-def end_with_parent(descriptor: int) -> None:
-    """Kill this process's group as soon as the pipe closes. The process has to lead a group of its own."""
-
-    def watch() -> None:
-        os.read(descriptor, 1)
-        os.killpg(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+from lerobot_policy_vla0.workers import end_with_parent
 
 
 def main() -> None:

@@ -1,0 +1,58 @@
+"""LeRobot's own `lerobot-rollout` on an emulated arm, in a process of its own, for the benchmarks that need one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lerobot_policy_vla0.testing.so100 import SO100Emulator
+
+
+def run_rollout(
+    emulator: SO100Emulator,
+    policy: Path,
+    *,
+    inference: str,
+    task: str,
+    fps: int,
+    seconds: float,
+    options: Sequence[str] = (),
+) -> None:
+    """Let a policy drive an arm; it stays where the policy leaves it.
+
+    Args:
+        emulator: of the arm and its camera.
+        policy: a checkpoint.
+        inference: ``sync`` or ``rtc``.
+        task: the instruction.
+        fps: of the control loop.
+        seconds: how long.
+        options: further ones of `lerobot-rollout`, the policy's device among them.
+
+    Raises:
+        RuntimeError: if the command fails; the message ends with what it said.
+    """
+    finished = subprocess.run(
+        [
+            Path(sys.executable).with_name("lerobot-rollout"),
+            *emulator.robot_options(),
+            f"--policy.path={policy}",
+            "--strategy.type=base",
+            f"--inference.type={inference}",
+            f"--task={task}",
+            f"--fps={fps}",
+            f"--duration={seconds}",
+            "--return_to_initial_position=false",
+            "--play_sounds=false",
+            *options,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise RuntimeError(f"lerobot-rollout failed: {finished.stdout[-3000:]}")
