@@ -191,8 +191,9 @@ def test_weights_cast_once_equal_weights_cast_in_every_pass(policy: VLA0Policy) 
             static = fast(policy, problem)
             static.runner.static = True
             assert torch.equal(plain.decode(problem.request), static.decode(problem.request))
-        assert static.runner._cast and all(w.dtype == torch.bfloat16 for w in static.runner._cast.values())
-        assert not plain.runner._cast
+        assert static.runner.weights.cast
+        assert all(w.dtype == torch.bfloat16 for w in static.runner.weights.cast.values())
+        assert not plain.runner.weights.cast
         assert all(p.dtype == torch.float32 for p in policy.vlm.parameters())
 
 

@@ -201,6 +201,7 @@ def test_the_demo_skips_what_is_done_and_resumes_what_is_not(demo: Any, tmp_path
     assert [call.split()[0] for call in calls] == ["python", "lerobot-train"]
     assert "--task button-press-topdown-v3 --episodes 9" in calls[0]
     assert "--config_path=configs/metaworld_tiny.yaml" in calls[1] and "--steps=7" in calls[1]
+    assert "--log_freq=7" in calls[1]  # a training without a logged loss has no curve to report
     measured = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert (measured["record"]["done"], measured["train"]["done"]) == (True, False)
 

@@ -77,8 +77,10 @@ train() {
   if [ -d "$dir/train" ]; then # stopped before its first checkpoint
     mv "$dir/train" "$dir/train.stopped.$(date +%s)"
   fi
+  # The report plots the logged loss: even the shortest training logs once.
   lerobot-train --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
-    --output_dir="$dir/train" --steps="$steps" --policy.crop_box="$crop" 2>&1 | tee "$dir/train.log"
+    --output_dir="$dir/train" --steps="$steps" --log_freq=$((steps < 50 ? steps : 50)) --policy.crop_box="$crop" 2>&1 |
+    tee "$dir/train.log"
 }
 
 baselines() {

@@ -7,7 +7,7 @@ columns, positions and masks a pass needs; knows nothing about drafts or what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from lerobot_policy_vla0.adapters import adapter_layers, adapter_state
 from lerobot_policy_vla0.attention import base_attention
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.static_pass import StaticPass, static_width
+from lerobot_policy_vla0.decoding.weights import AnswerWeights
 from lerobot_policy_vla0.prompt import rope_positions
 
 if TYPE_CHECKING:
@@ -73,16 +72,14 @@ class PassRunner:
 
     def __init__(self, vlm: VLM, grammar: AnswerGrammar, *, max_answer: int, max_width: int) -> None:
         self.vlm = vlm
+        self.weights = AnswerWeights(vlm, grammar.token_ids)
         self.max_answer = max_answer
         self.max_width = static_width(max_width)  # what a captured pass of that width really writes
         self._language_model: Any = vlm.model.model.language_model
-        self._token_ids = grammar.token_ids  # (12,) on the device
         self._host_ids = grammar.token_ids.cpu().numpy()
         self._device = grammar.token_ids.device
         self._cache: AnswerCache | None = None
         self._weights_seen: int | None = None
-        self._parameters_seen: int | None = None
-        self._adapter_layers: list[Any] = []
         self._ids = self._mask = torch.empty(0)
         self._prefix_columns = 0
         self._image_mask = torch.empty(0)
@@ -94,9 +91,6 @@ class PassRunner:
         #: Whether passes run on fixed memory (captured as graphs on CUDA).
         self.static = self._device.type == "cuda"
         self._static_passes: dict[int, StaticPass] = {}
-        self._cast: dict[str, Tensor] = {}
-        self._head: Tensor | None = None
-        self._head_bias: Tensor | None = None
         #: Prompt tokens whose keys and values the last prefill took over from the one before.
         self.reused_columns = 0
 
@@ -112,7 +106,7 @@ class PassRunner:
         Returns:
             ``(B, 1 + W, 12)`` float32 logits.
         """
-        weights = self._weights_fingerprint()
+        weights = self.weights.fingerprint()
         start = self._prepare(request, weights)
         self._weights_seen = None  # until this prefill has come to its end
         length = self._prompt_length
@@ -136,7 +130,7 @@ class PassRunner:
             positions = torch.cat([positions, answer], dim=2)
             visible[:, -width:, -width:] = torch.from_numpy(feed.visible).to(self._device)
         hidden = self._run(embeddings, positions, columns, visible, start=start, attended=length + width)
-        logits = self._project(hidden[:, -1 - width :])
+        logits = self.weights.project(hidden[:, -1 - width :])
         out: NDArray[Any] = logits.float().cpu().numpy()
         self._weights_seen = weights
         return out
@@ -155,8 +149,7 @@ class PassRunner:
             and bool(torch.equal(mask, self._mask))
         )
         if not same_weights:
-            self._take_head()
-            self._cast = self._cast_weights()
+            self.weights.take(copies=self.static)
             self._static_passes.clear()
         if same_prompt:
             self.reused_columns = self._prefix_columns if same_weights else 0
@@ -199,30 +192,6 @@ class PassRunner:
 
     def _columns_for(self, prompt_length: int) -> int:
         return -(-prompt_length // _BUCKET) * _BUCKET + self.max_answer + self.max_width
-
-    def _weights_fingerprint(self) -> int:
-        """Return a number that changes when a weight is replaced or modified in place."""
-        # Optimizers and load_state_dict raise a tensor's version; `.to()` gives it other memory.
-        weights = hash(
-            tuple((0 if p.is_inference() else p._version, p.data_ptr()) for p in self.vlm.parameters())
-        )
-        if weights != self._parameters_seen:  # putting adapters in or out changes the parameters too
-            self._parameters_seen = weights
-            self._adapter_layers = adapter_layers(self.vlm)
-        return hash((weights, adapter_state(self._adapter_layers)))
-
-    def _take_head(self) -> None:
-        """Cut the vocabulary projection to the twelve symbols."""
-        head = self.vlm.model.lm_head
-        plain = type(head) is torch.nn.Linear
-        self._head = head.weight.detach()[self._token_ids] if plain else None
-        self._head_bias = head.bias.detach()[self._token_ids] if plain and head.bias is not None else None
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        """Return the logits ``(..., 12)`` of hidden states ``(..., hidden)``."""
-        if self._head is None:  # an adapted or quantised projection is more than its weight
-            return self.vlm.logits(hidden)[..., self._token_ids]
-        return functional.linear(hidden, self._head, self._head_bias)
 
     # ------------------------------------------------------------------ answer tokens
 
@@ -280,7 +249,7 @@ class PassRunner:
             start=start,
             attended=visible.shape[2],
         )
-        return self._project(hidden)
+        return self.weights.project(hidden)
 
     def _static_pass(self, width: int) -> StaticPass:
         """Return the captured pass that holds ``width`` tokens."""
@@ -288,7 +257,7 @@ class PassRunner:
         width = static_width(width)
         if width not in self._static_passes:
             self._static_passes[width] = StaticPass(
-                self._pass_with_cast_weights,
+                self._pass_on_copies,
                 batch=self._cache.batch,
                 width=width,
                 device=self._device,
@@ -296,35 +265,8 @@ class PassRunner:
             )
         return self._static_passes[width]
 
-    def _pass_with_cast_weights(self, ids: Tensor, starts: Tensor, depths: Tensor, tree: Tensor) -> Tensor:
-        """Run a pass on weights in the computing precision.
-
-        Under autocast every pass would read the float32 weights and write them out in bfloat16 before it uses
-        them, three times the memory traffic; a captured pass gets a copy made once.
-        """
-        if not self._cast:
-            return self._pass(ids, starts, depths, tree)
-        # Modules are called through `functional_call`, which lends them the copies for this call.
-        out: Tensor = torch.func.functional_call(
-            _Call(self._language_model, lambda: self._pass(ids, starts, depths, tree)),
-            {f"module.{name}": weight for name, weight in self._cast.items()},
-            (),
-        )
-        return out
-
-    def _cast_weights(self) -> dict[str, Tensor]:
-        """Return copies of the linear layers' weights in autocast's precision, nothing where it is off."""
-        kind = self._device.type
-        if not self.static or not torch.is_autocast_enabled(kind):
-            return {}
-        dtype = torch.get_autocast_dtype(kind)
-        return {
-            f"{name}.{key}": weight.detach().to(dtype)
-            for name, module in self._language_model.named_modules()
-            if isinstance(module, torch.nn.Linear)
-            for key, weight in module.named_parameters(recurse=False)
-            if weight.is_floating_point() and weight.dtype != dtype  # not: layers in 4 bits
-        }
+    def _pass_on_copies(self, ids: Tensor, starts: Tensor, depths: Tensor, tree: Tensor) -> Tensor:
+        return self.weights.lent(lambda: self._pass(ids, starts, depths, tree))
 
     def keep(self, row: int, start: int, path: list[int]) -> None:
         """Make the tokens of the last pass at places ``start + path`` of a row the ones at ``start, start + 1, ...``.
@@ -390,15 +332,3 @@ def _masked_attention(config: Any) -> Iterator[None]:
     finally:
         if "flash" in configured:
             config._attn_implementation = configured
-
-
-class _Call(torch.nn.Module):
-    """Wraps a function so that `torch.func.functional_call` can lend a module other weights while it runs."""
-
-    def __init__(self, module: torch.nn.Module, function: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self._function = function
-
-    def forward(self) -> Tensor:
-        return self._function()
