@@ -211,7 +211,7 @@ def saved(pipelines: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
-    monkeypatch.setattr("lerobot_policy_vla0.vlm.load_description", unreachable)
+    monkeypatch.setattr("lerobot_policy_vla0.backbones.load_description", unreachable)
     return tmp_path
 
 

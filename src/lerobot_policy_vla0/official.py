@@ -4,7 +4,7 @@ What comes out is what `VLA0Policy.save_pretrained` and the processors' ``save_p
 commands use it like any other checkpoint. The weights are copied as they are, one tensor at a time. The folder
 appears whole or not at all.
 
-Knows how the two layouts' settings map to this package's options; the files themselves are `official_layout`'s.
+Knows how the two layouts' settings map to this package's options; reading them is `official_settings`'s.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from lerobot_policy_vla0.cameras import CAMERA_PREFIX
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, Vla0Error
 from lerobot_policy_vla0.official_card import LICENSE, write_card
-from lerobot_policy_vla0.official_layout import (
-    Layout,
+from lerobot_policy_vla0.official_layout import Layout, locate
+from lerobot_policy_vla0.official_settings import (
     StatedProtocol,
-    locate,
     read_action_range,
     read_paper_config,
     read_repetition_penalty,
@@ -249,8 +248,8 @@ def _write_policy(
     folder: Path, layout: Layout, config: VLA0Config, stats: dict[str, dict[str, Tensor]]
 ) -> None:
     """Write config, backbone description, processors and weights."""
+    from lerobot_policy_vla0.backbones import VLM_FOLDER
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
-    from lerobot_policy_vla0.vlm import VLM_FOLDER
 
     absent = [name for name in _MODEL_FILES if not (layout.model / name).is_file()]
     if absent:

@@ -206,7 +206,7 @@ def make_vla0_pre_post_processors(
         StatsError: if actions, or a state in the prompt, cannot be normalised.
     """
     # Imported here: the backbone's config and tokenizer need transformers, registration does not.
-    from lerobot_policy_vla0.vlm import describe_backbone
+    from lerobot_policy_vla0.backbones import describe_backbone
 
     check_stats(config, dataset_stats)
     backbone = describe_backbone(config)

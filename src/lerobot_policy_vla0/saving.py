@@ -18,6 +18,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_vla0 import adapters
+from lerobot_policy_vla0.backbones import VLM_FOLDER
 from lerobot_policy_vla0.checkpoint import (
     check_same_answer,
     load_weights,
@@ -28,7 +29,7 @@ from lerobot_policy_vla0.checkpoint import (
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.publishing import build_model_card
-from lerobot_policy_vla0.vlm import VLM, VLM_FOLDER
+from lerobot_policy_vla0.vlm import VLM
 
 logger = logging.getLogger(__name__)
 

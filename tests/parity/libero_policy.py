@@ -29,7 +29,7 @@ from libero_protocol import (
 from test_vlm import save_backbone
 from torch.utils.data import default_collate
 
-from lerobot_policy_vla0 import VLA0Config, vlm
+from lerobot_policy_vla0 import VLA0Config, backbones
 
 FPS = 10
 REPO_ID = "local/libero"
@@ -64,7 +64,7 @@ def write_dataset(root: Path) -> None:
     dataset.finalize()
 
 
-_load_description = vlm.load_description
+_load_description = backbones.load_description
 
 
 class Libero:
@@ -91,7 +91,7 @@ class Libero:
                 vlm_model_name=str(self._base), device="cpu", dtype="float32", push_to_hub=False, **options
             )
             statistics = {"action": {"min": torch.tensor(ACTION_MIN), "max": torch.tensor(ACTION_MAX)}}
-            with mock.patch.object(vlm, "load_description", self._load_once):
+            with mock.patch.object(backbones, "load_description", self._load_once):
                 policy: Any = make_policy(config, ds_meta=LeRobotDatasetMetadata(REPO_ID, root=self._root))
                 pre, post = make_pre_post_processors(config, dataset_stats=statistics)
             self._built[repr(options)] = (policy, pre, post)

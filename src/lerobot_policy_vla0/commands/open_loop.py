@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         Vla0Error: see `lerobot_policy_vla0.inspection`.
     """
     from lerobot_policy_vla0 import sources
-    from lerobot_policy_vla0.inspection import open_loop, open_loop_report
+    from lerobot_policy_vla0.inspection import open_loop, open_loop_report, open_loop_result
     from lerobot_policy_vla0.writing import refuse_existing
 
     source = dataset_source(arguments)
@@ -101,11 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=lambda line: print(line, file=sys.stderr),
     )
-    numbers = open_loop.summary(result)
+    numbers = open_loop_result.summary(result)
     print(json.dumps(numbers) if arguments.json else open_loop_report.terminal(numbers))
     if arguments.out is not None:
         print(f"report: {open_loop_report.write(result, numbers, arguments.out)}", file=sys.stderr)
-    broken = open_loop.over_threshold(numbers, arguments.max_mae, arguments.max_mae_bins)
+    broken = open_loop_result.over_threshold(numbers, arguments.max_mae, arguments.max_mae_bins)
     for line in broken:
         print(f"vla0 open-loop: {line}", file=sys.stderr)
     return 1 if broken else 0

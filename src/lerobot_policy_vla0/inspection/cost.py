@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lerobot_policy_vla0.backbones import load_description
 from lerobot_policy_vla0.testing import build_tiny_tokenizer
 from lerobot_policy_vla0.testing.tiny_vlm import TINY, tiny_vlm_config
 from lerobot_policy_vla0.training import MAX_LOGITS
-from lerobot_policy_vla0.vlm import load_description
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0 import pages, plotting
-from lerobot_policy_vla0.inspection.open_loop import BAND, SHARES, EpisodeResult, OpenLoopResult
+from lerobot_policy_vla0.inspection.open_loop_result import BAND, SHARES, EpisodeResult, OpenLoopResult
 from lerobot_policy_vla0.pages import Table, number, share_text
 from lerobot_policy_vla0.plotting import BLUE, COLORS, GREY, INK, ORANGE
 from lerobot_policy_vla0.writing import new_folder, write_json
