@@ -23,7 +23,7 @@ def main() -> None:
     arguments = dict(argument[2:].split("=", 1) for argument in sys.argv[3:])
     out, seed, n = Path(arguments["output_dir"]), int(arguments["seed"]), int(arguments["eval.n_episodes"])
     group = arguments["env.task"]
-    keys = ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID", "OMP_NUM_THREADS")
+    keys = ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID", "OMP_NUM_THREADS", "MUJOCO_GL")
     (out / "surroundings.json").write_text(
         json.dumps({**{key: os.environ.get(key) for key in keys}, **arguments})
     )

@@ -335,6 +335,29 @@ def test_workers_are_spread_over_devices(stub: Path, tmp_path: Path, monkeypatch
     assert all(int(one["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) // 2) for one in seen)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo needs no telling")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "egl"),
+        ({"MUJOCO_GL": "osmesa"}, "osmesa"),
+        ({"DISPLAY": ":0"}, None),
+        ({"WAYLAND_DISPLAY": "w"}, None),
+    ],
+)
+def test_workers_render_where_there_is_no_screen(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    evaluate(out, arguments(stub), say=lambda _: None)
+    seen = [json.loads(path.read_text()) for path in out.glob("shards/*/attempt-1/surroundings.json")]
+    assert seen and all(one["MUJOCO_GL"] == expected for one in seen)
+
+
 def test_devices_that_are_none_are_refused(
     stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

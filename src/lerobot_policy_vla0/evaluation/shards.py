@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,18 @@ def device_settings(device: str) -> dict[str, str]:
     return settings
 
 
+def rendering_settings(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that let a worker render where there is no screen; those the user has set win.
+
+    MuJoCo opens a window unless told otherwise, and an ablation would only find out after hours of training.
+
+    >>> rendering_settings("linux", {}), rendering_settings("linux", {"DISPLAY": ":0"})
+    ({'MUJOCO_GL': 'egl'}, {})
+    """
+    screen = any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return {"MUJOCO_GL": "egl"} if platform == "linux" and not screen else {}
+
+
 def _run_all(
     evaluation: ShardedEvaluation,
     n_workers: int,
@@ -210,7 +222,8 @@ def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, thre
     folder = evaluation.shard_folder(shard) / f"attempt-{number}"
     folder.mkdir(parents=True)
     log = folder.with_suffix(".log")
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    defaults = {"OMP_NUM_THREADS": str(threads), **rendering_settings(sys.platform, os.environ)}
+    environment = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
         environment |= device_settings(device)
     arguments = [str(folder / queries.FILE_NAME), *shard.arguments, f"--output_dir={folder}"]
