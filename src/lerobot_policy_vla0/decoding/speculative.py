@@ -90,8 +90,7 @@ class SpeculativeDecoder(FastDecoder):
             starts = np.array([row.fed for row in rows])
             # The columns written here are written again before anything looks at them.
             self._times[batch] = measure_widths(
-                lambda width: self.runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts)),
-                limit=max(WIDTHS),
+                lambda width: self.runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts))
             )
             logger.info(
                 "decoder: a pass of a batch of %d takes %s",
