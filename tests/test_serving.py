@@ -327,7 +327,11 @@ def drive(folder: Path, emulator: SO100Emulator, log: BusLog, port: int, checkpo
         wait_for(lambda: len(log.goals) >= 30 or client.poll() is not None, 120, folder)
     finally:
         client.send_signal(signal.SIGINT)
-        client.wait(timeout=30)
+        try:
+            client.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # LeRobot's client, if it is interrupted while it connects
+            client.kill()
+            client.wait()
 
 
 @pytest.mark.sim
@@ -347,7 +351,7 @@ def test_the_robot_client_drives_the_arm_through_the_server(checkpoint: Path, tm
         try:
             for attempt in range(3):
                 drive(tmp_path / f"client{attempt}", emulator, log, port, checkpoint)
-                if log.goals:
+                if len(log.goals) >= 30:
                     break  # else the bus was late on a busy machine: LeRobot connects without a second try
         finally:
             said = end_server(server, signal.SIGINT, tmp_path / "server")

@@ -233,6 +233,25 @@ def test_a_rollout_sends_goals_in_the_range_of_the_recording(
     assert not recording.emulator.followers[0].torque()
 
 
+def record_into_a_fault(emulator: SO100Emulator, root: Path, fault: str) -> tuple[int, str]:
+    """Record, have an accident half a second into the second episode; return status and what was said."""
+    process = subprocess.Popen(
+        [BIN / "lerobot-record", *record_arguments(emulator, root, episodes=3)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "Recording episode 1" in line:
+            time.sleep(0.5)
+            obey(emulator, fault)
+    return process.wait(timeout=60), "".join(said)
+
+
 @needs_sdk
 @pytest.mark.sim
 @pytest.mark.parametrize(
@@ -255,24 +274,14 @@ def test_a_fault_ends_the_recording_by_name_and_what_was_saved_loads(
         pytest.importorskip("zmq", reason="pip install pyzmq")
         camera = CameraSettings("top", 64, 48, 30)
     with SO100Emulator(tmp_path, camera=camera) as emulator:
-        process = subprocess.Popen(
-            [BIN / "lerobot-record", *record_arguments(emulator, tmp_path / "data", episodes=3)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Recording episode 1" in line:
-                time.sleep(0.5)
-                obey(emulator, fault)
-        status = process.wait(timeout=60)
-    assert re.search(message, "".join(said)), "".join(said)[-4000:]
-    assert status == 1, "".join(said)[-4000:]
-    data, actions, *_ = columns(tmp_path / "data")
+        for attempt in range(3):
+            root = tmp_path / f"data{attempt}"
+            status, said = record_into_a_fault(emulator, root, fault)
+            if "Recording episode 0" in said:
+                break  # else the bus was late on a busy machine: LeRobot connects without a second try
+    assert re.search(message, said), said[-4000:]
+    assert status == 1, said[-4000:]
+    data, actions, *_ = columns(root)
     assert data.meta.total_episodes == 1
     assert len(actions) == len(data) > FPS
 
