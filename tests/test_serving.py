@@ -328,10 +328,14 @@ def drive(folder: Path, emulator: SO100Emulator, log: BusLog, port: int, checkpo
     finally:
         client.send_signal(signal.SIGINT)
         try:
-            client.wait(timeout=60)
-        except subprocess.TimeoutExpired:  # LeRobot's client, if it is interrupted while it connects
+            client.wait(timeout=30)
+        except subprocess.TimeoutExpired:
             client.kill()
             client.wait()
+            if (
+                len(log.goals) >= 30
+            ):  # LeRobot's client may hang if it is interrupted while it connects, not later
+                raise
 
 
 @pytest.mark.sim

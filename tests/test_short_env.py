@@ -60,6 +60,14 @@ def test_a_limit_that_is_none_is_refused(short_env: Any, steps: int) -> None:
         short_env.ShortMetaworldEnv(TASK, max_steps=steps)
 
 
+def test_lerobots_options_reach_the_environment(short_env: Any) -> None:
+    envs = short_env.ShortMetaworldConfig(task=TASK, obs_type="pixels", max_steps=7).create_envs(1)
+    env = envs[TASK][0]
+    assert set(env.single_observation_space.spaces) == {"pixels"}
+    assert env.call("_max_episode_steps") == (7,)
+    env.close()
+
+
 def test_lerobot_eval_ends_an_episode_at_the_limit(
     short_env: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,8 @@
       --env.task=button-press-topdown-v3 --env.max_steps=150 ...
 
 LeRobot gives an episode 500 steps, which is what failures cost, and draws a frame for the video that the observation
-holds already. Everything else is LeRobot's, starts and pixels included. A result
-is about the limit it was played with.
+holds already. Everything else is LeRobot's, starts and pixels included. A result is about the limit it was played
+with.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ class ShortMetaworldEnv(MetaworldEnv):
     Args:
         task: such as ``button-press-topdown-v3``.
         max_steps: of an episode, at most LeRobot's 500.
+        obs_type: as LeRobot's, which has another default.
+        **options: LeRobot's.
     """
 
-    def __init__(self, task: str, max_steps: int) -> None:
-        super().__init__(task=task, obs_type="pixels_agent_pos")
+    def __init__(self, task: str, max_steps: int, obs_type: str = "pixels_agent_pos", **options: Any) -> None:
+        super().__init__(task=task, obs_type=obs_type, **options)
         if not 1 <= max_steps <= self._max_episode_steps:
             raise ValueError(f"--env.max_steps={max_steps} is outside 1 to {self._max_episode_steps}.")
         self._max_episode_steps = max_steps
@@ -60,6 +62,6 @@ class ShortMetaworldConfig(MetaworldConfig):
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, VectorEnv]]:
         """Return ``{task: {0: n_envs environments}}``."""
         task = self.task.removeprefix("metaworld-")
-        parallel = use_async_envs and n_envs > 1
-        vector = AsyncVectorEnv if parallel else SyncVectorEnv
-        return {task: {0: vector([partial(ShortMetaworldEnv, task, self.max_steps)] * n_envs)}}
+        vector = AsyncVectorEnv if use_async_envs and n_envs > 1 else SyncVectorEnv
+        make = partial(ShortMetaworldEnv, task, self.max_steps, **self.gym_kwargs)
+        return {task: {0: vector([make] * n_envs)}}
