@@ -35,6 +35,7 @@ from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder, 
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, ConfigError
+from lerobot_policy_vla0.grad_mode import without_gradients
 from lerobot_policy_vla0.images import ImageSettings, encode_images
 from lerobot_policy_vla0.realtime import Deadline, committed_steps
 from lerobot_policy_vla0.relative import read_origin
@@ -106,7 +107,7 @@ class ActingPolicy(SavedPolicy):
         """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
         return True
 
-    @torch.no_grad()
+    @without_gradients
     def predict_action_chunk(
         self,
         batch: dict[str, Any],
@@ -155,7 +156,7 @@ class ActingPolicy(SavedPolicy):
             executed = None if committed is None else committed - origin
             return self._limited(chunk - origin, executed=executed, continues=ran_dry) + origin
 
-    @torch.no_grad()
+    @without_gradients
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """Return the next action of each row, querying the model when the queue is empty.
 
@@ -208,7 +209,7 @@ class ActingPolicy(SavedPolicy):
             assert self._limiter is not None
         return self._limiter.apply(actions, executed=executed, continues=continues)
 
-    @torch.no_grad()
+    @without_gradients
     def warm_up(self, batch: int = 1) -> None:
         """Decode grey images once: caches are allocated and the decoder measures how wide its passes should be.
 
@@ -221,7 +222,7 @@ class ActingPolicy(SavedPolicy):
         self.decoder.reset()
         logger.info("decoder: warmed up in %.1f s", time.perf_counter() - began)
 
-    @torch.no_grad()
+    @without_gradients
     def number_distributions(
         self, batch: dict[str, Any], answers: list[list[int]], *, min_mass: float = 1e-3
     ) -> list[NDArray[Any]]:
