@@ -84,8 +84,8 @@ class ActingPolicy(SavedPolicy):
     def reset(self) -> None:
         """Start a new episode: forget queued actions and earlier chunks.
 
-        The first call on a loaded policy also warms the decoder up, so that the first control step is not
-        slower than the rest.
+        The first call on a loaded policy also warms the decoder up for batches of one row, so that a robot's first
+        control step is not slower than the rest; call `warm_up` for others.
         """
         self._guard.release()
         if self._cold and not self.training:
