@@ -142,14 +142,14 @@ def test_any_adapter_is_merged_as_in_memory(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["LoHa", "Miss"])
 def test_other_methods_are_merged_as_peft_merges_each_layer(tmp_path: Path, kind: str) -> None:
-    """Their ``merge_and_unload`` stumbles over the augmentation state, which is saved whole, so layers are the oracle."""
+    """Their ``merge_and_unload`` stumbles over the augmentation state, which is saved whole; their layers do not."""
     config, base = save_base(tmp_path, "backbone")
     described = getattr(peft, f"{kind}Config")(target_modules=["up_proj", "q_proj"], r=2)
     policy = VLA0Policy(config)
     adapter = save_adapter(policy, tmp_path / "adapter", base, described)
     merge_adapter(adapter, tmp_path / "out")
     written = load_file(tmp_path / "out/model.safetensors")
-    layers = {name: layer for name, layer in policy.named_modules() if hasattr(layer, "merged_adapters")}
+    layers = {name: layer for name, layer in policy.named_modules() if hasattr(layer, "base_layer")}
     assert len(layers) == 5  # two layers of language, one of vision
     for name, layer in layers.items():
         before = layer.base_layer.weight.clone()

@@ -9,6 +9,7 @@ built from the folder's own config, and the weights' file has to hold exactly it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.backbones import VLM_FOLDER
 from lerobot_policy_vla0.checkpoint import read_config, shown
+from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_action_stats, check_stats, read_action_stats
 from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.weight_stream import ShardReader, TensorSource, storable
@@ -198,25 +200,38 @@ def check_written(
         CheckpointError: saying what does not read back. The caller removes the folder.
     """
     try:
-        problem = _unlike(folder, planned)
+        config = _read_config(folder)
+        problem = _unlike(folder, config, planned)
         if processors and not problem:
-            _load_processors(folder)
+            _load_processors(folder, config)
     except Exception as error:  # whatever it is: what cannot be read back was not written
-        problem = f"{type(error).__name__}: {error}".replace(str(folder), str(out))
+        problem = f"{type(error).__name__}: {error}".replace(str(folder), str(out)).rstrip(".")
         raise CheckpointError(_REFUSAL.format(out=out, problem=problem)) from error
     if problem:
         raise CheckpointError(_REFUSAL.format(out=out, problem=problem))
 
 
 _REFUSAL = (
-    "the policy written for {out} does not read back, so nothing was kept of it. {problem} The disk may be failing; if "
-    "it happens again, report this message."
+    "the policy written for {out} does not read back, so nothing was kept of it: {problem}. Check the disk, and what "
+    "the policy was made from; if both are sound, report this message."
 )
 
 
-def _unlike(folder: Path, planned: Mapping[str, TensorSource]) -> str:
+def _read_config(folder: Path) -> VLA0Config:
+    """Read the folder's config without LeRobot's warnings about the device, which are for those who load it to run."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        config = read_config(folder)
+    finally:
+        logging.disable(before)
+    assert isinstance(config, VLA0Config)
+    return config
+
+
+def _unlike(folder: Path, config: VLA0Config, planned: Mapping[str, TensorSource]) -> str:
     """Return how the weights' file differs from what the folder's config implies; empty if it does not."""
-    skeleton = build_skeleton(read_config(folder), folder / VLM_FOLDER)
+    skeleton = build_skeleton(config, folder / VLM_FOLDER)
     names = stored_names(skeleton)
     implied = {names[name]: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     with ShardReader([folder / SAFETENSORS_SINGLE_FILE]) as reader:
@@ -238,19 +253,21 @@ def _unlike(folder: Path, planned: Mapping[str, TensorSource]) -> str:
         "Wrong shapes": shapes,
         "Wrong precision": precisions,
     }
-    return " ".join(f"{what}: {shown(which)}." for what, which in found.items() if which)
+    return ". ".join(f"{what}: {shown(which)}" for what, which in found.items() if which)
 
 
-def _load_processors(folder: Path) -> None:
+def _load_processors(folder: Path, config: VLA0Config) -> None:
     """Load both processors as LeRobot's commands do, and check their statistics."""
     from lerobot.policies import make_pre_post_processors
 
-    config: Any = read_config(folder)
-    preprocess, _ = make_pre_post_processors(
-        policy_cfg=config,
-        pretrained_path=str(folder),
-        preprocessor_overrides={"device_processor": {"device": "cpu"}},
-    )
+    try:
+        preprocess, _ = make_pre_post_processors(
+            policy_cfg=config,
+            pretrained_path=str(folder),
+            preprocessor_overrides={"device_processor": {"device": "cpu"}},
+        )
+    except Exception as error:  # of many kinds, and they do not say what was being loaded
+        raise CheckpointError(f"the processors do not load ({type(error).__name__}: {error})") from error
     normalizers = [step for step in preprocess.steps if isinstance(step, NormalizerProcessorStep)]
     for step in normalizers:
         check_stats(config, dict(step.stats or {}))
