@@ -44,7 +44,7 @@ _SCHEDULERS: dict[str, Any] = {
 class TinyVLMConfig:
     """Sizes of the random Qwen2.5-VL that ``vlm_model_name=tiny`` builds (2.4 million parameters by default).
 
-    Sizes of tiny:
+    Sizes of the tiny backbone:
         hidden_size: The language model has this width.
         num_layers: The language model has this many decoder layers.
         num_heads: The language model has this many attention heads; the width of one head must be a multiple of 4.
@@ -104,8 +104,9 @@ class VLA0Config(PreTrainedConfig):
         vlm_model_name: The policy is built on this model: a Hub repo id or a local folder of a Qwen2.5-VL or Qwen2-VL
             of any size, or ``tiny`` for a small random Qwen2.5-VL that needs no download.
         tiny: The model has these sizes if ``vlm_model_name`` is ``tiny``.
-        freeze_vision_encoder: The vision tower is not trained.
-        lora_vision: With ``--peft.method_type=LORA``, the vision tower gets adapters as well as the language model.
+        freeze_vision_encoder: If true, the vision tower is not trained.
+        lora_vision: If true and ``--peft.method_type=LORA`` is given, the vision tower gets adapters as well as the
+            language model.
 
     Chunk and text:
         chunk_size: The model predicts this many steps per query, the paper's horizon ``H`` (at least 1).
@@ -117,13 +118,14 @@ class VLA0Config(PreTrainedConfig):
             the state's mode changes nothing.
         system_prompt: The prompt begins with this system message. ``{H}``, ``{D}``, ``{N}`` and ``{B}`` stand for
             ``chunk_size``, the dimensions of an action, the product of the two, and ``n_bins``.
-        add_vision_id: The prompt says ``Picture k: `` before each image. The paper's weights were trained without it.
+        add_vision_id: If true, the prompt says ``Picture k: `` before each image. The paper's weights were trained
+            without it.
         max_prompt_length: A prompt of more tokens than this is an error (at least 1); prompts are never truncated.
-        state_in_prompt: The prompt contains the robot's state before the instruction, normalised by its own statistics,
-            as integers from 0 to ``n_bins``. Values outside the statistics are clamped. The paper's prompt has no
-            state.
-        use_relative_actions: The policy learns actions as offsets from the state at the query, through LeRobot's own
-            processor steps. This needs statistics of relative actions (``docs/state.md``).
+        state_in_prompt: If true, the prompt has the robot's state before the instruction, normalised by its own
+            statistics, as integers from 0 to ``n_bins``. Values outside the statistics are clamped. The paper's prompt
+            has no state.
+        use_relative_actions: If true, the policy learns actions as offsets from the state at the query, through
+            LeRobot's own processor steps. This needs statistics of relative actions (``docs/state.md``).
         relative_exclude_joints: With ``use_relative_actions``, dimensions whose name contains one of these words stay
             absolute, as in LeRobot; ``[]`` excludes none.
         action_feature_names: The dimensions of an action have these names. LeRobot fills them in from the data set.
@@ -136,9 +138,10 @@ class VLA0Config(PreTrainedConfig):
         crop_ratio: The random crop in training and the centre crop in evaluation keep this fraction of each side (above
             0, at most 1); 1 turns cropping off.
         image_size: The image of each camera is resized to this (height, width) in pixels; both are multiples of 28.
-        antialias: A low-pass filter runs before an image is shrunk. The paper uses none; turn it on if cameras are much
-            larger than ``image_size``, or differ in size between training and evaluation.
-        tile_images: The cameras are put side by side in one image; with false each camera is an image of its own.
+        antialias: If true, a low-pass filter runs before an image is shrunk. The paper uses none; turn it on if cameras
+            are much larger than ``image_size``, or differ in size between training and evaluation.
+        tile_images: If true, the cameras are put side by side in one image; if false, each camera is an image of its
+            own.
 
     Training augmentation:
         brightness: In training, the brightness is multiplied by a random factor that differs from 1 by up to this (at
@@ -152,7 +155,8 @@ class VLA0Config(PreTrainedConfig):
         action_mask_max_ratio: Masked action augmentation hides up to this share of an answer (0 to 1; 0 turns it off).
         action_mask_skip_prob: This share of the samples is left unmasked (0 to 1).
         action_mask_unit: ``char`` hides single characters (the paper), ``number`` hides whole integers.
-        loss_on_padding: The loss counts the last action that is repeated after an episode's end, as in the paper.
+        loss_on_padding: If true, the loss counts the repetitions of the last action after an episode's end, as in the
+            paper.
 
     Execution:
         n_action_steps: This many steps of a chunk are executed before the next query (1 to ``chunk_size``).
@@ -192,9 +196,9 @@ class VLA0Config(PreTrainedConfig):
         attn_implementation: transformers uses this attention: ``sdpa``, ``eager``, ``flash_attention_2`` or
             ``flash_attention_3``. The last two have to be installed and serve in training and on prompts of the
             reference decoder; the faster decoders use sdpa.
-        gradient_checkpointing: Activations are recomputed in the backward pass, which saves memory.
-        compile_model: ``torch.compile`` compiles the layers for training: steps are faster after a minute or two of
-            compiling. Decoding does not change.
+        gradient_checkpointing: If true, activations are recomputed in the backward pass, which saves memory.
+        compile_model: If true, ``torch.compile`` compiles the layers for training: steps are faster after a minute or
+            two of compiling. Decoding does not change.
 
     Optimizer:
         optimizer_lr: The learning rate has this peak (at least 0). The paper uses 5e-6 per GPU of batch 8, which is
@@ -203,7 +207,7 @@ class VLA0Config(PreTrainedConfig):
         optimizer_eps: AdamW has this epsilon.
         optimizer_weight_decay: AdamW has this decoupled weight decay (at least 0).
         optimizer_grad_clip_norm: The norm of the gradient is clipped to this (at least 0); 0 turns clipping off.
-        optimizer_8bit: AdamW's moments are held in 8 bits (bitsandbytes; CUDA only).
+        optimizer_8bit: If true, AdamW's moments are held in 8 bits (bitsandbytes; CUDA only).
         scheduler_name: After the warm-up the learning rate is ``constant`` (the paper), or falls to zero on a
             ``cosine``.
         scheduler_warmup_steps: The learning rate rises linearly for this many steps (at least 0).
