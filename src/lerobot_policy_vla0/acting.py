@@ -28,7 +28,6 @@ from lerobot_policy_vla0.batches import (
 )
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.codec import ActionCodec, quantise
-from lerobot_policy_vla0.configuration_checks import absolute_dimensions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_action_stats, read_action_stats
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder, build_distributions
@@ -68,7 +67,7 @@ class ActingPolicy(SavedPolicy):
             old_weight=self.config.ensemble_old_weight,
         )
         # With relative actions, those that are not.
-        self._absolute_dimensions = absolute_dimensions(self.config, self.config.action_dim)
+        self._absolute_dimensions = self.config.absolute_dimensions
         # Limits in the robot's units wait for the checkpoint's statistics (`loaded`) if there are none.
         waits = self.config.max_action_step_unit == "robot" and span is None
         self._limiter = None if waits else _build_limiter(self.config, span)
