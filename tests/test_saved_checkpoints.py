@@ -1,4 +1,4 @@
-"""Checkpoints that an earlier commit wrote still load and still answer the same; `data/README.md` says how they were made."""
+"""Checkpoints of an earlier commit still load and answer the same; `data/README.md` says how they were made."""
 
 from __future__ import annotations
 
