@@ -25,6 +25,7 @@ from lerobot_policy_vla0.adapters import default_targets
 from lerobot_policy_vla0.backbones import quantization_options
 from lerobot_policy_vla0.commands import merge
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError, OutputError
+from lerobot_policy_vla0.merging import merge_adapter
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
 from lerobot_policy_vla0.vlm import VLM
 
@@ -135,19 +136,27 @@ def test_adapter_and_merged_policy_act_alike(adapter: Path, tmp_path: Path) -> N
     )
 
 
+def test_a_policy_merged_in_bfloat16_loads(adapter: Path, tmp_path: Path) -> None:
+    merge_adapter(adapter, tmp_path / "merged", save_dtype="bfloat16")
+    direct, merged = VLA0Policy.from_pretrained(adapter), VLA0Policy.from_pretrained(tmp_path / "merged")
+    for (name, a), (_, b) in zip(direct.state_dict().items(), merged.state_dict().items(), strict=True):
+        assert torch.equal(a.to(torch.bfloat16).to(a.dtype) if a.is_floating_point() else a, b), name
+    assert merged.vlm.model.lm_head.weight is merged.vlm.model.get_input_embeddings().weight
+
+
 def test_merging_overwrites_nothing_and_leaves_nothing_behind(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "theirs").write_text("y")
     with pytest.raises(OutputError, match="exists already; nothing is overwritten"):
-        merge.merge_adapter(adapter, tmp_path / "taken")
+        merge_adapter(adapter, tmp_path / "taken")
     VLA0Policy(make_config()).save_pretrained(tmp_path / "full")
     with pytest.raises(CheckpointError, match="it is no adapter, so there is nothing to merge"):
-        merge.merge_adapter(tmp_path / "full", tmp_path / "out")
+        merge_adapter(tmp_path / "full", tmp_path / "out")
     bare = shutil.copytree(adapter, tmp_path / "bare")
     for file in bare.glob("policy_postprocessor*"):
         file.unlink()
     with pytest.raises(CheckpointError, match=r"lacks \['policy_postprocessor\.json'\], which hold the"):
-        merge.merge_adapter(bare, tmp_path / "out")
+        merge_adapter(bare, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "full", "taken"]
 
 

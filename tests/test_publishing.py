@@ -21,7 +21,7 @@ from test_vlm import save_backbone
 from tiny import make_batch, make_config, make_dataset
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.checkpoint import read_config, weights_to_save
+from lerobot_policy_vla0.checkpoint import read_config
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 from lerobot_policy_vla0.publishing import build_model_card
 from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
@@ -52,19 +52,28 @@ def test_checkpoints_are_written_in_the_precision_asked_for(tmp_path: Path, name
     assert loaded.vlm.model.lm_head.weight is loaded.vlm.model.get_input_embeddings().weight
 
 
+@pytest.mark.parametrize("save_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("names", [{HEAD}, {EMBEDDING}, {HEAD, EMBEDDING}])
+def test_weights_given_under_any_of_their_tied_names_are_stored_once(
+    tmp_path: Path, names: set[str], save_dtype: str | None
+) -> None:
+    policy = VLA0Policy(make_config(save_dtype=save_dtype)).eval()
+    given = {  # as gathered from shards: every name with memory of its own
+        name: tensor.clone()
+        for name, tensor in policy.state_dict().items()
+        if name in names or name not in (HEAD, EMBEDDING)
+    }
+    policy.save_pretrained(tmp_path, state_dict=given)
+    assert {HEAD, EMBEDDING} & load_file(tmp_path / "model.safetensors").keys() == {HEAD}
+    loaded = VLA0Policy.from_pretrained(tmp_path)
+    dtype = getattr(torch, save_dtype or "float32")
+    assert torch.equal(loaded.state_dict()[HEAD], policy.state_dict()[HEAD].to(dtype).float())
+    assert loaded.vlm.model.lm_head.weight is loaded.vlm.model.get_input_embeddings().weight
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="save_dtype='int8' must be None, 'float32' or 'bfloat16'"):
         make_config(save_dtype="int8")
-
-
-def test_gathered_weights_are_stored_once_too() -> None:
-    policy = VLA0Policy(make_config())
-    gathered = {name: tensor.clone() for name, tensor in policy.state_dict().items()}  # as from shards
-    assert {HEAD, EMBEDDING} <= gathered.keys()
-    kept = weights_to_save(policy, gathered, None)
-    assert kept is not None
-    assert len({HEAD, EMBEDDING} & kept.keys()) == 1
-    assert {HEAD, EMBEDDING} <= gathered.keys()  # the caller's own is left alone
 
 
 def test_values_that_differ_for_one_tensor_are_refused(tmp_path: Path) -> None:

@@ -8,13 +8,21 @@ an optional dependency and imported on use.
 
 from __future__ import annotations
 
+import copy
 import re
+import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
+from lerobot_policy_vla0.checkpoint import shown
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
+from lerobot_policy_vla0.weight_stream import TensorSource
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
@@ -134,14 +142,17 @@ def expect_adapter(policy: VLA0Policy, base: str) -> None:
     policy.register_load_state_dict_post_hook(_refuse_missing)
 
 
+_LACKS = (
+    "the adapter lacks {count} of its tensors, the first are {first}. Its file is incomplete, or "
+    f"{ADAPTER_CONFIG} was changed: download or copy the checkpoint again."
+)
+
+
 def _refuse_missing(_: nn.Module, keys: Any) -> None:
     # PEFT calls the one adapter of a LeRobot policy "default".
     missing = sorted(key for key in keys.missing_keys if re.search(r"\.default(\.|$)", key))
     if missing:
-        raise CheckpointError(
-            f"the adapter lacks {len(missing)} of its tensors, the first are {missing[:4]}. Its file is incomplete, or "
-            f"{ADAPTER_CONFIG} was changed: download or copy the checkpoint again."
-        )
+        raise CheckpointError(_LACKS.format(count=len(missing), first=missing[:4]))
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
@@ -175,6 +186,170 @@ def merge_into(policy: VLA0Policy, folder: Path) -> VLA0Policy:
         merged.vlm.vision_tower.requires_grad_(False)
     merged.eval()
     return merged
+
+
+# ------------------------------------------------------------------ merging without holding the model
+
+
+def merged_tensors(
+    skeleton: VLA0Policy, base: Mapping[str, TensorSource], folder: Path
+) -> dict[str, TensorSource]:
+    """Return the tensors of a base policy with an adapter added, each computed when its turn has come.
+
+    What `merge_into` does to a policy in memory, a layer at a time: PEFT gets a model of that one layer, with weights
+    in float32, and does the arithmetic. So every kind of adapter that PEFT can merge and that shares nothing between
+    layers is merged as PEFT means it.
+
+    Args:
+        skeleton: the base policy on the ``meta`` device; gets adapters and is of no use afterwards.
+        base: the tensors of its file.
+        folder: the adapter's.
+
+    Raises:
+        CheckpointError: naming tensors that the adapter lacks, that fit nowhere or have another shape; or, at once or
+            while a tensor is read, what kind of adapter cannot be merged.
+    """
+    config = _peft().PeftConfig.from_pretrained(str(folder))
+    tensors = _adapter_tensors(folder)
+    layers, expected = _place(skeleton, config)
+    _check_adapter(folder, tensors, expected)
+
+    parts: dict[str, dict[str, Tensor]] = {layer: {} for layer in layers}
+    replaced: dict[str, TensorSource] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PEFT_PREFIX)
+        layer = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
+        if layer is not None:
+            parts[layer][key] = tensor
+        elif name in base:  # trained whole
+            source = base[name]
+            replaced[name] = TensorSource(source.shape, source.dtype, partial(tensor.to, source.dtype))
+        else:
+            raise CheckpointError(
+                f"{folder} is an adapter of type {config.peft_type.value}, whose tensor {key} belongs to no single "
+                "layer: adapters are merged layer by layer, and this type cannot be. Run it unmerged, or train a LoRA "
+                "adapter."
+            )
+    merged = {**base, **replaced}
+    for layer, module in layers.items():
+        own = {name: base[f"{layer}.{name}"] for name, _ in module.named_parameters()}
+        for name, source in own.items():
+            read = partial(_merge_layer, config, layer, module, own, parts[layer], name)
+            merged[f"{layer}.{name}"] = TensorSource(source.shape, torch.float32, read)
+    return merged
+
+
+_PEFT_PREFIX = "base_model.model."
+
+
+def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their names in its file."""
+    _peft()
+    from peft.utils import load_peft_weights
+
+    try:
+        tensors: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the adapter's weights in {folder} cannot be read ({error}). Download or copy the checkpoint again."
+        ) from error
+    return tensors
+
+
+def _place(skeleton: VLA0Policy, config: Any) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    """Put an adapter without numbers into a skeleton.
+
+    Returns:
+        The layers that got one, as they were, by name; and all tensors that the adapter's file has to hold.
+    """
+    peft = _peft()
+    before = dict(skeleton.named_modules())
+    described = copy.deepcopy(config)
+    for start in ("init_lora_weights", "init_weights"):  # computed from the base's numbers by some
+        if isinstance(getattr(described, start, None), str):
+            setattr(described, start, True)
+    described.inference_mode = True
+    with torch.device("meta"):
+        wrapped = peft.PeftModel(skeleton, described)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {
+        name.removeprefix(_PEFT_PREFIX): layer
+        for name, layer in wrapped.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
+    expected: dict[str, Tensor] = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return {name: before[name] for name in layers}, expected
+
+
+def _check_adapter(folder: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare an adapter's file with what its config makes of the base."""
+    missing = expected.keys() - tensors.keys()
+    if missing:
+        raise CheckpointError(_LACKS.format(count=len(missing), first=sorted(missing)[:4]))
+    wrong = [
+        f"{key} is {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}"
+        for key, tensor in tensors.items()
+        if key in expected and tensor.shape != expected[key].shape
+    ]
+    unexpected = tensors.keys() - expected.keys()
+    if wrong or unexpected:
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit its base. Unexpected tensors: {shown(unexpected)}. Wrong shapes: "
+            f"{shown(wrong)}. {ADAPTER_CONFIG} was changed, or names another base: download or copy the checkpoint "
+            "again."
+        )
+
+
+def _merge_layer(
+    config: Any,
+    layer: str,
+    module: nn.Module,
+    base: Mapping[str, TensorSource],
+    adapter: Mapping[str, Tensor],
+    wanted: str,
+) -> Tensor:
+    """Return one parameter of a layer with its adapter merged, in float32.
+
+    Args:
+        config: PEFT's, of the whole adapter.
+        layer: its name in the policy.
+        module: the layer, without numbers.
+        base: its parameters.
+        adapter: its tensors in the adapter's file.
+        wanted: the parameter.
+    """
+    peft = _peft()
+    alone = copy.deepcopy(module)
+    for name, source in base.items():
+        owner, _, leaf = name.rpartition(".")
+        weight = nn.Parameter(source.read().float(), requires_grad=False)
+        setattr(alone.get_submodule(owner), leaf, weight)
+    own = copy.deepcopy(config)
+    own.modules_to_save = None
+    own.inference_mode = True
+    model = nn.Module()
+    place = model
+    *way, last = layer.split(".")  # under its whole name, which decides what the adapter is like there
+    for name in way:
+        place.add_module(name, nn.Module())
+        place = place.get_submodule(name)
+    place.add_module(last, alone)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", RuntimeWarning
+            )  # patterns of ranks that are meant for other layers
+            wrapped = peft.PeftModel(model, own)
+        peft.set_peft_model_state_dict(wrapped, dict(adapter))
+        merged = wrapped.merge_and_unload(safe_merge=True).get_submodule(layer)
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
+        raise CheckpointError(
+            f"the adapter ({config.peft_type.value}) on {layer} cannot be merged: {error}. Train it again, or run it "
+            "unmerged."
+        ) from error
+    result: Tensor = merged.get_parameter(wanted).detach()
+    return result
 
 
 def _peft() -> Any:

@@ -1,4 +1,4 @@
-"""A saved policy's files: find them, read config and weights, say what does not fit, and what to write.
+"""A saved policy's files: find them, read config and weights, and say what does not fit.
 
 Strict where LeRobot's own loader is not: a tensor that is missing, left over or of another shape is an
 error that names it, because the alternative is random weights on a robot.
@@ -147,36 +147,11 @@ def causes(error: BaseException) -> list[BaseException]:
 # ------------------------------------------------------------------ weights
 
 
-def weights_to_save(
-    model: nn.Module, state_dict: dict[str, Tensor] | None, save_dtype: str | None
-) -> dict[str, Tensor] | None:
-    """Return the tensors a checkpoint holds, tied ones once and in the precision asked for.
-
-    Args:
-        model: whose weights they are.
-        state_dict: gathered by LeRobot if the model is sharded, else None.
-        save_dtype: ``float32``, ``bfloat16`` or None to convert nothing.
-
-    Returns:
-        None if the model can be saved as it is.
-    """
-    if state_dict is None and save_dtype is None:
-        return None
-    out = dict(model.state_dict() if state_dict is None else state_dict)
-    for name, kept in tied_names(model).items():
-        if kept in out:
-            out.pop(name, None)
-    if save_dtype is not None:
-        dtype = getattr(torch, save_dtype)
-        out = {name: t.to(dtype) if t.is_floating_point() else t for name, t in out.items()}
-    return out
-
-
 def tied_names(model: nn.Module) -> dict[str, str]:
     """Return the names of parameters that are another one, each with the name that is kept.
 
-    Goes by identity: that is what reading into one of them and saving without gathering depend on, and it holds for any
-    model. Sharded parameters may have lost it; for those see `VLM.tied_names`.
+    Goes by identity: that is what reading into one of them depends on, and it holds for any model. Which name a file
+    has is `policy_folder.stored_names`'s.
     """
     first: dict[int, str] = {}
     tied = {}
@@ -236,6 +211,11 @@ def load_weights(model: nn.Module, folder: Path, *, strict: bool = True) -> None
 
 #: Tensors that an earlier version saved under another name.
 _RENAMED = {"augmentation_state": "augmentation.state"}
+
+
+def current_name(name: str) -> str:
+    """Return the name this version has for a stored tensor."""
+    return _RENAMED.get(name, name)
 
 
 def _stored_tensors(folder: Path) -> dict[str, Path]:

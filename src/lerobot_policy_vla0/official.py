@@ -23,6 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from lerobot.configs.types import FeatureType, PolicyFeature
 from torch import Tensor
 
+from lerobot_policy_vla0.backbones import VLM_FOLDER
 from lerobot_policy_vla0.cameras import CAMERA_PREFIX
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, Vla0Error
@@ -35,9 +36,16 @@ from lerobot_policy_vla0.official_settings import (
     read_repetition_penalty,
 )
 from lerobot_policy_vla0.official_weights import plan_weights
+from lerobot_policy_vla0.policy_folder import (
+    build_skeleton,
+    check_written,
+    left_out,
+    stored_names,
+    total_bytes,
+)
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
 from lerobot_policy_vla0.weight_stream import ShardReader, find_shards, write_stream
-from lerobot_policy_vla0.writing import new_folder, refuse_existing
+from lerobot_policy_vla0.writing import new_folder, refuse_existing, require_space
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +134,7 @@ def import_checkpoint(
     config = policy_config(layout, stated, options, action_dim=len(low))
     stats = {"action": {"min": torch.tensor(low), "max": torch.tensor(high)}}
     with new_folder(out) as folder:
-        _write_policy(folder, layout, config, stats)
+        _write_policy(folder, layout, config, stats, out)
         write_card(folder / "README.md", str(source), layout, config, options.base_model)
     return config
 
@@ -245,12 +253,9 @@ def _camera_keys(stated: tuple[str, ...] | None, given: Mapping[str, str]) -> li
 
 
 def _write_policy(
-    folder: Path, layout: Layout, config: VLA0Config, stats: dict[str, dict[str, Tensor]]
+    folder: Path, layout: Layout, config: VLA0Config, stats: dict[str, dict[str, Tensor]], out: Path
 ) -> None:
-    """Write config, backbone description, processors and weights."""
-    from lerobot_policy_vla0.backbones import VLM_FOLDER
-    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
-
+    """Write config, backbone description, processors and weights to ``folder``, which is going to be ``out``."""
     absent = [name for name in _MODEL_FILES if not (layout.model / name).is_file()]
     if absent:
         raise CheckpointError(
@@ -262,8 +267,7 @@ def _write_policy(
         pre, post = make_vla0_pre_post_processors(
             dataclasses.replace(config, vlm_model_name=str(layout.model)), stats
         )
-        with torch.device("meta"):  # names and shapes, without numbers
-            skeleton = VLA0Policy(config, stored_vlm=layout.model)
+        skeleton = build_skeleton(config, layout.model)
     except Vla0Error:
         raise
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -272,16 +276,18 @@ def _write_policy(
             "tokenizer.json is damaged, or it is another kind of model."
         ) from error
     _check_image_processor(layout.model, skeleton)
-    skeleton.vlm.save_description(folder / VLM_FOLDER)
-    pre.save_pretrained(folder)
-    post.save_pretrained(folder)
-    # The machine that loads the policy chooses; the one that imports it may have no accelerator.
-    config.device = None
-    config._save_pretrained(folder)
     with ShardReader(find_shards(layout.model)) as reader:
-        tensors, metadata = plan_weights(skeleton, reader, layout.model)
+        tensors = plan_weights(skeleton, reader, layout.model)
+        require_space(out, total_bytes(tensors))
+        skeleton.vlm.save_description(folder / VLM_FOLDER)
+        pre.save_pretrained(folder)
+        post.save_pretrained(folder)
+        # The machine that loads the policy chooses; the one that imports it may have no accelerator.
+        config.device = None
+        config._save_pretrained(folder)
         logger.info("copying %d tensors from %s", len(tensors), layout.model)
-        write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, metadata)
+        write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(skeleton)))
+        check_written(folder, tensors, out=out, processors=True)
 
 
 def _check_image_processor(model: Path, skeleton: Any) -> None:

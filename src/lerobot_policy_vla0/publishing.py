@@ -1,30 +1,17 @@
-"""What leaves the training machine: the card of a published policy, and adapters merged into a policy of their own.
-
-Reads configs and writes files; knows nothing about training or decoding.
-"""
+"""The card of a published policy: what it is, how to run it, and what it may be used for. Knows configs only."""
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
 
-from lerobot_policy_vla0 import adapters
-from lerobot_policy_vla0.checkpoint import read_config, resolve_checkpoint, weights_to_save
-from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.testing.tiny_vlm import TINY
-from lerobot_policy_vla0.writing import new_folder, refuse_existing
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-
-logger = logging.getLogger(__name__)
 
 _TAGS = ("robotics", "lerobot", "vla0", "vision-language-action")
 
@@ -231,66 +218,3 @@ def _license_text(base: str, local: bool, inherited: License | None, given: str 
     name = f"`{inherited.name or inherited.id}`"
     text = f" ([text]({inherited.link}))" if inherited.link else ""
     return said + f"The base model `{base}` is under {name}{text}; weights trained from it inherit its terms."
-
-
-# ------------------------------------------------------------------ merging
-
-
-def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = None) -> Path:
-    """Write an adapter and its base as one ordinary policy, which needs neither PEFT nor the base.
-
-    Merged in float32 on the CPU, from the base in full precision even if the adapter was trained on 4 bits.
-
-    Args:
-        source: a checkpoint folder or Hub repo with an adapter.
-        out: the folder to make.
-        save_dtype: ``float32`` (as None) or ``bfloat16``, which rounds the merged weights.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        OutputError: if ``out`` is taken.
-        CheckpointError: if the source is no adapter or incomplete.
-    """
-    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
-
-    refuse_existing(out)
-    folder = resolve_checkpoint(source)
-    if not adapters.is_adapter(folder):
-        raise CheckpointError(
-            f"{source} has no {adapters.ADAPTER_CONFIG}: it is no adapter, so there is nothing to merge. It holds "
-            f"{sorted(p.name for p in folder.iterdir())}."
-        )
-    pipelines = (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME)
-    absent = [f"{name}.json" for name in pipelines if not (folder / f"{name}.json").is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{source} lacks {absent}, which hold the statistics a policy acts by. Use a checkpoint that "
-            "lerobot-train saved."
-        )
-    config: Any = read_config(folder)
-    policy = VLA0Policy.from_pretrained(
-        folder, config=replace(config, device="cpu", param_dtype="float32", pretrained_path=None)
-    )
-    merged: Any = policy.config
-    policy.config = replace(merged, device=config.device, param_dtype=config.param_dtype)
-    with new_folder(out) as partial:
-        policy.save_pretrained(partial, state_dict=weights_to_save(policy, None, save_dtype))
-        for name in pipelines:
-            for file in folder.glob(f"{name}*"):
-                shutil.copyfile(file, partial / file.name)
-        build_model_card(
-            policy.config, dataset=_dataset_of(folder), license=config.license, tags=config.tags
-        ).save(partial / "README.md")
-    logger.info("merged %s into %s", source, out)
-    return out
-
-
-def _dataset_of(folder: Path) -> str | None:
-    """Return the data set named by a checkpoint's training config, if there is one."""
-    try:
-        name = json.loads((folder / "train_config.json").read_text())["dataset"]["repo_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(name)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from huggingface_hub import ModelCard
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
@@ -24,12 +25,20 @@ from lerobot_policy_vla0.checkpoint import (
     load_weights,
     read_config,
     resolve_checkpoint,
-    weights_to_save,
 )
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError
+from lerobot_policy_vla0.policy_folder import (
+    check_written,
+    left_out,
+    plan_tensors,
+    stored_names,
+    total_bytes,
+)
 from lerobot_policy_vla0.publishing import build_model_card
 from lerobot_policy_vla0.vlm import VLM
+from lerobot_policy_vla0.weight_stream import write_stream
+from lerobot_policy_vla0.writing import new_files, require_space
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +100,23 @@ class SavedPolicy(PreTrainedPolicy):
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write config, weights, and the backbone's description: nothing else is needed to load.
 
+        What was written is read back before it takes the place of what is there.
+
         Args:
             save_directory: the checkpoint's folder.
             state_dict: weights gathered from several processes (FSDP); None writes this object's own.
+
+        Raises:
+            OutputError: if the disk is full or not writable.
+            CheckpointError: if what was written does not read back (see `policy_folder.check_written`).
         """
-        if state_dict is not None:
-            # Gathering copies a tied weight under each of its names; a checkpoint has it once. transformers says
-            # which are tied, not their identity (`checkpoint.tied_names`): sharding may give each name its own object.
-            again = {f"vlm.model.{name}" for name in self.vlm.tied_names}
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in again}
-        super()._save_pretrained(save_directory, weights_to_save(self, state_dict, self.config.save_dtype))
-        self.vlm.save_description(save_directory / VLM_FOLDER)
+        tensors = plan_tensors(self, state_dict, self.config.save_dtype)
+        require_space(save_directory, total_bytes(tensors))
+        with new_files(save_directory) as partial:
+            self.config._save_pretrained(partial)
+            self.vlm.save_description(partial / VLM_FOLDER)
+            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(self)))
+            check_written(partial, tensors, out=save_directory)
 
     def generate_model_card(
         self,

@@ -146,10 +146,9 @@ class VLM(nn.Module):
         )
 
     @property
-    def tied_names(self) -> list[str]:
-        """Names in the model of weights that the vocabulary projection shares with the embedding, all but its own."""
-        tied: dict[str, str] = self.model.all_tied_weights_keys  # the sharing name to the source's
-        return sorted(set(tied.values()))
+    def tied_names(self) -> dict[str, str]:
+        """Names in the model of weights that are another one's, with its name; from transformers, not by identity."""
+        return dict(self.model.all_tied_weights_keys)
 
     @property
     def vocabulary_size(self) -> int:

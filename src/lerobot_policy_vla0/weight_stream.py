@@ -1,4 +1,4 @@
-"""Copies the tensors of several safetensors files into one, under new names, one tensor at a time.
+"""Reads the tensors of safetensors files one at a time, and writes such a file one tensor at a time.
 
 At no moment is more than one tensor in memory, so a model of any size is copied on a machine of any size.
 Nothing is converted: bfloat16 stays bfloat16. Knows nothing about models or policies.
@@ -20,9 +20,20 @@ from torch import Tensor
 
 from lerobot_policy_vla0.errors import CheckpointError
 
-#: Types of weights, by safetensors' names.
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {torch.int64: "I64", **{dtype: name for name, dtype in _TYPES.items()}}
+#: Types of weights and of counts, by safetensors' names.
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+
+
+def storable(dtype: torch.dtype) -> bool:
+    """Return whether a tensor of this type can be written, and read again."""
+    return dtype in _NAMES
 
 
 @dataclass(frozen=True)
@@ -52,28 +63,27 @@ def find_shards(folder: Path) -> list[Path]:
         CheckpointError: naming the files that are absent, or an index that cannot be read.
     """
     single, index = folder / SAFETENSORS_SINGLE_FILE, folder / SAFETENSORS_INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{index} is not a readable index of weights ({type(error).__name__}: {error}). Download it again."
-            ) from error
-        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-        if outside:
-            raise CheckpointError(
-                f"{index} names {outside}, which are not files beside it. Download the checkpoint again from a "
-                "source you trust."
-            )
-        shards = [folder / name for name in names]
-    elif single.is_file():
-        shards = [single]
-    else:
+    if single.is_file():  # before the index, as transformers has it
+        return [single]
+    if not index.is_file():
         raise CheckpointError(
             f"{folder} has neither {SAFETENSORS_SINGLE_FILE} nor {SAFETENSORS_INDEX_FILE}; it holds "
             f"{sorted(p.name for p in folder.iterdir())}. Download the weights (*.safetensors); pickled weights "
             "(*.bin, *.pth) are not read."
         )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is not a readable index of weights ({type(error).__name__}: {error}). Download it again."
+        ) from error
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise CheckpointError(
+            f"{index} names {outside}, which are not files beside it. Download the checkpoint again from a "
+            "source you trust."
+        )
+    shards = [folder / name for name in names]
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         raise CheckpointError(
@@ -95,7 +105,7 @@ class ShardReader:
 
     def __init__(self, shards: list[Path]) -> None:
         self.tensors: dict[str, TensorSource] = {}
-        self._files: dict[str, Any] = {}  # by tensor
+        self._files: dict[str, Any] = {}  # by tensor, for parts of it
         self._stack = ExitStack()
         try:
             for shard in shards:
@@ -107,6 +117,14 @@ class ShardReader:
     def _open(self, shard: Path) -> None:
         try:
             file: Any = self._stack.enter_context(safe_open(shard, framework="pt"))
+            # Whole tensors are read, not mapped: what is mapped counts as this process's memory until another needs it.
+            stream = self._stack.enter_context(shard.open("rb"))
+            size = int.from_bytes(stream.read(8), "little")
+            begins = {
+                name: 8 + size + item["data_offsets"][0]
+                for name, item in json.loads(stream.read(size)).items()
+                if name != "__metadata__"
+            }
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{shard} cannot be read ({error}); it is truncated or damaged, or a Git LFS pointer. Download or "
@@ -125,12 +143,19 @@ class ShardReader:
                     f"{name} is stored in {shard} and in another shard too. Remove the stale files."
                 )
 
-            def read(file: Any = file, name: str = name) -> Tensor:
-                tensor: Tensor = file.get_tensor(name)
+            shape, dtype = tuple(described.get_shape()), _TYPES[stored_as]
+
+            def read(
+                shape: tuple[int, ...] = shape, dtype: torch.dtype = dtype, begin: int = begins[name]
+            ) -> Tensor:
+                tensor = torch.empty(shape, dtype=dtype)
+                stream.seek(begin)
+                if stream.readinto(_bytes(tensor)) != tensor.nbytes:
+                    raise CheckpointError(f"{shard} became shorter while it was read. Start again.")
                 return tensor
 
             self._files[name] = file
-            self.tensors[name] = TensorSource(tuple(described.get_shape()), _TYPES[stored_as], read)
+            self.tensors[name] = TensorSource(shape, dtype, read)
 
     def rows(self, name: str, step: int = 4096) -> Iterator[Tensor]:
         """Yield a tensor ``step`` rows at a time, without reading all of it."""
@@ -187,4 +212,9 @@ def _raw(name: str, source: TensorSource) -> memoryview:
             f"{name} was announced as {source.shape} {source.dtype} and read as {tuple(tensor.shape)} "
             f"{tensor.dtype}: the file changed while it was read. Start again."
         )
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return _bytes(tensor.contiguous())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

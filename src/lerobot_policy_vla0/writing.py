@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from lerobot_policy_vla0.errors import OutputError
 
@@ -28,6 +31,56 @@ def refuse_existing(out: Path) -> None:
         raise OutputError(f"{out} is a mount point, which cannot be replaced: give a folder in it as --out.")
 
 
+def require_space(out: Path, n_bytes: int) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Args:
+        out: the file or folder to be written.
+        n_bytes: what is going to be written.
+
+    Raises:
+        OutputError: naming the folder, the need, and what is free.
+    """
+    free = _free_bytes(out)
+    if free < n_bytes:
+        raise OutputError(
+            f"{out} needs {_size(n_bytes)}, and its disk has {_size(free)} free. Free some space, or write to another "
+            "disk."
+        )
+
+
+def _free_bytes(out: Path) -> int:
+    """Return what is free on the disk where ``out`` is or is going to be."""
+    return shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free
+
+
+def _size(n_bytes: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes / 1000:.1f} kB"
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn the many errors of a disk that does not take what is written into one that names the place."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(out, error) from error
+    except Exception as error:
+        if type(error) is not Exception:  # tokenizers says everything with the bare class
+            raise
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: Exception) -> OutputError:
+    return OutputError(
+        f"{out} could not be written ({error}); its disk has {_size(_free_bytes(out))} free. Check space and "
+        "permissions."
+    )
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder to fill beside ``out``; it becomes ``out`` if all goes well and vanishes if not.
@@ -37,7 +90,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             writable.
     """
     refuse_existing(out)
-    try:
+    with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             partial = Path(scratch) / out.name
@@ -45,8 +98,23 @@ def new_folder(out: Path) -> Iterator[Path]:
             yield partial
             refuse_existing(out)  # somebody else may have been faster
             partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} could not be written ({error}). Check space and permissions.") from error
+
+
+@contextmanager
+def new_files(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill inside ``folder``; its files move into ``folder`` if all goes well and vanish if not.
+
+    Files of the same names are replaced then, and not before; others stay.
+
+    Raises:
+        OutputError: if the disk is full or not writable.
+    """
+    with _writing(folder), tempfile.TemporaryDirectory(prefix=".partial.", dir=folder) as scratch:
+        yield Path(scratch)
+        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            place = folder / file.relative_to(scratch)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
 
 
 def write_text(path: Path, content: str) -> None:

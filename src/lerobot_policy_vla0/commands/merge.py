@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lerobot_policy_vla0.publishing import merge_adapter
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vla0 merge``."""
@@ -24,7 +22,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Merge, and say where the policy is.
 
     Raises:
-        CheckpointError: see `lerobot_policy_vla0.publishing.merge_adapter`.
+        OutputError, CheckpointError: see `lerobot_policy_vla0.merging.merge_adapter`.
     """
+    from lerobot_policy_vla0.merging import merge_adapter
+
     out = merge_adapter(arguments.source, arguments.out, save_dtype=arguments.save_dtype)
     print(f"merged policy in {out}")
