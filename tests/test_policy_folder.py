@@ -27,7 +27,7 @@ from lerobot_policy_vla0.tools import merging
 from lerobot_policy_vla0.tools.importing import checkpoint as official
 from lerobot_policy_vla0.tools.importing.checkpoint import import_checkpoint
 from lerobot_policy_vla0.tools.merging import merge_adapter
-from lerobot_policy_vla0.tools.reporting import files as writing
+from lerobot_policy_vla0 import output_files as files as writing
 
 EMBEDDING = "vlm.model.model.language_model.embed_tokens.weight"
 HEAD = "vlm.model.lm_head.weight"

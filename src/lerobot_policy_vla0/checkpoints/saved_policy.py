@@ -38,7 +38,7 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
 from lerobot_policy_vla0.checkpoints.weight_stream import write_stream
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError
-from lerobot_policy_vla0.tools.reporting.files import new_files, require_space
+from lerobot_policy_vla0.output_files import new_files, require_space
 
 logger = logging.getLogger(__name__)
 

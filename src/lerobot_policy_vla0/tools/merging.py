@@ -43,8 +43,8 @@ from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSou
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+from lerobot_policy_vla0.output_files import new_folder, refuse_existing, require_space
 from lerobot_policy_vla0.tools.importing.tensors import plan_weights
-from lerobot_policy_vla0.tools.reporting.files import new_folder, refuse_existing, require_space
 
 logger = logging.getLogger(__name__)
 

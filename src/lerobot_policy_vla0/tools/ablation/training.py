@@ -19,8 +19,8 @@ from threading import Event
 from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.output_files import write_json
 from lerobot_policy_vla0.tools.ablation.plan import Training
-from lerobot_policy_vla0.tools.reporting.files import write_json
 from lerobot_policy_vla0.tools.workers import last_lines, start_worker
 
 _MODEL = "pretrained_model"

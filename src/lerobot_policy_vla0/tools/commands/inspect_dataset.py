@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         Vla0Error: see `lerobot_policy_vla0.tools.inspection.dataset.inspect`.
     """
+    from lerobot_policy_vla0.output_files import refuse_existing
     from lerobot_policy_vla0.tools import loading as sources
     from lerobot_policy_vla0.tools.inspection import dataset, dataset_report
-    from lerobot_policy_vla0.tools.reporting.files import refuse_existing
 
     if arguments.out is not None:
         refuse_existing(arguments.out)  # before the work, not after it

@@ -72,9 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         Vla0Error: see `lerobot_policy_vla0.tools.inspection`.
     """
+    from lerobot_policy_vla0.output_files import refuse_existing
     from lerobot_policy_vla0.tools import loading as sources
     from lerobot_policy_vla0.tools.inspection import open_loop, open_loop_report, open_loop_result
-    from lerobot_policy_vla0.tools.reporting.files import refuse_existing
 
     source = dataset_source(arguments)
     if arguments.out is not None:

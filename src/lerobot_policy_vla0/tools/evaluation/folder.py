@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.output_files import write_json
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, TaskResult, read_eval_info
 from lerobot_policy_vla0.tools.evaluation.plan import Shard
-from lerobot_policy_vla0.tools.reporting.files import write_json
 
 MANIFEST = "evaluation.json"
 LOCK = "lock"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.output_files import write_json, write_text
 from lerobot_policy_vla0.tools.evaluation.compare import Comparison, Line, Rate, compare, success_lines
 from lerobot_policy_vla0.tools.evaluation.report_text import as_markdown
 from lerobot_policy_vla0.tools.evaluation.runs import Run, Skipped
 from lerobot_policy_vla0.tools.evaluation.statistics import LEVEL, POWER
-from lerobot_policy_vla0.tools.reporting.files import write_json, write_text
 
 _WRITTEN_BY = "vla0 eval-report"
 _FILES = ("report.md", "report.json", "index.html")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.output_files import write_json
 from lerobot_policy_vla0.tools.evaluation import queries
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME
 from lerobot_policy_vla0.tools.evaluation.folder import (
@@ -31,7 +32,6 @@ from lerobot_policy_vla0.tools.evaluation.folder import (
 )
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
-from lerobot_policy_vla0.tools.reporting.files import write_json
 from lerobot_policy_vla0.tools.reporting.pages import clock
 from lerobot_policy_vla0.tools.workers import Worker, last_lines, start_worker
 

@@ -35,6 +35,7 @@ from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, find_shar
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, Vla0Error
 from lerobot_policy_vla0.observations.cameras import CAMERA_PREFIX
+from lerobot_policy_vla0.output_files import new_folder, refuse_existing, require_space
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
 from lerobot_policy_vla0.tools.importing.card import LICENSE, write_card
 from lerobot_policy_vla0.tools.importing.layout import Layout, locate
@@ -45,7 +46,6 @@ from lerobot_policy_vla0.tools.importing.settings import (
     read_repetition_penalty,
 )
 from lerobot_policy_vla0.tools.importing.tensors import plan_weights
-from lerobot_policy_vla0.tools.reporting.files import new_folder, refuse_existing, require_space
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torchvision.io import encode_png
 
+from lerobot_policy_vla0.output_files import new_folder, write_json
 from lerobot_policy_vla0.tools.inspection.dataset import Inspection, Picture
 from lerobot_policy_vla0.tools.reporting import pages
 from lerobot_policy_vla0.tools.reporting import plots as plotting
-from lerobot_policy_vla0.tools.reporting.files import new_folder, write_json
 from lerobot_policy_vla0.tools.reporting.pages import Table, html_table, number, share_text
 from lerobot_policy_vla0.tools.reporting.plots import BLUE, GREY, ORANGE
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_policy_vla0.output_files import new_folder, write_json
 from lerobot_policy_vla0.tools.inspection.open_loop_result import BAND, SHARES, EpisodeResult, OpenLoopResult
 from lerobot_policy_vla0.tools.reporting import pages
 from lerobot_policy_vla0.tools.reporting import plots as plotting
-from lerobot_policy_vla0.tools.reporting.files import new_folder, write_json
 from lerobot_policy_vla0.tools.reporting.pages import Table, number, share_text
 from lerobot_policy_vla0.tools.reporting.plots import BLUE, COLORS, GREY, INK, ORANGE
 

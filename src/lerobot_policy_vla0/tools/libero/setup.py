@@ -17,8 +17,8 @@ from pathlib import Path
 import yaml
 
 from lerobot_policy_vla0.errors import LiberoError
+from lerobot_policy_vla0.output_files import write_text
 from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, suite_files, suite_tasks
-from lerobot_policy_vla0.tools.reporting.files import write_text
 
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 HUB_REPO = "lerobot/libero-assets"
