@@ -18,6 +18,7 @@ from tiny import make_config
 from torch import Tensor, nn
 
 from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0 import output_files as writing
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import saved_policy as saving
 from lerobot_policy_vla0.checkpoints.policy_folder import left_out, plan_tensors, stored_names
@@ -27,7 +28,6 @@ from lerobot_policy_vla0.tools import merging
 from lerobot_policy_vla0.tools.importing import checkpoint as official
 from lerobot_policy_vla0.tools.importing.checkpoint import import_checkpoint
 from lerobot_policy_vla0.tools.merging import merge_adapter
-from lerobot_policy_vla0 import output_files as files as writing
 
 EMBEDDING = "vlm.model.model.language_model.embed_tokens.weight"
 HEAD = "vlm.model.lm_head.weight"
