@@ -41,7 +41,7 @@ from lerobot_policy_vla0.commands import COMMANDS, main
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, OutputError
 from lerobot_policy_vla0.images import encode_images
 from lerobot_policy_vla0.official_weights import plan_weights
-from lerobot_policy_vla0.policy_folder import left_out, stored_names
+from lerobot_policy_vla0.policy_folder import left_out
 from lerobot_policy_vla0.restricted_pickle import load_array_pickle
 from lerobot_policy_vla0.weight_stream import ShardReader, TensorSource, find_shards, write_stream
 
@@ -753,7 +753,7 @@ def test_every_tensor_of_the_3b_model_finds_its_place(qwen_folder: Path, tmp_pat
     del planned["augmentation.state"]
     assert len(planned) == 824
     assert sum(source.n_bytes for source in planned.values()) == 2 * 3_754_622_976
-    assert left_out(stored_names(skeleton)) == {
+    assert left_out(skeleton) == {
         "vlm.model.model.language_model.embed_tokens.weight": "vlm.model.lm_head.weight"
     }
 

@@ -151,7 +151,7 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     """Return the names of parameters that are another one, each with the name that is kept.
 
     Goes by identity: that is what reading into one of them depends on, and it holds for any model. Which name a file
-    has is `policy_folder.stored_names`'s.
+    has is `policy_folder.left_out`'s.
     """
     first: dict[int, str] = {}
     tied = {}

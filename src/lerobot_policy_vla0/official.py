@@ -40,7 +40,6 @@ from lerobot_policy_vla0.policy_folder import (
     build_skeleton,
     check_written,
     left_out,
-    stored_names,
     total_bytes,
 )
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
@@ -286,7 +285,7 @@ def _write_policy(
         config.device = None
         config._save_pretrained(folder)
         logger.info("copying %d tensors from %s", len(tensors), layout.model)
-        write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(skeleton)))
+        write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
         check_written(folder, tensors, out=out, processors=True)
 
 

@@ -32,7 +32,6 @@ from lerobot_policy_vla0.policy_folder import (
     check_written,
     left_out,
     plan_tensors,
-    stored_names,
     total_bytes,
 )
 from lerobot_policy_vla0.publishing import build_model_card
@@ -115,7 +114,7 @@ class SavedPolicy(PreTrainedPolicy):
         with new_files(save_directory) as partial:
             self.config._save_pretrained(partial)
             self.vlm.save_description(partial / VLM_FOLDER)
-            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(self)))
+            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(self))
             check_written(partial, tensors, out=save_directory)
 
     def generate_model_card(
