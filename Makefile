@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_
 HEADLESS := MUJOCO_GL=$(or $(MUJOCO_GL),egl) TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench freeze clean distclean
+.PHONY: help setup demo test check docs format bench freeze clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: setup ## lint, formatting, types, and that documents match the code
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) scripts/check_repo.py
+
+docs: setup ## rewrite docs/options.md from the docstrings of the configuration
+	$(PY) scripts/options_doc.py --write
 
 format: setup ## fix what lint and formatting can fix
 	$(PY) -m ruff check --fix .

@@ -17,7 +17,7 @@ import torch
 from hardware import copy_bandwidth, percentiles, synchronise
 from transformers import AutoModelForImageTextToText
 
-from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
+from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner

@@ -16,9 +16,11 @@ from lerobot.optim.schedulers import (
     CosineAnnealingWithWarmupSchedulerConfig,
 )
 
+from lerobot_policy_vla0.codec import ActionTokens
 from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig, VLA0Config
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.optimizers import FusedAdamWConfig
+from lerobot_policy_vla0.prompt import PromptSettings
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 
@@ -102,6 +104,28 @@ def test_a_libero_policy_derives_the_papers_prompt_and_128_image_tokens() -> Non
         "sequence of 56 integers (0-1000 each), representing the 8 timesteps" in libero.filled_system_prompt
     )
     assert with_features(tile_images=False).image_tokens(14, 2) == [64, 64]
+
+
+def test_prompts_and_the_codec_are_set_up_from_the_options() -> None:
+    settings = with_features(state_in_prompt=True, add_vision_id=True, max_prompt_length=99, n_bins=10)
+    assert settings.prompt_settings(14, 2, pad_token_id=5) == PromptSettings(
+        system_prompt=settings.filled_system_prompt,
+        image_tokens=(128,),
+        pad_token_id=5,
+        add_vision_id=True,
+        max_length=99,
+        state_dim=8,
+        n_bins=10,
+    )
+    assert with_features().prompt_settings(14, 2, pad_token_id=5).state_dim == 0
+    tokens = ActionTokens(tuple(range(10)), space=10, end=11, newline=12, mask=13, pad=14)
+    codec = with_features(action_dim=3, chunk_size=9, n_bins=10).codec(tokens)
+    assert (codec.tokens, codec.n_bins, codec.chunk_size, codec.action_dim) == (tokens, 10, 9, 3)
+
+
+def test_dimensions_stay_absolute_by_name() -> None:
+    names = ["shoulder.pos", "elbow.pos", "gripper.pos"]
+    assert with_features(action_dim=3, action_feature_names=names).absolute_dimensions == [2]
 
 
 def test_lerobot_asks_for_one_observation_and_the_chunk() -> None:

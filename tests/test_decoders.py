@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,16 @@ from decoding_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tiny import make_batch, make_config
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.decoding import speculative as speculative_module
 from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.fast import FastDecoder
+from lerobot_policy_vla0.decoding.passes import Feed
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.speculative import nearest_with_prefix
 from lerobot_policy_vla0.errors import ConfigError, DecodeError
@@ -392,15 +396,105 @@ def test_the_guess_after_a_mismatch_is_the_nearest_legal_number(
         assert abs(int(got) - target) == min(abs(v - target) for v in legal)
 
 
-def test_widths_are_measured_once_and_grow_with_the_share_of_right_guesses() -> None:
-    ran: list[int] = []
-    times = measure_widths(ran.append)
-    assert sorted(set(ran)) == sorted(times) == list(WIDTHS)
-    assert list(times.values()) == sorted(times.values())
-    flat = dict.fromkeys((1, 4, 16, 64), 1.0)
-    assert best_width(flat, 0.99) == 64
-    steep = {1: 1.0, 4: 4.0, 16: 16.0, 64: 64.0}
-    assert best_width(steep, 0.99) == 1
+class FakeClock:
+    """A clock that passes move on.
+
+    Args:
+        cost: seconds of a pass of a width.
+        capture: seconds that a width's first pass takes on top.
+        disturbed: the number of the pass, from 0 on, during which something else runs for ten seconds.
+    """
+
+    def __init__(
+        self, cost: Callable[[int], float], *, capture: float = 0.0, disturbed: int | None = None
+    ) -> None:
+        self.cost, self.capture, self.disturbed = cost, capture, disturbed
+        self.now = 100.0
+        self.ran: list[int] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, width: int) -> None:
+        self.now += self.cost(width) + self.capture * (width not in self.ran)
+        self.now += 10.0 * (len(self.ran) == self.disturbed)
+        self.ran.append(width)
+
+
+def growing(per_token: float) -> Callable[[float], Callable[[int], float]]:
+    """Return what makes a pass's cost of its cost at width 0."""
+    return lambda seconds: lambda width: seconds * (1 + per_token * width)
+
+
+@pytest.mark.parametrize("capture", [0.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.0001, 0.005, 0.5])
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [
+        pytest.param(growing(0.0), 64, id="flat"),
+        pytest.param(growing(0.02), 24, id="growing"),
+        pytest.param(growing(50.0), 1, id="proportional"),
+    ],
+)
+def test_the_width_follows_what_passes_cost_relative_to_each_other(
+    shape: Callable[[float], Callable[[int], float]], width: int, seconds: float, capture: float
+) -> None:
+    clock = FakeClock(shape(seconds), capture=capture)
+    times = measure_widths(clock.run, clock)
+    assert clock.ran == [1, 1, 8, 8, 32, 32, 64, 64], "slow passes are measured as fast ones are"
+    assert times == pytest.approx({w: shape(seconds)(w) for w in WIDTHS}, rel=1e-6, abs=1e-9)
+    assert best_width(times, acceptance=0.9) == width
+
+
+@pytest.mark.parametrize(("capture", "after_the_widest"), [(0.0, 64), (3.0, 32)])
+@pytest.mark.parametrize("seconds", [0.0001, 0.005, 0.5])
+def test_one_disturbed_pass_does_not_switch_drafts_off(
+    seconds: float, capture: float, after_the_widest: int
+) -> None:
+    chosen = []
+    for disturbed in range(8):
+        clock = FakeClock(lambda _: seconds, capture=capture, disturbed=disturbed)
+        chosen.append(best_width(measure_widths(clock.run, clock), acceptance=0.9))
+    assert chosen == [64] * 7 + [after_the_widest]
+
+
+@pytest.mark.parametrize(
+    ("per_token", "width", "siblings"), [(0.007, 32, True), (0.05, 16, True), (50.0, 1, False)]
+)
+def test_a_decoder_drafts_as_wide_as_its_device_allows(
+    policy: VLA0Policy, monkeypatch: pytest.MonkeyPatch, per_token: float, width: int, siblings: bool
+) -> None:
+    clock = FakeClock(growing(per_token)(0.426))
+    monkeypatch.setattr(speculative_module, "measure_widths", lambda run: measure_widths(run, clock))
+    problem = Problem(make_request(policy, 5, 1), (4, 3), 1000, 1.0)
+    oracle = reference(policy, problem)
+    decoder = speculative(policy, problem, width=None)
+    score = decoder.runner.score
+
+    def timed(feed: Feed) -> NDArray[Any]:
+        clock.run(feed.symbols.shape[1])
+        return score(feed)
+
+    decoder.runner.score = timed  # type: ignore[method-assign]
+    assert check_equal(decoder, problem, oracle) == 0
+    assert (decoder.width, decoder._siblings) == (width, siblings)
+    assert clock.ran[:8] == [1, 1, 8, 8, 32, 32, 64, 64]
+
+
+def test_every_width_is_captured_before_the_second_answer(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 5, 1), (4, 3), 1000, 1.0)
+    decoder = speculative(policy, problem, width=None)
+    decoder.runner.static = True
+    decoder.decode(problem.request)
+    captured = dict(decoder.runner._static_passes)
+    assert sorted(captured) == list(WIDTHS)
+    decoder.decode(problem.request)
+    assert decoder.runner._static_passes == captured
+
+
+def test_the_width_grows_with_the_share_of_right_guesses() -> None:
+    times = {1: 1.0, 8: 1.1, 32: 3.0}
+    assert [best_width(times, share) for share in (0.0, 0.8, 0.999)] == [1, 8, 32]
     share = Acceptance(prior=0.5, weight=2)
     for _ in range(200):
         share.add(accepted=9, drafted=10)

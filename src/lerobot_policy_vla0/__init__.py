@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
-from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig, VLA0Config
 from lerobot_policy_vla0.processor_vla0 import VLA0PromptProcessorStep, make_vla0_pre_post_processors
 
 if TYPE_CHECKING:

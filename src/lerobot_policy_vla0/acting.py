@@ -28,13 +28,13 @@ from lerobot_policy_vla0.batches import (
 )
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.codec import ActionCodec, quantise
-from lerobot_policy_vla0.configuration_checks import absolute_dimensions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_action_stats, read_action_stats
 from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError, ConfigError
+from lerobot_policy_vla0.grad_mode import without_gradients
 from lerobot_policy_vla0.images import ImageSettings, encode_images
 from lerobot_policy_vla0.realtime import Deadline, committed_steps
 from lerobot_policy_vla0.relative import read_origin
@@ -67,7 +67,7 @@ class ActingPolicy(SavedPolicy):
             old_weight=self.config.ensemble_old_weight,
         )
         # With relative actions, those that are not.
-        self._absolute_dimensions = absolute_dimensions(self.config, self.config.action_dim)
+        self._absolute_dimensions = self.config.absolute_dimensions
         # Limits in the robot's units wait for the checkpoint's statistics (`loaded`) if there are none.
         waits = self.config.max_action_step_unit == "robot" and span is None
         self._limiter = None if waits else _build_limiter(self.config, span)
@@ -83,8 +83,8 @@ class ActingPolicy(SavedPolicy):
     def reset(self) -> None:
         """Start a new episode: forget queued actions and earlier chunks.
 
-        The first call on a loaded policy also warms the decoder up, so that the first control step is not
-        slower than the rest.
+        The first call on a loaded policy also warms the decoder up for batches of one row, so that a robot's first
+        control step is not slower than the rest; call `warm_up` for others.
         """
         self._guard.release()
         if self._cold and not self.training:
@@ -106,7 +106,7 @@ class ActingPolicy(SavedPolicy):
         """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
         return True
 
-    @torch.no_grad()
+    @without_gradients
     def predict_action_chunk(
         self,
         batch: dict[str, Any],
@@ -155,7 +155,7 @@ class ActingPolicy(SavedPolicy):
             executed = None if committed is None else committed - origin
             return self._limited(chunk - origin, executed=executed, continues=ran_dry) + origin
 
-    @torch.no_grad()
+    @without_gradients
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
         """Return the next action of each row, querying the model when the queue is empty.
 
@@ -208,7 +208,7 @@ class ActingPolicy(SavedPolicy):
             assert self._limiter is not None
         return self._limiter.apply(actions, executed=executed, continues=continues)
 
-    @torch.no_grad()
+    @without_gradients
     def warm_up(self, batch: int = 1) -> None:
         """Decode grey images once: caches are allocated and the decoder measures how wide its passes should be.
 
@@ -221,7 +221,7 @@ class ActingPolicy(SavedPolicy):
         self.decoder.reset()
         logger.info("decoder: warmed up in %.1f s", time.perf_counter() - began)
 
-    @torch.no_grad()
+    @without_gradients
     def number_distributions(
         self, batch: dict[str, Any], answers: list[list[int]], *, min_mass: float = 1e-3
     ) -> list[NDArray[Any]]:

@@ -17,90 +17,10 @@ from lerobot_policy_vla0.errors import ActionError, ConfigError, StatsError
 
 logger = logging.getLogger(__name__)
 
-UNITS = ("range", "robot")
 #: Width of the normalised range [-1, 1].
 _WIDTH = 2.0
 #: Differences of float32 actions are off by less than this, in normalised units.
 _ROUNDING = 1e-6
-
-MaxStep = float | list[float | None] | None
-
-
-def check_max_step(value: MaxStep, unit: str) -> None:
-    """Check what can be checked without knowing the action's dimensions.
-
-    Args:
-        value: one limit for all dimensions, one per dimension (None: free), or None for no limit.
-        unit: ``range`` or ``robot``.
-
-    Raises:
-        ConfigError: for an unknown unit, a limit that is not positive, or options that would do nothing.
-    """
-    if unit not in UNITS:
-        raise ConfigError(f"max_action_step_unit={unit!r} must be one of {UNITS}.")
-    if value is None:
-        if unit != UNITS[0]:
-            raise ConfigError(
-                f"max_action_step_unit={unit!r} has no effect without max_action_step. Set max_action_step, or leave "
-                "the unit out."
-            )
-        return
-    limits = [limit for limit in (value if isinstance(value, list | tuple) else [value]) if limit is not None]
-    if not limits:
-        raise ConfigError(
-            f"max_action_step={value} limits no dimension. Give at least one a number, or set it to None."
-        )
-    bad = [limit for limit in limits if not (isinstance(limit, float | int) and 0 < limit < math.inf)]
-    if bad:
-        raise ConfigError(
-            f"max_action_step={value}: {bad} must be positive and finite (per control step). None leaves a dimension "
-            "free."
-        )
-    if unit == "range" and max(limits) >= 1:
-        raise ConfigError(
-            f"max_action_step={value} is at least the whole range of the action and would never limit anything. "
-            "With max_action_step_unit='range' give fractions below 1 (0.05 is a twentieth of the range per control "
-            "step), or set max_action_step_unit='robot' if these are the robot's units."
-        )
-
-
-def limit_of_each_dimension(
-    value: float | Sequence[float | None], action_dim: int, binary: Sequence[int]
-) -> list[float | None]:
-    """Spread the option over the dimensions of an action; None is free.
-
-    Args:
-        value: the option. A single number means every dimension but the binary ones.
-        action_dim: dimensions ``D``.
-        binary: dimensions that are snapped to the ends of their range.
-
-    Raises:
-        ConfigError: for a list of the wrong length, or a limit on a binary dimension.
-
-    >>> limit_of_each_dimension(0.1, 3, [2])
-    [0.1, 0.1, None]
-    """
-    if isinstance(value, float | int):
-        spread = [None if index in binary else float(value) for index in range(action_dim)]
-        if binary and not any(limit is not None for limit in spread):
-            raise ConfigError(
-                f"max_action_step={value} limits every dimension but the binary ones, and binary_action_indices="
-                f"{list(binary)} are all {action_dim}. Set max_action_step to None."
-            )
-        return spread
-    if len(value) != action_dim:
-        raise ConfigError(
-            f"max_action_step={list(value)} has {len(value)} values, but the action has {action_dim} dimensions. Give "
-            "one per dimension (null leaves one free), or a single number for all."
-        )
-    both = [index for index in binary if value[index] is not None]
-    if both:
-        raise ConfigError(
-            f"max_action_step={list(value)} limits dimension(s) {both}, which binary_action_indices={list(binary)} "
-            "snaps to the ends of their range: limited, they would pass through values that are neither. Set null "
-            "there, or take them out of binary_action_indices."
-        )
-    return list(value)
 
 
 def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.cameras import select_cameras
 from lerobot_policy_vla0.errors import ActionError, PromptError, StateError
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
+from lerobot_policy_vla0.prompt import PromptEncoder
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
@@ -160,18 +160,8 @@ def read_state(observation: dict[str, Any], option: str, size: int | None = None
 
 def grey_batch(config: VLA0Config, vlm: VLM, rows: int) -> dict[str, Any]:
     """Return a batch of grey images under a made-up task, shaped like the real ones."""
-    encoder = PromptEncoder(
-        vlm.tokenizer.backend_tokenizer,
-        PromptSettings(
-            system_prompt=config.filled_system_prompt,
-            image_tokens=tuple(config.image_tokens(vlm.patch_size, vlm.merge_size)),
-            pad_token_id=vlm.tokens.pad,
-            add_vision_id=config.add_vision_id,
-            max_length=config.max_prompt_length,
-            state_dim=config.prompt_state_dim,
-            n_bins=config.n_bins,
-        ),
-    )
+    settings = config.prompt_settings(vlm.patch_size, vlm.merge_size, vlm.tokens.pad)
+    encoder = PromptEncoder(vlm.tokenizer.backend_tokenizer, settings)
     middle = [[config.n_bins // 2] * config.prompt_state_dim] * rows if config.state_in_prompt else None
     ids, mask = encoder.encode_batch(["Warm up."] * rows, middle)
     images = {key: torch.full((rows, *config.image_features[key].shape), 0.5) for key in config.camera_keys}

@@ -33,7 +33,7 @@ from lerobot_policy_vla0.acting import ActingPolicy
 from lerobot_policy_vla0.augmentation import AugmentationState
 from lerobot_policy_vla0.batches import read_images, read_padding, read_prompt
 from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
-from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, raise_non_finite_actions
+from lerobot_policy_vla0.codec import IGNORE_INDEX, raise_non_finite_actions
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
 from lerobot_policy_vla0.errors import ActionError, ConfigError
@@ -92,12 +92,7 @@ class VLA0Policy(ActingPolicy):
         # configuration names no classes. They depend on the backbone's family.
         self._fsdp_wrap_modules = self._no_split_modules = self.vlm.layer_classes
         self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
-        self.codec = ActionCodec(
-            self.vlm.tokens,
-            n_bins=config.n_bins,
-            chunk_size=config.chunk_size,
-            action_dim=config.action_dim,
-        )
+        self.codec = config.codec(self.vlm.tokens)
         # In the weights, so that a resumed run draws the same crops, jitter and masks as an uninterrupted one.
         self.augmentation = AugmentationState()
         self._warned_clipping = False

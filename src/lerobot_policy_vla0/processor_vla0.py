@@ -8,7 +8,7 @@ runs it on every control tick; image work happens batched on the device, in the 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,15 +91,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
 
             self._encoder = PromptEncoder(
                 Tokenizer.from_str(self.tokenizer_json),
-                PromptSettings(
-                    system_prompt=self.system_prompt,
-                    image_tokens=tuple(self.image_tokens),
-                    pad_token_id=self.pad_token_id,
-                    add_vision_id=self.add_vision_id,
-                    max_length=self.max_length,
-                    state_dim=self.state_dim,
-                    n_bins=self.n_bins,
-                ),
+                PromptSettings(**{**self.get_config(), "image_tokens": tuple(self.image_tokens)}),
             )
         return self._encoder
 
@@ -208,17 +200,13 @@ def make_vla0_pre_post_processors(
     # Imported here: the backbone's config and tokenizer need transformers, registration does not.
     from lerobot_policy_vla0.backbones import describe_backbone
 
+    config.validate_features()
     check_stats(config, dataset_stats)
     backbone = describe_backbone(config)
+    prompt_settings = config.prompt_settings(backbone.patch_size, backbone.merge_size, backbone.pad_token_id)
     steps = make_default_policy_processor_steps(config, dataset_stats)
     prompt = VLA0PromptProcessorStep(
-        system_prompt=config.filled_system_prompt,
-        image_tokens=config.image_tokens(backbone.patch_size, backbone.merge_size),
-        pad_token_id=backbone.pad_token_id,
-        add_vision_id=config.add_vision_id,
-        max_length=config.max_prompt_length,
-        state_dim=config.prompt_state_dim,
-        n_bins=config.n_bins,
+        **{**asdict(prompt_settings), "image_tokens": list(prompt_settings.image_tokens)},
         tokenizer_json=backbone.tokenizer_json,
     )
     before: list[ProcessorStep] = []

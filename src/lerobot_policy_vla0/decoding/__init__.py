@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import ActionCodec
 from lerobot_policy_vla0.decoding.grammar import AnswerGrammar, spell
 
 if TYPE_CHECKING:
@@ -124,9 +123,7 @@ def _grammar_and_options(
     config: VLA0Config, vlm: VLM, device: torch.device
 ) -> tuple[AnswerGrammar, dict[str, Any]]:
     """Return the legal answers of a policy, and what everything that decodes them is told."""
-    codec = ActionCodec(
-        vlm.tokens, n_bins=config.n_bins, chunk_size=config.chunk_size, action_dim=config.action_dim
-    )
+    codec = config.codec(vlm.tokens)
     grammar = AnswerGrammar(n_bins=config.n_bins, n_numbers=codec.n_numbers, tokens=vlm.tokens, device=device)
     return grammar, {
         "max_answer": codec.max_answer_length,

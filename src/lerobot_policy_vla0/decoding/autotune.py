@@ -9,43 +9,41 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: Widths measured, in tokens per row, and captured: a narrower feed is filled up with tokens nobody looks at.
+import numpy as np
+
+#: Widths captured, in tokens per row: a narrower feed is filled up with tokens nobody looks at.
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_REPEATS = 3
-#: Seconds after which no wider pass is tried: a large model on a CPU would be measured for minutes.
-_BUDGET = 2.0
+#: Those of them that are measured, however long they take: the others lie between.
+MEASURED = (1, 8, 32, 64)
 
 
-def measure_widths(run: Callable[[int], object]) -> dict[int, float]:
-    """Time passes of growing width.
+def measure_widths(
+    run: Callable[[int], object], clock: Callable[[], float] = time.perf_counter
+) -> dict[int, float]:
+    """Time passes of a few widths.
 
     Args:
         run: runs one pass of the given width and waits for its result.
+        clock: seconds.
 
     Returns:
-        Width to seconds (the best of a few runs), wider never cheaper.
+        Each of `WIDTHS` to seconds, wider never cheaper.
     """
-    times: dict[int, float] = {}
-    fastest = 0.0
-    began = time.perf_counter()
-    for width in WIDTHS:
-        if times and time.perf_counter() - began > _BUDGET:
-            break
-        run(width)  # allocations and kernel selection
-        best = min(_timed(run, width) for _ in range(_REPEATS))
-        fastest = max(fastest, best)  # timings are noisy, but a wider pass is never cheaper
-        times[width] = fastest
-    return times
-
-
-def _timed(run: Callable[[int], object], width: int) -> float:
-    began = time.perf_counter()
-    run(width)
-    return time.perf_counter() - began
+    best = []
+    for width in MEASURED:
+        # The first call of a width may allocate and capture; then the second is the faster one.
+        times = [clock()]
+        for _ in range(2):
+            run(width)
+            times.append(clock())
+        best.append(np.diff(times).min())
+    # A pass cannot take longer than a wider one: where it did, something else used the processor.
+    smooth = np.minimum.accumulate(best[::-1])[::-1]
+    return dict(zip(WIDTHS, np.interp(WIDTHS, MEASURED, smooth).tolist(), strict=True))
 
 
 def best_width(times: dict[int, float], acceptance: float, *, pending: int = 2) -> int:
-    """Return the measured width that settles the most tokens per second.
+    """Return the width that settles the most tokens per second.
 
     A pass of width ``w`` holds about ``pending`` settled tokens and a draft; each draft token is right with
     probability ``acceptance`` given that those before it were, and the pass settles one token beyond the

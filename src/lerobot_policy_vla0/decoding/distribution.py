@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.grammar import SEPARATOR, raise_non_finite_logits
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.grad_mode import without_gradients
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.decoding import DecodeRequest
@@ -113,7 +113,7 @@ class NumberDistributions:
         self._runner = PassRunner(vlm, grammar, max_answer=max_answer, max_width=max_width)
         self._runner.static = False  # every pass has a width of its own: nothing to capture
 
-    @torch.no_grad()
+    @without_gradients
     def measure(self, request: DecodeRequest, answers: list[list[int]]) -> list[NDArray[Any]]:
         """Return, for each row, ``(T*D, n_bins + 1)`` float64: the probability of every value of every number.
 

@@ -26,6 +26,7 @@ from lerobot_policy_vla0.decoding.grammar import (
 )
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
+from lerobot_policy_vla0.grad_mode import without_gradients
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.vlm import VLM
@@ -154,7 +155,7 @@ class FastDecoder:
 
     # ------------------------------------------------------------------ decoding
 
-    @torch.no_grad()
+    @without_gradients
     def decode(self, request: DecodeRequest) -> Tensor:
         """Answer a batch; see `lerobot_policy_vla0.decoding.Decoder`."""
         began = time.perf_counter()

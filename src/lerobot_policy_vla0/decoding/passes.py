@@ -86,8 +86,7 @@ class PassRunner:
         self._positions = self._following = torch.empty(0)
         self._prompt_length = 0
         self._valid = torch.empty(0)
-        self._base = torch.zeros((), dtype=torch.long, device=self._device)  # the prompt's length
-        self._all_columns = torch.empty(0)
+        self._base = self._all_columns = torch.empty(0)
         #: Whether passes run on fixed memory (captured as graphs on CUDA).
         self.static = self._device.type == "cuda"
         self._static_passes: dict[int, StaticPass] = {}
@@ -173,6 +172,7 @@ class PassRunner:
             self._static_passes.clear()
             self._cache = AnswerCache(batch, columns)
             self._all_columns = torch.arange(columns, device=self._device)
+            self._base = torch.zeros((), dtype=torch.long, device=self._device)  # the prompt's length
             self._following = torch.zeros(batch, dtype=torch.long, device=self._device)
             self._valid = torch.ones(batch, columns, dtype=torch.bool, device=self._device)
         merge = self.vlm.merge_size

@@ -18,6 +18,7 @@ from transformers.generation import RepetitionPenaltyLogitsProcessor, Temperatur
 from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.grammar import END, SEPARATOR, AnswerGrammar, raise_non_finite_logits
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
+from lerobot_policy_vla0.grad_mode import without_gradients
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.vlm import VLM
@@ -112,7 +113,7 @@ class ReferenceDecoder:
     def reset(self) -> None:
         """Do nothing: every answer is decoded from scratch."""
 
-    @torch.no_grad()
+    @without_gradients
     def decode(self, request: DecodeRequest) -> Tensor:
         """Answer a batch; see `lerobot_policy_vla0.decoding.Decoder`."""
         began = time.perf_counter()

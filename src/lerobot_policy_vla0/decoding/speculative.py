@@ -13,14 +13,13 @@ would have written it (`FastDecoder` checks). What is worth guessing for an acti
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.autotune import MEASURED, WIDTHS, Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
 from lerobot_policy_vla0.decoding.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar
@@ -88,19 +87,23 @@ class SpeculativeDecoder(FastDecoder):
         batch = len(rows)
         if batch not in self._times:
             starts = np.array([row.fed for row in rows])
-            # The columns written here are written again before anything looks at them.
-            self._times[batch] = measure_widths(
-                lambda width: self.runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts))
-            )
+
+            def run(width: int) -> None:
+                # The columns written here are written again before anything looks at them.
+                self.runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts))
+
+            for width in WIDTHS if self.runner.static else ():
+                run(width)  # captured now, not when an episode first needs it
+            self._times[batch] = measure_widths(run)
             logger.info(
                 "decoder: a pass of a batch of %d takes %s",
                 batch,
-                ", ".join(f"{1e3 * t:.1f} ms at width {w}" for w, t in self._times[batch].items()),
+                ", ".join(f"{1e3 * self._times[batch][w]:.1f} ms at width {w}" for w in MEASURED),
             )
         times = self._times[batch]
         self.width = best_width(times, self._acceptance.rate)
         # Siblings settle two symbols in a pass instead of one.
-        self._siblings = times.get(N_SYMBOLS, math.inf) < 2 * times[2] if 2 in times else False
+        self._siblings = times[N_SYMBOLS] < 2 * times[2]
 
     def _learn(self, index: int, row: Row, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
         number, written, length = self._chained[index]

@@ -30,7 +30,7 @@ from lerobot_policy_vla0.inspection.actions import (
     tidy,
 )
 from lerobot_policy_vla0.inspection.cost import BackboneFacts, backbone_facts, memory_table, training_flops
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
+from lerobot_policy_vla0.prompt import PromptEncoder
 from lerobot_policy_vla0.sources import (
     DatasetSource,
     action_names,
@@ -229,28 +229,17 @@ def _prompt(config: VLA0Config, facts: BackboneFacts, tasks: list[str]) -> dict[
     patch, merge = 14, 2
     if facts.config is not None:
         patch, merge = facts.config.vision_config.patch_size, facts.config.vision_config.spatial_merge_size
-    image_tokens = config.image_tokens(patch, merge)
+    settings = config.prompt_settings(patch, merge, pad_token_id=0)  # nothing is padded here
     longest = None
     if facts.tokenizer is not None:
-        encoder = PromptEncoder(
-            facts.tokenizer,
-            PromptSettings(
-                system_prompt=config.filled_system_prompt,
-                image_tokens=tuple(image_tokens),
-                pad_token_id=0,
-                add_vision_id=config.add_vision_id,
-                max_length=config.max_prompt_length,
-                state_dim=config.prompt_state_dim,
-                n_bins=config.n_bins,
-            ),
-        )
-        state = [config.n_bins] * config.prompt_state_dim or None  # no state is longer
+        encoder = PromptEncoder(facts.tokenizer, settings)
+        state = [settings.n_bins] * settings.state_dim or None  # no state is longer
         longest = max(len(encoder.encode(task, state)) for task in tasks)
     return {
-        "image_tokens": image_tokens,
+        "image_tokens": list(settings.image_tokens),
         "longest_prompt_tokens": longest,
         "not_counted": facts.missing if longest is None else "",
-        "system_prompt": config.filled_system_prompt,
+        "system_prompt": settings.system_prompt,
     }
 
 

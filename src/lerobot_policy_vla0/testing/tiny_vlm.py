@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
 
 #: The value of ``vlm_model_name`` that selects the tiny model.
 TINY = "tiny"
