@@ -7,7 +7,8 @@ LoRA through `lerobot-train`; `vla0 merge --save-dtype bfloat16`; `from_pretrain
 one chunk. A stage that fails is reported with the end of its output, and the others go on if they can. Prints a table
 and, last, one line of JSON. What a weight says changes neither memory nor time, so the weights are random.
 
-The 3B takes 15 GB of disk (``--keep`` says where, and leaves it there for a later call with other stages).
+The 3B takes 15 GB of disk. ``--keep`` says where, and leaves it there: a later call with other stages goes on from it
+and adds to its results.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -217,9 +219,7 @@ def chunk(place: Place) -> None:
     generator = torch.Generator().manual_seed(0)
     times, action = [], None
     for _ in range(2):
-        observation: dict[str, Any] = {
-            key: torch.rand(3, SIDE, SIDE, generator=generator) for key in CAMERAS
-        }
+        observation: dict[str, Any] = {key: torch.rand(3, SIDE, SIDE, generator=generator) for key in CAMERAS}
         observation["observation.state"] = torch.zeros(STATE_DIM)
         observation["task"] = "put the bowl on the plate"
         began = time.perf_counter()
@@ -287,11 +287,14 @@ def load_policy(place: Place, param_dtype: str) -> Any:
     config = PreTrainedConfig.from_pretrained(place.merged)
     assert isinstance(config, VLA0Config)
     config.param_dtype, config.device = param_dtype, device()
+    before = resident_bytes(os.getpid(), "VmRSS")
     began = time.perf_counter()
     policy = VLA0Policy.from_pretrained(place.merged, config=config)
     spent = time.perf_counter() - began
     held = sum(p.numel() * p.element_size() for p in policy.parameters())
-    report(from_pretrained_s=round(spent, 2), weights_gb=round(held / 1e9, 4))
+    report(
+        from_pretrained_s=round(spent, 2), weights_gb=round(held / 1e9, 4), before_gb=round(before / 1e9, 2)
+    )
     return policy
 
 
@@ -302,10 +305,15 @@ def measure(name: str, place: Place) -> dict[str, Any]:
     """Run one stage in a process of its own.
 
     Returns:
-        Seconds, peak memory in GB (1e9 bytes; all resident pages, and those that are no file's), and the stage's own
-        figures; ``failed`` with the reason and ``output`` with its end if it did not work, ``skipped`` if it could not.
+        Seconds by the clock and of all cores; peak memory in GB (1e9 bytes), of all resident pages and of those that no
+        file has; the stage's own figures. ``failed`` with the reason and ``output`` with its end if it did not work,
+        ``skipped`` with the reason if it could not.
     """
-    absent = [f"{folder} (stage {by})" for folder, by in STAGES[name].needs.items() if not getattr(place, folder).is_dir()]
+    absent = [
+        f"{folder} (stage {by})"
+        for folder, by in STAGES[name].needs.items()
+        if not getattr(place, folder).is_dir()
+    ]
     if absent:
         return {"skipped": f"needs {', '.join(absent)}"}
     log = place.root / f"{name}.log"
@@ -319,12 +327,13 @@ def measure(name: str, place: Place) -> dict[str, Any]:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 break
-            anonymous = max(anonymous, anonymous_bytes(child.pid))
+            anonymous = max(anonymous, resident_bytes(child.pid, "RssAnon"))
             time.sleep(0.02)
     child.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
     seconds = time.perf_counter() - began
     result: dict[str, Any] = {
         "s": round(seconds, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_gb": round(1024 * usage.ru_maxrss / 1e9, 2),  # Linux counts in KiB
         "peak_anonymous_gb": round(anonymous / 1e9, 2),
     }
@@ -333,19 +342,20 @@ def measure(name: str, place: Place) -> dict[str, Any]:
         if line.startswith(FIGURES):
             result |= json.loads(line.removeprefix(FIGURES))
     if "weights_gb" in result:
-        result["peak_over_weights"] = round(result["peak_gb"] / result["weights_gb"], 3)
+        taken = result["peak_gb"] - result["before_gb"]
+        result["peak_over_weights"] = round(taken / result["weights_gb"], 3)
     if child.returncode:
         result |= {"failed": f"exit status {child.returncode}", "output": lines[-15:]}
     return result
 
 
-def anonymous_bytes(pid: int) -> int:
-    """Return the resident memory of a process that is no file's, 0 if it has just ended."""
+def resident_bytes(pid: int, kind: str) -> int:
+    """Return what /proc says of a process: ``RssAnon`` (no file's pages), ``VmRSS`` (all); 0 if it has just ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    lines = [line for line in text.splitlines() if line.startswith("RssAnon")]
+    lines = [line for line in text.splitlines() if line.startswith(kind)]
     return 1024 * int(lines[0].split()[1]) if lines else 0
 
 
@@ -354,21 +364,38 @@ def row(name: str, result: dict[str, Any]) -> str:
     what = STAGES[name].what
     if "skipped" in result:
         return f"{what:<36} not measured: {result['skipped']}"
-    known = ("s", "peak_gb", "peak_anonymous_gb", "failed", "output")
+    known = ("s", "cpu_s", "commit", "peak_gb", "peak_anonymous_gb", "failed", "output")
     extra = ", ".join(f"{key} {value}" for key, value in result.items() if key not in known)
     if "failed" in result:
         extra = f"FAILED, {result['failed']}; the end of its output:\n  " + "\n  ".join(result["output"])
-    return f"{what:<36}{result['s']:>9.1f}{result['peak_gb']:>9.2f}{result['peak_anonymous_gb']:>11.2f}  {extra}"
+    numbers = (result[key] for key in ("s", "cpu_s", "peak_gb", "peak_anonymous_gb"))
+    return f"{what:<36}{''.join(f'{number:>11.2f}' for number in numbers)}  {extra}"
 
 
 def run_stages(place: Place, names: list[str]) -> dict[str, dict[str, Any]]:
     """Run the stages one after the other and print the table as it grows."""
-    print(f"{place.vlm} in {place.root}\n{'stage':<36}{'s':>9}{'peak GB':>9}{'anonymous':>11}", flush=True)
-    results = {}
+    print(
+        f"{place.vlm} in {place.root}\n{'stage':<36}{'s':>11}{'CPU s':>11}{'peak GB':>11}{'anonymous':>11}",
+        flush=True,
+    )
+    kept = place.root / "stages.json"
+    results: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
     for name in (name for name in STAGES if name in names):
-        results[name] = measure(name, place)
+        results[name] = {**measure(name, place), "commit": commit()}
+        kept.write_text(json.dumps(results))  # after each stage: a stopped run has measured something
         print(row(name, results[name]), flush=True)
-    return results
+    return {name: results[name] for name in STAGES if name in results}
+
+
+def commit() -> str:
+    """Return the commit of the package that the stages import."""
+    found = find_spec("lerobot_policy_vla0")
+    assert found is not None and found.origin is not None, "lerobot_policy_vla0 is not installed"
+    folder = str(Path(found.origin).parent)
+    answer = subprocess.run(
+        ["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or "unknown"
 
 
 def main() -> None:
