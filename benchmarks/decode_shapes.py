@@ -1,7 +1,7 @@
 """Pass times of a random model of real shapes, and what they make of a chunk: an estimate, and labelled as one.
 
-Used by decode.py for ``--vlm``, and by gpu.py. Random weights accept no draft, so acceptance comes from a trained policy's rollouts;
-the time of a pass does not depend on what the weights say.
+Used by decode.py for ``--vlm``, and by gpu.py. Random weights accept no draft, so acceptance comes from a trained
+policy's rollouts; the time of a pass does not depend on what the weights say.
 """
 
 from __future__ import annotations

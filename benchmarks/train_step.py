@@ -128,12 +128,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int) -> float:
+def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int, *, adapter: bool = False) -> float:
     """Return the operations a step cannot do without: forward and backward of every product with a weight.
 
     Six per weight and token (two forward, four backward), and attention's two products, counted without regard to
     the causal mask, as is usual. The vocabulary projection counts at labelled positions only, what all rows begin with
-    once, recomputation not at all.
+    once, recomputation not at all. Under an adapter on the language model, weights need no gradient of their own (four
+    per weight) and the vision tower no backward pass (two); the adapter's own products are left out.
     """
     rows, prompt = batch["observation.language.tokens"].shape
     model = policy.vlm.model
@@ -146,14 +147,19 @@ def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int) -> flo
         sum(policy.config.image_tokens(policy.vlm.patch_size, policy.vlm.merge_size))
         * policy.vlm.merge_size**2
     )
-    layers = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    layers = sum(
+        p.numel() for n, p in model.model.language_model.layers.named_parameters() if "lora_" not in n
+    )
     tower = sum(p.numel() for p in policy.vlm.vision_tower.parameters())
-    products = layers * computed + tower * rows * patches + text.vocab_size * text.hidden_size * labelled
+    language = layers * computed + text.vocab_size * text.hidden_size * labelled
     attention = 2 * text.num_hidden_layers * text.hidden_size * length * computed
     window = (vision.window_size // vision.patch_size) ** 2
     full = len(vision.fullatt_block_indexes)
-    attention += 2 * rows * vision.hidden_size * patches * (full * patches + (vision.depth - full) * window)
-    return 6.0 * (products + attention)
+    pictures = tower * rows * patches
+    pictures += 2 * rows * vision.hidden_size * patches * (full * patches + (vision.depth - full) * window)
+    if adapter:
+        return 4.0 * language + 6.0 * attention + 2.0 * pictures
+    return 6.0 * (language + attention + pictures)
 
 
 class Steps:
