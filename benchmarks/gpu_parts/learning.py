@@ -75,6 +75,7 @@ class Measured:
             **figures,
             "peak_mb": peak,
             "batch_size": rows,
+            "tflop": round(flops / 1e12, 6),
             "floor_ms": round(1e3 * flops / self._rate, 1),
         }
 
@@ -218,7 +219,7 @@ def qlora(figures: Figures, vlm: str, counted: int) -> None:
             measured = Measured(policy, shape, counted, adapter=True)
             timed = measured.time(measured.steps.ours)
         # Weights in four bits are packed: what counts operations by their number would count too few.
-        return {name: value for name, value in timed.items() if not name.startswith(("mfu", "floor"))}
+        return {name: value for name, value in timed.items() if not name.startswith(("mfu", "floor", "tflop"))}
 
     figures.measure("qlora", four_bits)
 
