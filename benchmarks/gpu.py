@@ -232,7 +232,7 @@ def show(name: str, record: dict[str, Any]) -> None:
     for figure, value in record["figures"].items():
         if isinstance(value, dict):
             value = "  ".join(f"{key} {part}" for key, part in value.items())
-        print(f"  {figure:<36}{value}")
+        print(f"  {figure:<38}{value}")
     for line in record.get("output_tail", ()):
         print(f"    | {line}")
     sys.stdout.flush()

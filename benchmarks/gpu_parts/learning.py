@@ -219,7 +219,9 @@ def qlora(figures: Figures, vlm: str, counted: int) -> None:
             measured = Measured(policy, shape, counted, adapter=True)
             timed = measured.time(measured.steps.ours)
         # Weights in four bits are packed: what counts operations by their number would count too few.
-        return {name: value for name, value in timed.items() if not name.startswith(("mfu", "floor", "tflop"))}
+        return {
+            name: value for name, value in timed.items() if not name.startswith(("mfu", "floor", "tflop"))
+        }
 
     figures.measure("qlora", four_bits)
 
