@@ -32,9 +32,10 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
-from lerobot_policy_vla0.batches import read_images, read_prompt
-from lerobot_policy_vla0.decoding import DecodeRequest, build_decoder
-from lerobot_policy_vla0.images import encode_images
+from lerobot_policy_vla0.decoding.factory import build_decoder
+from lerobot_policy_vla0.decoding.request import DecodeRequest
+from lerobot_policy_vla0.observations.batches import read_images, read_prompt
+from lerobot_policy_vla0.observations.images import encode_images
 
 DECODERS = ("hf_generate", "reference", "fast", "speculative")
 #: Decoders without memory of earlier answers are timed on every so manieth observation only.

@@ -18,14 +18,14 @@ import torch
 from hardware import copy_bandwidth, percentiles, synchronise
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
-from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
-from lerobot_policy_vla0.inspection.cost import vlm_config_3b
-from lerobot_policy_vla0.prompt import IMAGE_TOKEN
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer, tiny_vlm_config
-from lerobot_policy_vla0.vlm import VLM
+from lerobot_policy_vla0.decoding.request import DecodeRequest
+from lerobot_policy_vla0.text.grammar import AnswerGrammar
+from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN
+from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 #: LIBERO's protocol: 8 steps of 7 numbers up to 1000, two cameras tiled to 448 x 224, a prompt of about 208 tokens.

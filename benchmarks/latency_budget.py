@@ -20,8 +20,8 @@ from hardware import hardware
 from memory import vlm_config_3b
 from transformers import AutoModelForImageTextToText
 
-from lerobot_policy_vla0.latency import Loop, QueryTime, highest_fps, plan_rtc, plan_sync
-from lerobot_policy_vla0.testing import build_tiny_tokenizer
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
+from lerobot_policy_vla0.tools.latency.budget import Loop, QueryTime, highest_fps, plan_rtc, plan_sync
 
 #: GB/s.
 BANDWIDTH = {

@@ -21,8 +21,8 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.attention import base_attention
-from lerobot_policy_vla0.prompt import IMAGE_TOKEN
+from lerobot_policy_vla0.backbone.prefix_attention import base_attention
+from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"

@@ -22,9 +22,9 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
-from lerobot_policy_vla0.cameras import select_cameras
-from lerobot_policy_vla0.images import encode_images
-from lerobot_policy_vla0.masking import draw_mask
+from lerobot_policy_vla0.observations.cameras import select_cameras
+from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.training.masking import draw_mask
 
 
 def milliseconds(function: Any, repeats: int) -> list[float]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lerobot_policy_vla0.testing.so100 import SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator import SO100Emulator
 
 
 def run_rollout(

@@ -24,7 +24,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from rollouts import run_rollout
 
 from lerobot_policy_vla0 import TinyVLMConfig, VLA0Config, VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator import JOINTS, BusLog, CameraSettings, SO100Emulator
 
 CAMERA = CameraSettings("top", 160, 120, 30)
 

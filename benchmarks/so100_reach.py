@@ -29,7 +29,7 @@ from reach.controllers import Expert, PolicyController, Replay
 from reach.episodes import Outcome, run
 from reach.task import FPS, INSTRUCTION, STEPS, TOLERANCE, Case, draw_case, expert, make_scene
 
-from lerobot_policy_vla0.testing.so100 import JOINTS
+from lerobot_policy_vla0.tools.so100_emulator import JOINTS
 
 HELD_OUT = 2_000_000  # seeds of cases from here on; demonstrations have those from 0
 REPLAYS = 5  # demonstrations that are replayed blindly

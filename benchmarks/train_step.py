@@ -26,13 +26,13 @@ from memory import peak_mb, reset_peak
 from plain_step import PlainStep
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.batches import read_images
-from lerobot_policy_vla0.cameras import image_problems
-from lerobot_policy_vla0.images import encode_images
-from lerobot_policy_vla0.inspection.cost import memory_table, vlm_config_3b
-from lerobot_policy_vla0.masking import apply_mask, draw_mask
-from lerobot_policy_vla0.shared_prefix import common_prefix
-from lerobot_policy_vla0.testing import build_tiny_tokenizer
+from lerobot_policy_vla0.backbone.shared_prefix import common_prefix
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
+from lerobot_policy_vla0.observations.batches import read_images
+from lerobot_policy_vla0.observations.cameras import image_problems
+from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.tools.inspection.cost import memory_table, vlm_config_3b
+from lerobot_policy_vla0.training.masking import apply_mask, draw_mask
 
 #: Cameras, their side in pixels, dimensions of an action, batch size; and the policy's options.
 SHAPES: dict[str, tuple[int, int, int, int, dict[str, Any]]] = {

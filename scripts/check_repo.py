@@ -154,7 +154,7 @@ def missing_tests(path: Path) -> list[str]:
 @cache
 def options_of(command: str) -> frozenset[str] | None:
     """Return the options that a subcommand of `vla0` takes, None if there is no such subcommand."""
-    from lerobot_policy_vla0 import commands
+    from lerobot_policy_vla0.tools import commands
 
     if command not in commands.COMMANDS:
         return None

@@ -12,17 +12,17 @@ from tiny import make_batch, make_config
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.codec import ActionCodec
-from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
-from lerobot_policy_vla0.decoding.grammar import END, AnswerGrammar
 from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
+from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
-from lerobot_policy_vla0.images import encode_images
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
-from lerobot_policy_vla0.vlm import VLM
+from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.text.codec import ActionCodec
+from lerobot_policy_vla0.text.grammar import END, AnswerGrammar
+from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings
 
 TASKS = ("push", "push the red button", "open the drawer on the left-hand side, then let go", "")
 N_BINS = (1, 9, 10, 99, 100, 250, 1000, 4000)

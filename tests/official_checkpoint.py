@@ -14,7 +14,7 @@ from tiny import SMALL
 from torch import Tensor
 
 from lerobot_policy_vla0 import TinyVLMConfig
-from lerobot_policy_vla0.testing import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 
 LIBERO_MIN = [-0.9375, -0.9375, -0.9375, -0.258214, -0.375, -0.3675, -1.0]
 LIBERO_MAX = [0.9375, 0.9375, 0.9375, 0.355714, 0.375, 0.375, 1.0]

@@ -13,7 +13,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from tiny import make_config, make_restless, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.testing.so100 import BusLog, CameraSettings, SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator import BusLog, CameraSettings, SO100Emulator
 
 TOP = "observation.images.top"
 #: Range of every joint, in degrees (percent for the gripper).

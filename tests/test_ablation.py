@@ -17,12 +17,12 @@ import yaml
 from conftest import REPO
 from tiny import SMALL, make_dataset
 
-from lerobot_policy_vla0.ablation import training
-from lerobot_policy_vla0.ablation.plan import Training, read_plan
-from lerobot_policy_vla0.ablation.report import read_factor
-from lerobot_policy_vla0.ablation.training import finished_policy, train
-from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.tools.ablation import training
+from lerobot_policy_vla0.tools.ablation.plan import Training, read_plan
+from lerobot_policy_vla0.tools.ablation.report import read_factor
+from lerobot_policy_vla0.tools.ablation.training import finished_policy, train
+from lerobot_policy_vla0.tools.commands import main
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "ablations"
 
@@ -135,7 +135,7 @@ def test_the_shipped_files_vary_options_that_exist(path: Path) -> None:
 STUB = """
 import json, os, sys, time
 from pathlib import Path
-from lerobot_policy_vla0.workers import end_with_parent
+from lerobot_policy_vla0.tools.workers import end_with_parent
 end_with_parent(int(sys.argv[1]))
 given = dict(a[2:].split("=", 1) for a in sys.argv[2:])
 if "resume" in given:
@@ -228,7 +228,7 @@ def test_a_training_ends_when_its_parent_is_killed(stub: Training, tmp_path: Pat
     (folder / "hang").write_text("")
     program = (
         "import sys; from pathlib import Path; from threading import Event\n"
-        "from lerobot_policy_vla0.ablation import training\n"
+        "from lerobot_policy_vla0.tools.ablation import training\n"
         f"training._COMMAND = {training._COMMAND!r}\n"
         f"training.train(training.Training('a', 5, {{'steps': '3'}}), Path({str(folder)!r}), {{}}, None, Event())\n"
     )

@@ -17,8 +17,8 @@ from tiny import make_batch, make_config, make_restless, make_stats
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.action_limit import ActionLimiter, limit_steps, step_limits
 from lerobot_policy_vla0.errors import ActionError, ConfigError, StatsError
+from lerobot_policy_vla0.execution.step_limit import ActionLimiter, limit_steps, step_limits
 
 FREE = math.inf
 

@@ -20,9 +20,9 @@ from tiny import SMALL, make_batch, make_config
 from torch.nn.functional import cross_entropy
 
 from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.prompt import rope_positions
-from lerobot_policy_vla0.testing import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.text.prompt import rope_positions
 
 
 def text_sizes(**changes: Any) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_the_loss_is_the_plain_models_on_the_same_tokens(policy: VLA0Policy) -> None:
     """transformers' own forward, with its own positions and full logits, is the oracle."""
-    from lerobot_policy_vla0.images import encode_images
+    from lerobot_policy_vla0.observations.images import encode_images
 
     batch = make_batch(policy.config)
     loss, metrics = policy(batch)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import ActionCodec, ActionTokens, EncodedChunk, raise_non_finite_actions
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
 from lerobot_policy_vla0.errors import ActionError, AnswerError
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
+from lerobot_policy_vla0.text.codec import ActionCodec, ActionTokens, EncodedChunk, raise_non_finite_actions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

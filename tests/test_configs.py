@@ -15,8 +15,8 @@ from conftest import REPO
 from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_vla0 import VLA0Config
-from lerobot_policy_vla0.latency import Loop, QueryTime, plan_rtc
-from lerobot_policy_vla0.testing.so100 import JOINTS
+from lerobot_policy_vla0.tools.latency.budget import Loop, QueryTime, plan_rtc
+from lerobot_policy_vla0.tools.so100_emulator import JOINTS
 
 TRAINING = sorted(p for p in (REPO / "configs").glob("*.yaml") if "policy" in yaml.safe_load(p.read_text()))
 SO100 = [path for path in TRAINING if path.stem.startswith("so100")]

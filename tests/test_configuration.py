@@ -16,11 +16,11 @@ from lerobot.optim.schedulers import (
     CosineAnnealingWithWarmupSchedulerConfig,
 )
 
-from lerobot_policy_vla0.codec import ActionTokens
 from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig, VLA0Config
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.optimizers import FusedAdamWConfig
-from lerobot_policy_vla0.prompt import PromptSettings
+from lerobot_policy_vla0.text.codec import ActionTokens
+from lerobot_policy_vla0.text.prompt import PromptSettings
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 

@@ -29,12 +29,12 @@ from tiny import make_batch, make_config
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding import speculative as speculative_module
 from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.passes import Feed
 from lerobot_policy_vla0.decoding.report import DecodeReport
+from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.speculative import nearest_with_prefix
 from lerobot_policy_vla0.errors import ConfigError, DecodeError
 

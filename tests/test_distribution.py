@@ -11,11 +11,11 @@ from decoding_cases import make_request, trained_policy
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.distribution import NumberDistributions, central_band, expected_value
 from lerobot_policy_vla0.decoding.fast import FastDecoder
-from lerobot_policy_vla0.decoding.grammar import SEPARATOR, AnswerGrammar, spell
+from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.errors import DecodeError
+from lerobot_policy_vla0.text.grammar import SEPARATOR, AnswerGrammar, spell
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
 from lerobot_policy_vla0.errors import ActionError
+from lerobot_policy_vla0.execution.ensembling import TemporalEnsembler, snap_binary
 
 
 class Oracle:

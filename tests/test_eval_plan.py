@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lerobot_policy_vla0.errors import EvaluationError
-from lerobot_policy_vla0.evaluation.plan import Shard, parse_arguments, plan_shards
+from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
 
 POLICY = "--policy.path=somewhere"
 

@@ -12,14 +12,14 @@ from browser import open_page
 from evaluations import eval_info, write_evaluation
 from made_up_data import Page
 
-from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import EvaluationError
-from lerobot_policy_vla0.evaluation.compare import compare, success_lines
-from lerobot_policy_vla0.evaluation.eval_info import read_eval_info
-from lerobot_policy_vla0.evaluation.report import build_report
-from lerobot_policy_vla0.evaluation.report_text import seeds_text
-from lerobot_policy_vla0.evaluation.runs import parse_run_arguments, read_run
-from lerobot_policy_vla0.evaluation.statistics import mcnemar_exact, pairs_to_separate, wilson_interval
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.evaluation.compare import compare, success_lines
+from lerobot_policy_vla0.tools.evaluation.eval_info import read_eval_info
+from lerobot_policy_vla0.tools.evaluation.report import build_report
+from lerobot_policy_vla0.tools.evaluation.report_text import seeds_text
+from lerobot_policy_vla0.tools.evaluation.runs import parse_run_arguments, read_run
+from lerobot_policy_vla0.tools.evaluation.statistics import mcnemar_exact, pairs_to_separate, wilson_interval
 
 A, B, C = ("libero_goal", 0), ("libero_goal", 3), ("libero_10", 1)
 

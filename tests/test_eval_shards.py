@@ -18,12 +18,12 @@ from conftest import REPO
 from tiny import make_config, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import EvaluationError
-from lerobot_policy_vla0.evaluation import folder, shards
-from lerobot_policy_vla0.evaluation.folder import fingerprint, read_evaluation
-from lerobot_policy_vla0.evaluation.runs import read_run
-from lerobot_policy_vla0.evaluation.shards import device_settings, evaluate
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.evaluation import folder, shards
+from lerobot_policy_vla0.tools.evaluation.folder import fingerprint, read_evaluation
+from lerobot_policy_vla0.tools.evaluation.runs import read_run
+from lerobot_policy_vla0.tools.evaluation.shards import device_settings, evaluate
 
 TESTS = REPO / "tests"
 
@@ -116,7 +116,7 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     command = [
         sys.executable,
         "-m",
-        "lerobot_policy_vla0.commands",
+        "lerobot_policy_vla0.tools.commands",
         "eval",
         "--shards=2",
         "--episodes-per-shard=2",

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from lerobot_policy_vla0.commands import COMMANDS
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.testing.so100 import SO100Emulator
-from lerobot_policy_vla0.testing.so100.shell import options_file
+from lerobot_policy_vla0.tools.commands import COMMANDS
+from lerobot_policy_vla0.tools.so100_emulator import SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator.shell import options_file
 
 EXAMPLES = REPO / "examples" / "so100"
 BIN = Path(sys.executable).parent
@@ -50,7 +50,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     options = folder / "options.sh"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "lerobot_policy_vla0.commands", "emulate-so100"),
+            *(sys.executable, "-m", "lerobot_policy_vla0.tools.commands", "emulate-so100"),
             *("--folder", folder / "arms", "--options", options, "--size", "64", "48"),
         ],
         stdin=subprocess.PIPE,

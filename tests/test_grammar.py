@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import ActionCodec, ActionTokens
-from lerobot_policy_vla0.decoding.grammar import END, SEPARATOR, AnswerGrammar, number_automaton
 from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.text.codec import ActionCodec, ActionTokens
+from lerobot_policy_vla0.text.grammar import END, SEPARATOR, AnswerGrammar, number_automaton
 
 TOKENS = ActionTokens(digits=tuple(range(15, 25)), space=220, end=151645, newline=198, mask=30, pad=151643)
 EXHAUSTIVE = (1, 9, 10, 99, 100, 250, 1000)

@@ -16,10 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lerobot_policy_vla0 import color_jitter
-from lerobot_policy_vla0.cameras import image_problems, raise_for_problems, select_cameras
 from lerobot_policy_vla0.errors import CameraError, ConfigError, ImageError
-from lerobot_policy_vla0.images import ImageSettings, encode_images, grid_size, patchify, tile, transform
+from lerobot_policy_vla0.observations import color_jitter
+from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems, select_cameras
+from lerobot_policy_vla0.observations.images import (
+    ImageSettings,
+    encode_images,
+    grid_size,
+    patchify,
+    tile,
+    transform,
+)
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 REAL_SETTINGS = Path(__file__).parents[2] / "shared" / "qwen2_5_vl_processor" / "preprocessor_config.json"

@@ -18,9 +18,9 @@ from tiny import make_batch, make_config, make_restless
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.decoding import build_distributions
+from lerobot_policy_vla0.decoding.factory import build_distributions
 from lerobot_policy_vla0.decoding.report import DecodeReport
-from lerobot_policy_vla0.relative import ORIGIN
+from lerobot_policy_vla0.execution.relative import ORIGIN
 
 Mode = Callable[[], AbstractContextManager[Any]]
 

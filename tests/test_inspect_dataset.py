@@ -14,8 +14,8 @@ from made_up_data import REPO_ID, Page, write_dataset
 from tiny import make_dataset
 from torchvision.io import decode_png, read_file
 
-from lerobot_policy_vla0.commands import main
-from lerobot_policy_vla0.images import ImageSettings, tile, transform
+from lerobot_policy_vla0.observations.images import ImageSettings, tile, transform
+from lerobot_policy_vla0.tools.commands import main
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 

@@ -18,9 +18,9 @@ import torch
 from tiny import make_config, make_dataset, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import CameraError, ConfigError
-from lerobot_policy_vla0.latency import (
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.latency.budget import (
     PLANNERS,
     Loop,
     QueryTime,
@@ -33,11 +33,11 @@ from lerobot_policy_vla0.latency import (
     plan_sync,
     threshold_fix,
 )
-from lerobot_policy_vla0.latency_probe import (
+from lerobot_policy_vla0.tools.latency.probe import (
     made_up_observations,
     recorded_observations,
 )
-from lerobot_policy_vla0.sources import DatasetSource
+from lerobot_policy_vla0.tools.loading import DatasetSource
 
 
 def loop(chunk: int, fps: float = 10, steps: int | None = None, **options: Any) -> Loop:

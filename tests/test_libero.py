@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from lerobot_policy_vla0 import libero_setup
-from lerobot_policy_vla0.libero_assets import SUITES, Assets, task_files
+from lerobot_policy_vla0.tools.libero import setup as libero_setup
+from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, task_files
 
 pytestmark = pytest.mark.sim
 

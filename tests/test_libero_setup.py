@@ -16,10 +16,10 @@ import huggingface_hub.constants
 import pytest
 import yaml
 
-from lerobot_policy_vla0 import libero_setup
-from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import LiberoError
-from lerobot_policy_vla0.libero_assets import MODEL_PLACES, SUITES, Assets, suite_files, task_files
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.libero import setup as libero_setup
+from lerobot_policy_vla0.tools.libero.assets import MODEL_PLACES, SUITES, Assets, suite_files, task_files
 
 needs_libero = pytest.mark.skipif(
     importlib.util.find_spec("libero") is None, reason="hf-libero is not installed (extra `libero`)"

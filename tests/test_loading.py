@@ -15,9 +15,10 @@ from conftest import REPO
 from safetensors.torch import load_file, save_file
 from tiny import SMALL, make_batch, make_config
 
-from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy, checkpoint
+from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.checkpoints import files as checkpoint
 from lerobot_policy_vla0.errors import CheckpointError
-from lerobot_policy_vla0.testing import build_tiny_tokenizer, tiny_vlm_config
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 

@@ -21,13 +21,13 @@ from test_vlm import save_backbone
 from tiny import make_batch, make_config, make_dataset
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
-from lerobot_policy_vla0.adapters import default_targets
-from lerobot_policy_vla0.backbones import quantization_options
-from lerobot_policy_vla0.commands import merge
+from lerobot_policy_vla0.backbone.loading import quantization_options
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
+from lerobot_policy_vla0.backbone.vlm import VLM
+from lerobot_policy_vla0.checkpoints.adapters import default_targets
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError, OutputError
-from lerobot_policy_vla0.merging import merge_adapter
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
-from lerobot_policy_vla0.vlm import VLM
+from lerobot_policy_vla0.tools.commands import merge
+from lerobot_policy_vla0.tools.merging import merge_adapter
 
 pytest.importorskip("peft", reason="adapters need the [lora] extra")
 
@@ -355,7 +355,7 @@ def test_four_bits_say_what_they_need(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(ConfigError, match="vlm_model_name='tiny'"):
         VLA0Policy(make_config(quantization="nf4"))
     config.device = "cuda"
-    monkeypatch.setattr("lerobot_policy_vla0.backbones.find_spec", lambda name: None)
+    monkeypatch.setattr("lerobot_policy_vla0.backbone.loading.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs bitsandbytes: pip install"):
         quantization_options(config)
 

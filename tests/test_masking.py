@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, ActionTokens, EncodedChunk
-from lerobot_policy_vla0.masking import apply_mask, draw_mask
+from lerobot_policy_vla0.text.codec import IGNORE_INDEX, ActionCodec, ActionTokens, EncodedChunk
+from lerobot_policy_vla0.training.masking import apply_mask, draw_mask
 
 TOKENS = ActionTokens(digits=tuple(range(15, 25)), space=220, end=151645, newline=198, mask=30, pad=151643)
 

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from test_vlm import save_backbone
 from tiny import make_config, make_stats
 
-from lerobot_policy_vla0 import VLA0Config, VLA0Policy, make_vla0_pre_post_processors, merging
-from lerobot_policy_vla0.adapters import default_targets
+from lerobot_policy_vla0 import VLA0Config, VLA0Policy, make_vla0_pre_post_processors
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
+from lerobot_policy_vla0.checkpoints.adapters import default_targets
+from lerobot_policy_vla0.checkpoints.weight_stream import TensorSource, write_stream
 from lerobot_policy_vla0.errors import CheckpointError
-from lerobot_policy_vla0.merging import merge_adapter
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
-from lerobot_policy_vla0.weight_stream import TensorSource, write_stream
+from lerobot_policy_vla0.tools import merging
+from lerobot_policy_vla0.tools.merging import merge_adapter
 
 peft = pytest.importorskip("peft", reason="adapters need the [lora] extra")
 

@@ -36,14 +36,16 @@ from test_lerobot_commands import evaluate, train, train_arguments
 from tiny import make_dataset
 from torch import Tensor
 
-from lerobot_policy_vla0 import VLA0Config, VLA0Policy, commands, official_layout
-from lerobot_policy_vla0.commands import COMMANDS, main
+from lerobot_policy_vla0 import VLA0Config, VLA0Policy
+from lerobot_policy_vla0.checkpoints.policy_folder import left_out
+from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, find_shards, write_stream
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, OutputError
-from lerobot_policy_vla0.images import encode_images
-from lerobot_policy_vla0.official_weights import plan_weights
-from lerobot_policy_vla0.policy_folder import left_out
-from lerobot_policy_vla0.restricted_pickle import load_array_pickle
-from lerobot_policy_vla0.weight_stream import ShardReader, TensorSource, find_shards, write_stream
+from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.tools import commands
+from lerobot_policy_vla0.tools.commands import COMMANDS, main
+from lerobot_policy_vla0.tools.importing import layout as official_layout
+from lerobot_policy_vla0.tools.importing.restricted_pickle import load_array_pickle
+from lerobot_policy_vla0.tools.importing.tensors import plan_weights
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 TRL_OPTIONS = [
@@ -68,7 +70,15 @@ def imported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a policy folder, made by the command in a process of its own."""
     out = tmp_path_factory.mktemp("imported") / "policy"
     finished = subprocess.run(
-        [sys.executable, "-m", "lerobot_policy_vla0.commands", "import", str(source), "--out", str(out)],
+        [
+            sys.executable,
+            "-m",
+            "lerobot_policy_vla0.tools.commands",
+            "import",
+            str(source),
+            "--out",
+            str(out),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -638,7 +648,7 @@ def test_an_existing_folder_is_refused(
 def test_an_import_cut_short_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lerobot_policy_vla0 import official
+    from lerobot_policy_vla0.tools.importing import checkpoint as official
 
     def full_disk(file: Path, *_: Any) -> None:
         file.write_bytes(b"half")

@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 from tiny import CAMERA, make_config
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.commands import main
-from lerobot_policy_vla0.inspection.open_loop_result import SHARES, EpisodeResult, OpenLoopResult, summary
-from lerobot_policy_vla0.sources import DatasetSource, held_out_episodes
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.inspection.open_loop_result import (
+    SHARES,
+    EpisodeResult,
+    OpenLoopResult,
+    summary,
+)
+from lerobot_policy_vla0.tools.loading import DatasetSource, held_out_episodes
 
 CHUNK = 3
 STATS = {"action": {"min": torch.tensor([-2.0, 0.0]), "max": torch.tensor([6.0, 1.0])}}

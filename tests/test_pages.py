@@ -6,8 +6,8 @@ from pathlib import Path
 
 from made_up_data import Page
 
-from lerobot_policy_vla0 import pages
-from lerobot_policy_vla0.pages import Table
+from lerobot_policy_vla0.tools.reporting import pages
+from lerobot_policy_vla0.tools.reporting.pages import Table
 
 PNG = b"\x89PNG and so on"
 

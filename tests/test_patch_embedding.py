@@ -8,8 +8,8 @@ from tiny import make_config
 from torch import nn
 
 from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.backbone.patch_embedding import PatchEmbedding
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.patch_embedding import PatchEmbedding
 
 
 def test_it_is_the_convolution() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matplotlib
 
-from lerobot_policy_vla0 import plotting
+from lerobot_policy_vla0.tools.reporting import plots as plotting
 
 
 def draw() -> bytes:

@@ -17,13 +17,17 @@ from test_merging import save_adapter
 from tiny import make_config
 from torch import Tensor, nn
 
-from lerobot_policy_vla0 import VLA0Policy, merging, official, saving, writing
+from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0 import output_files as writing
+from lerobot_policy_vla0.backbone.vlm import VLM
+from lerobot_policy_vla0.checkpoints import saved_policy as saving
+from lerobot_policy_vla0.checkpoints.policy_folder import left_out, plan_tensors
+from lerobot_policy_vla0.checkpoints.weight_stream import TensorSource, write_stream
 from lerobot_policy_vla0.errors import CheckpointError, OutputError
-from lerobot_policy_vla0.merging import merge_adapter
-from lerobot_policy_vla0.official import import_checkpoint
-from lerobot_policy_vla0.policy_folder import left_out, plan_tensors
-from lerobot_policy_vla0.vlm import VLM
-from lerobot_policy_vla0.weight_stream import TensorSource, write_stream
+from lerobot_policy_vla0.tools import merging
+from lerobot_policy_vla0.tools.importing import checkpoint as official
+from lerobot_policy_vla0.tools.importing.checkpoint import import_checkpoint
+from lerobot_policy_vla0.tools.merging import merge_adapter
 
 EMBEDDING = "vlm.model.model.language_model.embed_tokens.weight"
 HEAD = "vlm.model.lm_head.weight"

@@ -13,7 +13,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.processor.converters import batch_to_transition, create_transition, transition_to_batch
 
-from lerobot_policy_vla0.codec import ActionCodec, ActionTokens
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_action_stats
 from lerobot_policy_vla0.errors import CheckpointError, PromptError, StatsError
@@ -21,7 +21,7 @@ from lerobot_policy_vla0.processor_vla0 import (
     VLA0PromptProcessorStep,
     make_vla0_pre_post_processors,
 )
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
+from lerobot_policy_vla0.text.codec import ActionCodec, ActionTokens
 
 TOP = "observation.images.top"
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
@@ -211,7 +211,7 @@ def saved(pipelines: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
-    monkeypatch.setattr("lerobot_policy_vla0.backbones.load_description", unreachable)
+    monkeypatch.setattr("lerobot_policy_vla0.backbone.loading.load_description", unreachable)
     return tmp_path
 
 

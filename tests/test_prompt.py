@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, ActionTokens
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
 from lerobot_policy_vla0.errors import ConfigError, PromptError, TokenizerError
-from lerobot_policy_vla0.prompt import (
+from lerobot_policy_vla0.text.codec import IGNORE_INDEX, ActionCodec, ActionTokens
+from lerobot_policy_vla0.text.prompt import (
     SYSTEM_PROMPT,
     PromptEncoder,
     PromptSettings,
@@ -21,7 +22,6 @@ from lerobot_policy_vla0.prompt import (
     format_system_prompt,
     rope_positions,
 )
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

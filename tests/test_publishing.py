@@ -21,10 +21,10 @@ from test_vlm import save_backbone
 from tiny import make_batch, make_config, make_dataset
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.checkpoint import read_config
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
+from lerobot_policy_vla0.checkpoints.files import read_config
+from lerobot_policy_vla0.checkpoints.model_card import build_model_card
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
-from lerobot_policy_vla0.publishing import build_model_card
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
 
 EMBEDDING = "vlm.model.model.language_model.embed_tokens.weight"
 HEAD = "vlm.model.lm_head.weight"

@@ -22,7 +22,7 @@ def become_here(command: str, *arguments: str) -> None:
     """Run in this process what a stage starts."""
     from lerobot.scripts.lerobot_train import main as lerobot_train
 
-    from lerobot_policy_vla0.commands import main as vla0
+    from lerobot_policy_vla0.tools.commands import main as vla0
 
     if command == "vla0":
         vla0(list(arguments))

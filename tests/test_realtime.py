@@ -10,9 +10,9 @@ from lerobot.rollout.inference.rtc import supports_rtc_inference
 from tiny import make_batch, make_config
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.codec import ActionCodec, quantise
 from lerobot_policy_vla0.errors import ActionError, ConfigError
-from lerobot_policy_vla0.realtime import committed_steps
+from lerobot_policy_vla0.execution.realtime import committed_steps
+from lerobot_policy_vla0.text.codec import ActionCodec, quantise
 
 
 @pytest.fixture(scope="module")

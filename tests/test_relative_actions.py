@@ -22,7 +22,7 @@ from tiny import CAMERA, make_config, make_dataset
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_relative_stats
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError, StateError, StatsError
-from lerobot_policy_vla0.relative import ORIGIN
+from lerobot_policy_vla0.execution.relative import ORIGIN
 
 # An arm's joint and its gripper: offsets of the joint lie in [-4, 6], the gripper's opening in [0, 10].
 STATS = {

@@ -23,9 +23,9 @@ from test_so100_commands import STEP
 from tiny import make_config
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.errors import CameraError, ConfigError
-from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.so100_emulator import JOINTS, BusLog, CameraSettings, SO100Emulator
 
 grpc = pytest.importorskip("grpc", reason="pip install 'lerobot_policy_vla0[serve]'")
 
@@ -35,7 +35,7 @@ with contextlib.chdir(tempfile.mkdtemp()):
     from lerobot.transport import services_pb2, services_pb2_grpc
     from lerobot.transport.utils import send_bytes_in_chunks
 
-    from lerobot_policy_vla0.serving import (
+    from lerobot_policy_vla0.tools.serving.policy_server import (
         check_robot,
         exposure_warning,
         is_loopback,
@@ -250,7 +250,7 @@ def test_without_grpcio_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "grpc", None)
-    monkeypatch.delitem(sys.modules, "lerobot_policy_vla0.serving")
+    monkeypatch.delitem(sys.modules, "lerobot_policy_vla0.tools.serving.policy_server")
     assert main(["serve"]) == 2
     assert "pip install 'lerobot_policy_vla0[serve]'" in capsys.readouterr().err
 
@@ -289,7 +289,9 @@ def wait_for(condition: Any, seconds: float, folder: Path) -> None:
 
 def start_server(folder: Path, host: str, port: int) -> subprocess.Popen[str]:
     """Start `vla0 serve` and wait until it listens."""
-    server = start(folder, "-m", "lerobot_policy_vla0.commands", "serve", f"--host={host}", f"--port={port}")
+    server = start(
+        folder, "-m", "lerobot_policy_vla0.tools.commands", "serve", f"--host={host}", f"--port={port}"
+    )
     log = folder / "log.txt"
     wait_for(lambda: "Ctrl-C ends this" in log.read_text() or server.poll() is not None, 90, folder)
     return server

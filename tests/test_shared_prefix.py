@@ -15,8 +15,8 @@ from tiny import CAMERA, make_config, make_raw_batch, make_stats
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.attention import base_attention, can_share_prefix, use_own_attention
-from lerobot_policy_vla0.shared_prefix import common_prefix, pack
+from lerobot_policy_vla0.backbone.prefix_attention import base_attention, can_share_prefix, use_own_attention
+from lerobot_policy_vla0.backbone.shared_prefix import common_prefix, pack
 
 PAD, STOP = 0, 9
 TASKS = ["push", "pull the lever", "push", "open"]

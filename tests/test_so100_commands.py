@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-from lerobot_policy_vla0.commands import main
-from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
-from lerobot_policy_vla0.testing.so100.console import obey
+from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.so100_emulator import JOINTS, BusLog, CameraSettings, SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator.console import obey
 
 BIN = Path(sys.executable).parent
 STEP = 360 / 4095  # degrees per encoder step
@@ -291,7 +291,7 @@ def test_the_command_prints_options_obeys_and_ends_cleanly(tmp_path: Path) -> No
         [
             sys.executable,
             "-m",
-            "lerobot_policy_vla0.commands",
+            "lerobot_policy_vla0.tools.commands",
             "emulate-so100",
             "--folder",
             tmp_path,

@@ -10,9 +10,9 @@ import pytest
 from so100_policy import HIGH, LOW, Rollout, save_policy
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.testing.so100 import Arm, BusLog
-from lerobot_policy_vla0.testing.so100.packets import Instruction, Packet
-from lerobot_policy_vla0.testing.so100.registers import Register
+from lerobot_policy_vla0.tools.so100_emulator import Arm, BusLog
+from lerobot_policy_vla0.tools.so100_emulator.packets import Instruction, Packet
+from lerobot_policy_vla0.tools.so100_emulator.registers import Register
 
 #: Degrees (percent for the gripper) a goal may differ from the one before.
 LIMIT = 3.0

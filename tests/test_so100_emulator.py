@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.testing.so100 import (
+from lerobot_policy_vla0.tools.so100_emulator import (
     JOINTS,
     REST,
     CameraSettings,
@@ -22,11 +22,11 @@ from lerobot_policy_vla0.testing.so100 import (
     through,
     wave,
 )
-from lerobot_policy_vla0.testing.so100.calibration import default_calibration, from_steps, to_steps
-from lerobot_policy_vla0.testing.so100.console import obey
-from lerobot_policy_vla0.testing.so100.packets import Packet, PacketParser, encode_packet
-from lerobot_policy_vla0.testing.so100.registers import Register
-from lerobot_policy_vla0.testing.so100.servo import MAX_SPEED
+from lerobot_policy_vla0.tools.so100_emulator.calibration import default_calibration, from_steps, to_steps
+from lerobot_policy_vla0.tools.so100_emulator.console import obey
+from lerobot_policy_vla0.tools.so100_emulator.packets import Packet, PacketParser, encode_packet
+from lerobot_policy_vla0.tools.so100_emulator.registers import Register
+from lerobot_policy_vla0.tools.so100_emulator.servo import MAX_SPEED
 
 STEP = 360 / 4095  # degrees per encoder step
 
@@ -283,7 +283,7 @@ def test_eeprom_survives_only_what_was_written_unlocked() -> None:
 def test_a_leader_follows_its_script_until_torque_holds_it(tmp_path: Path) -> None:
     clock = Clock()
     script = through([(0, REST), (2, (30, 0, 0, 0, 20, 80)), (4, REST)])
-    from lerobot_policy_vla0.testing.so100 import Arm
+    from lerobot_policy_vla0.tools.so100_emulator import Arm
 
     arm = Arm("leader", tmp_path, trajectory=script, clock=clock)
     for clock.now in (0.0, 1.0, 2.0, 3.7, 6.0):

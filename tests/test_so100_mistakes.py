@@ -11,7 +11,7 @@ from so100_policy import TOP, Rollout, save_policy
 from tiny import make_dataset
 
 from lerobot_policy_vla0.errors import ActionError, CameraError, CheckpointError
-from lerobot_policy_vla0.testing.so100 import CameraSettings
+from lerobot_policy_vla0.tools.so100_emulator import CameraSettings
 
 pytestmark = pytest.mark.sim
 

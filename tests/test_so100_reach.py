@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.testing.so100 import (
+from lerobot_policy_vla0.tools.so100_emulator import (
     REST,
     Scene,
     SO100Emulator,
@@ -20,7 +20,7 @@ from lerobot_policy_vla0.testing.so100 import (
     joint_points,
     reach,
 )
-from lerobot_policy_vla0.testing.so100.console import obey
+from lerobot_policy_vla0.tools.so100_emulator.console import obey
 
 sys.path.insert(0, str(REPO / "benchmarks"))
 

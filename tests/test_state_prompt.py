@@ -18,11 +18,12 @@ from lerobot.policies.factory import make_pre_post_processors
 from test_lerobot_commands import DEBUG, evaluate, train, train_arguments
 from tiny import CAMERA, make_config, make_dataset, make_raw_batch, make_stats
 
-from lerobot_policy_vla0 import VLA0Policy, VLA0PromptProcessorStep, make_vla0_pre_post_processors, prompt
-from lerobot_policy_vla0.batches import grey_batch
+from lerobot_policy_vla0 import VLA0Policy, VLA0PromptProcessorStep, make_vla0_pre_post_processors
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError, PromptError, StateError, StatsError
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings, chat_text
-from lerobot_policy_vla0.testing.tiny_vlm import build_tiny_tokenizer
+from lerobot_policy_vla0.observations.batches import grey_batch
+from lerobot_policy_vla0.text import prompt
+from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings, chat_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from lerobot_policy_vla0.evaluation import statistics
-from lerobot_policy_vla0.evaluation.statistics import (
+from lerobot_policy_vla0.tools.evaluation import statistics
+from lerobot_policy_vla0.tools.evaluation.statistics import (
     exact_power,
     mcnemar_exact,
     paired_difference_interval,

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from lerobot_policy_vla0.errors import SharedPolicyError
-from lerobot_policy_vla0.thread_guard import ThreadGuard
+from lerobot_policy_vla0.execution.thread_guard import ThreadGuard
 
 ADVICE = (
     "; its action queue and ensembler belong to one rollout, so their actions would be mixed up. Run lerobot-eval "

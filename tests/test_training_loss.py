@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lerobot_policy_vla0.codec import IGNORE_INDEX, ActionCodec, ActionTokens, EncodedChunk
-from lerobot_policy_vla0.training import AnswerLoss, answer_loss, answer_metrics, positions_per_chunk
+from lerobot_policy_vla0.text.codec import IGNORE_INDEX, ActionCodec, ActionTokens, EncodedChunk
+from lerobot_policy_vla0.training.loss import AnswerLoss, answer_loss, answer_metrics, positions_per_chunk
 
 # Small ids in an order that is not the digits' own, so that an id is never mistaken for its value.
 TOKENS = ActionTokens(digits=(12, 3, 7, 1, 9, 14, 5, 11, 2, 8), space=0, end=4, newline=6, mask=10, pad=13)

@@ -11,9 +11,9 @@ from tiny import SMALL, make_batch, make_config
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.errors import CheckpointError
-from lerobot_policy_vla0.testing import build_tiny_tokenizer, tiny_vlm_config
-from lerobot_policy_vla0.vlm import VLM
 
 
 def save_backbone(folder: Path, tokenizer: Any, vocabulary: int, seed: int = 5) -> Path:

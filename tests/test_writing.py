@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lerobot_policy_vla0.errors import OutputError
-from lerobot_policy_vla0.writing import new_folder, refuse_existing, write_json, write_text
+from lerobot_policy_vla0.output_files import new_folder, refuse_existing, write_json, write_text
 
 
 def test_it_appears_whole(tmp_path: Path) -> None:

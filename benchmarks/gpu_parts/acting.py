@@ -17,10 +17,10 @@ from hardware import copy_bandwidth, percentiles, synchronise
 from gpu_parts.figures import Figures
 from gpu_parts.kernels import kernels_of
 from gpu_parts.scripted import Chunks, ScriptedRunner
+from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.decoding.fast import FastDecoder
-from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
 from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
-from lerobot_policy_vla0.vlm import VLM
+from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
 ACCEPTANCE = Path(__file__).resolve().parents[1] / "results" / "decode_demo_bfloat16.json"
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.decoding.grammar import N_SYMBOLS, SEPARATOR, spell
+from lerobot_policy_vla0.text.grammar import N_SYMBOLS, SEPARATOR, spell
 
 
 class ScriptedRunner:

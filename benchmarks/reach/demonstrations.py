@@ -15,7 +15,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STR
 from lerobot.utils.feature_utils import hw_to_dataset_features
 
-from lerobot_policy_vla0.testing.so100 import JOINTS, SteppedArm
+from lerobot_policy_vla0.tools.so100_emulator import JOINTS, SteppedArm
 from reach.episodes import see
 from reach.task import BRAKE, CAMERA, FPS, HOLD, INSTRUCTION, STEPS, arrived, draw_case, expert, make_scene
 

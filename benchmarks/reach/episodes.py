@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.testing.so100 import Scene, SteppedArm
+from lerobot_policy_vla0.tools.so100_emulator import Scene, SteppedArm
 from reach.task import BRAKE, CAMERA, FPS, HOLD, STEPS, TOLERANCE, Case, distance, make_scene
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lerobot_policy_vla0.testing.so100 import CameraSettings, Scene, gripper_tip, reach
+from lerobot_policy_vla0.tools.so100_emulator import CameraSettings, Scene, gripper_tip, reach
 
 INSTRUCTION = "touch the ball"
 FPS = 5  # control steps per second

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rollouts import run_rollout
 
-from lerobot_policy_vla0.testing.so100 import BusLog, SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator import BusLog, SO100Emulator
 from reach.task import BRAKE, CAMERA, FPS, INSTRUCTION, STEPS, TOLERANCE, Case, distance, make_scene
 
 

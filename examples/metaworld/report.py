@@ -16,7 +16,14 @@ from pathlib import Path
 
 import report_data as data
 
-from lerobot_policy_vla0.pages import data_url, html_image, html_table, html_text, markdown_table, page
+from lerobot_policy_vla0.tools.reporting.pages import (
+    data_url,
+    html_image,
+    html_table,
+    html_text,
+    markdown_table,
+    page,
+)
 
 EMBED_LIMIT = 8 * 2**20  # bytes; a larger film is linked
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
-from lerobot_policy_vla0.evaluation.eval_info import read_eval_info
-from lerobot_policy_vla0.evaluation.statistics import wilson_interval
-from lerobot_policy_vla0.pages import Table, clock, percent, percent_range
+from lerobot_policy_vla0.tools.evaluation.eval_info import read_eval_info
+from lerobot_policy_vla0.tools.evaluation.statistics import wilson_interval
+from lerobot_policy_vla0.tools.reporting.pages import Table, clock, percent, percent_range
 
 
 class ReportError(Exception):

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from report_data import ReportError, TrainingLog, read_json
 
-from lerobot_policy_vla0 import plotting
-from lerobot_policy_vla0.plotting import BLUE, GREY, ORANGE
+from lerobot_policy_vla0.tools.reporting import plots as plotting
+from lerobot_policy_vla0.tools.reporting.plots import BLUE, GREY, ORANGE
 
 
 def plot_loss(log: TrainingLog) -> bytes:

@@ -17,8 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.action_limit import ActionLimiter, step_limits
-from lerobot_policy_vla0.batches import (
+from lerobot_policy_vla0.backbone.grad_mode import without_gradients
+from lerobot_policy_vla0.checkpoints.saved_policy import SavedPolicy
+from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.dataset_stats import check_action_stats, read_action_stats
+from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
+from lerobot_policy_vla0.decoding.report import DecodeReport
+from lerobot_policy_vla0.decoding.request import Decoder, DecodeRequest
+from lerobot_policy_vla0.errors import ActionError, ConfigError
+from lerobot_policy_vla0.execution.ensembling import TemporalEnsembler, snap_binary
+from lerobot_policy_vla0.execution.realtime import Deadline, committed_steps
+from lerobot_policy_vla0.execution.relative import read_origin
+from lerobot_policy_vla0.execution.step_limit import ActionLimiter, step_limits
+from lerobot_policy_vla0.execution.thread_guard import ThreadGuard
+from lerobot_policy_vla0.observations.batches import (
     check_robot,
     grey_batch,
     n_rows,
@@ -26,20 +38,9 @@ from lerobot_policy_vla0.batches import (
     read_images,
     read_prompt,
 )
-from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
-from lerobot_policy_vla0.codec import ActionCodec, quantise
-from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.dataset_stats import check_action_stats, read_action_stats
-from lerobot_policy_vla0.decoding import Decoder, DecodeRequest, build_decoder, build_distributions
-from lerobot_policy_vla0.decoding.report import DecodeReport
-from lerobot_policy_vla0.ensembling import TemporalEnsembler, snap_binary
-from lerobot_policy_vla0.errors import ActionError, ConfigError
-from lerobot_policy_vla0.grad_mode import without_gradients
-from lerobot_policy_vla0.images import ImageSettings, encode_images
-from lerobot_policy_vla0.realtime import Deadline, committed_steps
-from lerobot_policy_vla0.relative import read_origin
-from lerobot_policy_vla0.saving import SavedPolicy
-from lerobot_policy_vla0.thread_guard import ThreadGuard
+from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems
+from lerobot_policy_vla0.observations.images import ImageSettings, encode_images
+from lerobot_policy_vla0.text.codec import ActionCodec, quantise
 
 logger = logging.getLogger(__name__)
 #: One debug record per query of `select_action`, for who evaluates; nobody formats it unless asked to.

@@ -21,11 +21,11 @@ from lerobot.optim.schedulers import (
 )
 from lerobot.processor import RelativeActionsProcessorStep
 
-from lerobot_policy_vla0.codec import ActionCodec, ActionTokens
 from lerobot_policy_vla0.errors import CameraError, ConfigError
-from lerobot_policy_vla0.images import ImageSettings, grid_size
+from lerobot_policy_vla0.observations.images import ImageSettings, grid_size
 from lerobot_policy_vla0.optimizers import AdamW8bitConfig, FusedAdamWConfig
-from lerobot_policy_vla0.prompt import SYSTEM_PROMPT, PromptSettings, format_system_prompt
+from lerobot_policy_vla0.text.codec import ActionCodec, ActionTokens
+from lerobot_policy_vla0.text.prompt import SYSTEM_PROMPT, PromptSettings, format_system_prompt
 
 _BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10)
 #: LeRobot's default of what relative actions leave absolute.

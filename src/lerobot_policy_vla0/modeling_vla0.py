@@ -30,22 +30,22 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from lerobot_policy_vla0.acting import ActingPolicy
-from lerobot_policy_vla0.augmentation import AugmentationState
-from lerobot_policy_vla0.batches import read_images, read_padding, read_prompt
-from lerobot_policy_vla0.cameras import image_problems, raise_for_problems
-from lerobot_policy_vla0.codec import IGNORE_INDEX, raise_non_finite_actions
+from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
 from lerobot_policy_vla0.errors import ActionError, ConfigError
-from lerobot_policy_vla0.images import encode_images
-from lerobot_policy_vla0.masking import apply_mask, draw_mask
-from lerobot_policy_vla0.training import (
+from lerobot_policy_vla0.observations.batches import read_images, read_padding, read_prompt
+from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems
+from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.text.codec import IGNORE_INDEX, raise_non_finite_actions
+from lerobot_policy_vla0.training.augmentation import AugmentationState
+from lerobot_policy_vla0.training.loss import (
     answer_loss,
     answer_metrics,
     positions_per_chunk,
     warn_about_clipping,
 )
-from lerobot_policy_vla0.vlm import VLM
+from lerobot_policy_vla0.training.masking import apply_mask, draw_mask
 
 
 class VLA0Policy(ActingPolicy):

@@ -27,12 +27,12 @@ from lerobot.processor import (
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from lerobot_policy_vla0.batches import read_state
-from lerobot_policy_vla0.codec import quantise
 from lerobot_policy_vla0.dataset_stats import check_stats
 from lerobot_policy_vla0.errors import CheckpointError, PromptError
-from lerobot_policy_vla0.prompt import PromptEncoder, PromptSettings
-from lerobot_policy_vla0.relative import VLA0OriginProcessorStep, VLA0ZeroActionProcessorStep
+from lerobot_policy_vla0.execution.relative import VLA0OriginProcessorStep, VLA0ZeroActionProcessorStep
+from lerobot_policy_vla0.observations.batches import read_state
+from lerobot_policy_vla0.text.codec import quantise
+from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
@@ -198,7 +198,7 @@ def make_vla0_pre_post_processors(
         StatsError: if actions, or a state in the prompt, cannot be normalised.
     """
     # Imported here: the backbone's config and tokenizer need transformers, registration does not.
-    from lerobot_policy_vla0.backbones import describe_backbone
+    from lerobot_policy_vla0.backbone.loading import describe_backbone
 
     config.validate_features()
     check_stats(config, dataset_stats)

@@ -29,7 +29,8 @@ from libero_protocol import (
 from test_vlm import save_backbone
 from torch.utils.data import default_collate
 
-from lerobot_policy_vla0 import VLA0Config, backbones
+from lerobot_policy_vla0 import VLA0Config
+from lerobot_policy_vla0.backbone import loading as backbones
 
 FPS = 10
 REPO_ID = "local/libero"

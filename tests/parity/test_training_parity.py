@@ -32,7 +32,8 @@ from libero_protocol import (
 )
 from torch import Tensor
 
-from lerobot_policy_vla0 import modeling_vla0, vlm
+from lerobot_policy_vla0 import modeling_vla0
+from lerobot_policy_vla0.backbone import vlm
 
 IDS = [id_ for _, id_ in PROMPT]
 

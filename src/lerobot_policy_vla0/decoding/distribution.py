@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
-from lerobot_policy_vla0.decoding.grammar import SEPARATOR, raise_non_finite_logits
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
-from lerobot_policy_vla0.grad_mode import without_gradients
+from lerobot_policy_vla0.text.grammar import SEPARATOR, raise_non_finite_logits
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.decoding import DecodeRequest
-    from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
-    from lerobot_policy_vla0.vlm import VLM
+    from lerobot_policy_vla0.backbone.vlm import VLM
+    from lerobot_policy_vla0.decoding.request import DecodeRequest
+    from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
 
 @dataclass(frozen=True)

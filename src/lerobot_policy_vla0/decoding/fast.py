@@ -15,21 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
-from lerobot_policy_vla0.decoding.grammar import (
+from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
+from lerobot_policy_vla0.decoding.request import DecodeRequest
+from lerobot_policy_vla0.text.grammar import (
     N_SYMBOLS,
     SEPARATOR,
     AnswerGrammar,
     HostGrammar,
     raise_non_finite_logits,
 )
-from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
-from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
-from lerobot_policy_vla0.grad_mode import without_gradients
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.vlm import VLM
+    from lerobot_policy_vla0.backbone.vlm import VLM
 
 
 class Row:

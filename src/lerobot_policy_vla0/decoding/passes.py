@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.attention import base_attention
-from lerobot_policy_vla0.decoding import DecodeRequest
+from lerobot_policy_vla0.backbone.prefix_attention import base_attention
 from lerobot_policy_vla0.decoding.cache import AnswerCache
-from lerobot_policy_vla0.decoding.static_pass import StaticPass, static_width
+from lerobot_policy_vla0.decoding.cuda_graph import StaticPass, static_width
+from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.weights import AnswerWeights
-from lerobot_policy_vla0.prompt import rope_positions
+from lerobot_policy_vla0.text.prompt import rope_positions
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.decoding.grammar import AnswerGrammar
-    from lerobot_policy_vla0.vlm import VLM
+    from lerobot_policy_vla0.backbone.vlm import VLM
+    from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
 #: Prompt lengths are rounded up to a multiple of this, so that tasks of similar length share one cache.
 _BUCKET = 128

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
-from lerobot_policy_vla0.decoding import DecodeRequest
-from lerobot_policy_vla0.decoding.grammar import END, SEPARATOR, AnswerGrammar, raise_non_finite_logits
+from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
-from lerobot_policy_vla0.grad_mode import without_gradients
+from lerobot_policy_vla0.decoding.request import DecodeRequest
+from lerobot_policy_vla0.text.grammar import END, SEPARATOR, AnswerGrammar, raise_non_finite_logits
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.vlm import VLM
+    from lerobot_policy_vla0.backbone.vlm import VLM
 
 
 class GrammarLogitsProcessor(LogitsProcessor):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.decoding.grammar import SEPARATOR
+from lerobot_policy_vla0.text.grammar import SEPARATOR
 
 
 @dataclass

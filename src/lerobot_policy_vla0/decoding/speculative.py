@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.decoding import DecodeRequest
 from lerobot_policy_vla0.decoding.autotune import MEASURED, WIDTHS, Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
-from lerobot_policy_vla0.decoding.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar
 from lerobot_policy_vla0.decoding.passes import Feed
+from lerobot_policy_vla0.decoding.request import DecodeRequest
+from lerobot_policy_vla0.text.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.vlm import VLM
+    from lerobot_policy_vla0.backbone.vlm import VLM
 
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lerobot_policy_vla0.adapters import adapter_layers, adapter_state
+from lerobot_policy_vla0.checkpoints.adapters import adapter_layers, adapter_state
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.vlm import VLM
+    from lerobot_policy_vla0.backbone.vlm import VLM
 
 
 class AnswerWeights:

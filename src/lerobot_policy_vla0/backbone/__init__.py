@@ -1,0 +1,1 @@
+"""The unmodified vision-language model: loading, running, and the tiny default."""

@@ -1,0 +1,229 @@
+"""The backbone: loads or builds a Qwen-VL with its tokenizer, unmodified, and runs it.
+
+Knows dtype, attention, freezing and checkpointing; knows nothing about actions, robots or LeRobot's batches. Which
+backbones there are is in `backbones`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from lerobot_policy_vla0.backbone import loading as backbones
+from lerobot_policy_vla0.backbone.patch_embedding import use_matrix_product
+from lerobot_policy_vla0.backbone.prefix_attention import PrefixLayout, can_share_prefix, use_own_attention
+from lerobot_policy_vla0.backbone.shared_prefix import PackedBatch, pack
+from lerobot_policy_vla0.backbone.tiny import TINY
+from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.text.codec import ActionTokens
+from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN, rope_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+
+
+class VLM(nn.Module):
+    """A vision-language model, its token ids, and the three ways the policy uses it.
+
+    Args:
+        model: transformers' model, as loaded or built.
+        tokenizer: its tokenizer, saved along with a checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.tokens = ActionTokens.from_tokenizer(tokenizer)
+        self.image_token_id = int(tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0])
+        # Backbones ship sampling settings and a repetition penalty; decoding takes every setting from
+        # the policy's config instead.
+        self.model.generation_config = GenerationConfig()
+
+    # ------------------------------------------------------------------ building
+
+    @classmethod
+    def from_config(cls, config: VLA0Config, stored: Path | None = None, revision: str | None = None) -> VLM:
+        """Build the backbone a policy config asks for.
+
+        Args:
+            config: names the backbone, its precision, attention and freezing.
+            stored: the ``vlm/`` folder of a checkpoint; then nothing is downloaded and the weights are
+                left for the caller to load.
+            revision: Hub revision of the backbone; None is the newest.
+
+        Raises:
+            CheckpointError: if ``stored`` lacks a file.
+            ConfigError: if the family of models does not fit, the attention is not installed, or ``quantization``
+                cannot be done here, or not to these weights.
+        """
+        dtype = getattr(torch, config.param_dtype)
+        quantized = backbones.quantization_options(config, stored)
+        vlm_config, tokenizer = backbones.load_description(config, stored, revision)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+        try:
+            if stored is not None or config.vlm_model_name == TINY:
+                with torch.random.fork_rng(devices=[]):  # building must not disturb the training seed
+                    torch.manual_seed(config.tiny.seed)
+                    model = AutoModelForImageTextToText.from_config(vlm_config, **options)
+            else:
+                model = AutoModelForImageTextToText.from_pretrained(
+                    config.vlm_model_name, revision=revision or "main", **options, **quantized
+                )
+        except (ImportError, ValueError) as error:
+            if "flash" not in config.attn_implementation:
+                raise
+            raise ConfigError(
+                f"attn_implementation={config.attn_implementation!r} cannot be used here: {error} Install it, or set "
+                "attn_implementation to 'sdpa', which needs nothing."
+            ) from error
+        vlm = cls(model, tokenizer)
+        use_own_attention(model.model.language_model.config)
+        use_matrix_product(vlm.vision_tower)
+        if config.gradient_checkpointing:
+            vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.freeze_vision_encoder:
+            vlm.vision_tower.requires_grad_(False)
+        if config.compile_model:
+            vlm._compile_layers()
+        return vlm
+
+    def save_description(self, folder: Path) -> None:
+        """Write config and tokenizer (not the weights) to ``folder``, for loading without the base model.
+
+        Only ``*.json`` files are written, because LeRobot uploads no others.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.save_pretrained(folder)
+        template, self.tokenizer.chat_template = self.tokenizer.chat_template, None
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.chat_template = template
+
+    def _compile_layers(self) -> None:
+        """Compile every layer on its first call: they are alike, so what one compiles to serves all.
+
+        In place: names of weights do not change. Prompts and answers differ in length from batch to batch, hence
+        symbolic sizes from the start. `decoding` runs the layers as they are (see `VLA0Policy._predict`).
+        """
+        tower: Any = self.vision_tower
+        for layer in (*tower.blocks, *self.model.model.language_model.layers):
+            layer.compile(dynamic=True)
+
+    # ------------------------------------------------------------------ parts
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The image encoder."""
+        tower: nn.Module = self.model.model.visual
+        return tower
+
+    @property
+    def vocabulary(self) -> tuple[nn.Module, nn.Module]:
+        """The token embedding and the vocabulary projection, which share their weights in most backbones."""
+        return self.model.get_input_embeddings(), self.model.lm_head
+
+    @property
+    def revision(self) -> str | None:
+        """The Hub commit the weights came from; None for a local folder, a checkpoint or the tiny model."""
+        commit: str | None = getattr(self.model.config, "_commit_hash", None)
+        return commit
+
+    @property
+    def layer_classes(self) -> tuple[str, str]:
+        """Class names of the decoder layers and of the image encoder's blocks: what FSDP shards one by one."""
+        tower: Any = self.vision_tower
+        return (
+            type(self.model.model.language_model.layers[0]).__name__,
+            type(tower.blocks[0]).__name__,
+        )
+
+    @property
+    def tied_names(self) -> dict[str, str]:
+        """Names in the model of weights that are another one's, with its name; from transformers, not by identity."""
+        return dict(self.model.all_tied_weights_keys)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the vocabulary projection."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of one patch in pixels."""
+        return int(self.model.config.vision_config.patch_size)
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along each side that are merged into one image token."""
+        return int(self.model.config.vision_config.spatial_merge_size)
+
+    # ------------------------------------------------------------------ running
+
+    def hidden_states(
+        self, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid_thw: Tensor, *, first: int = 0
+    ) -> Tensor:
+        """Return the last hidden states of whole sequences, without the vocabulary projection.
+
+        What all rows begin with is computed once, if no state of it is asked for.
+
+        Args:
+            ids: ``(B, L)`` int64, prompt and answer.
+            mask: ``(B, L)`` bool, false on padding.
+            pixel_values: ``(patches, C*t*p*p)`` float.
+            grid_thw: ``(images, 3)`` int64; all images have one size.
+            first: the first column whose state is wanted.
+
+        Returns:
+            ``(B, L - first, hidden)``.
+        """
+        merge = self.merge_size
+        _, height, width = grid_thw[0].tolist()
+        positions, _ = rope_positions(
+            ids, mask, image_token_id=self.image_token_id, grid=(height // merge, width // merge)
+        )
+        if can_share_prefix(self.model.model.language_model.config):
+            packed = pack(ids, mask, positions, stop=self.image_token_id)
+            if packed is not None and packed.has_columns(first):
+                states = self._packed_states(packed, pixel_values, grid_thw)
+                return packed.columns(states, first, ids.shape[1])
+        output = self.model.model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            pixel_values=pixel_values,
+            image_grid_thw=grid_thw,
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden[:, first:]
+
+    def _packed_states(self, packed: PackedBatch, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        """Return the last hidden states of a packed batch: ``(P + B*S, hidden)``."""
+        model = self.model.model
+        embeddings = model.language_model.embed_tokens(packed.ids)
+        features = model.get_image_features(pixel_values, grid_thw).pooler_output
+        pictures = torch.cat(list(features)).to(embeddings.dtype)
+        is_image = packed.ids == self.image_token_id
+        embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), pictures)
+        output = model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask={"full_attention": None},  # the layout says it all
+            position_ids=packed.positions,
+            use_cache=False,
+            prefix_layout=PrefixLayout(packed.prefix, len(packed.begins)),
+        )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project hidden states ``(..., hidden)`` onto the vocabulary ``(..., V)``."""
+        out: Tensor = self.model.lm_head(hidden)
+        return out

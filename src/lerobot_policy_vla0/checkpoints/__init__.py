@@ -1,0 +1,1 @@
+"""Reading and writing policies, adapters and model cards."""

@@ -1,0 +1,277 @@
+"""What the folder of a policy holds: planned before it is written, checked before it is called written.
+
+Every tensor is stored once. One that has several names (the tied embedding) gets the first of them in the alphabet, as
+safetensors does it, whichever of them it was given under: `left_out` is the only place that decides this.
+
+`check_written` reads back what a folder on disk says, not what was meant to be written: a policy without numbers is
+built from the folder's own config, and the weights' file has to hold exactly its tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from lerobot.processor import NormalizerProcessorStep
+from torch import Tensor
+
+from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
+from lerobot_policy_vla0.checkpoints.files import read_config, shown
+from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, storable
+from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.dataset_stats import check_action_stats, check_stats, read_action_stats
+from lerobot_policy_vla0.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.checkpoints.saved_policy import SavedPolicy
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+
+
+def build_skeleton(config: Any, stored_vlm: Path | None) -> VLA0Policy:
+    """Return a policy with names and shapes, and without numbers: it is on the ``meta`` device.
+
+    Args:
+        config: a `VLA0Config`; how the policy would run (attention, compiling, 4 bits) does not matter here.
+        stored_vlm: folder with the backbone's config and tokenizer; None for the tiny one, which has no files.
+    """
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+
+    plain = replace(config, attn_implementation="sdpa", compile_model=False, quantization=None, device="cpu")
+    with torch.device("meta"):
+        return VLA0Policy(plain, stored_vlm=stored_vlm)
+
+
+# ------------------------------------------------------------------ names
+
+
+def left_out(policy: SavedPolicy) -> dict[str, str]:
+    """Return the names that a policy's file does not have, each with the one that its tensor is stored under.
+
+    Which tensors are one is known in two ways, and both count: they are one object, or transformers says so. Sharded
+    parameters may have lost the former. (Never asks for the policy's ``state_dict``: where parameters are sharded, that
+    waits for all processes, and one of them saves.) It is also what safetensors' metadata says of tied tensors.
+    """
+    groups: dict[int, set[str]] = {}
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), set()).add(name)
+    together = [group for group in groups.values() if len(group) > 1]
+    for pair in policy.vlm.tied_names.items():
+        merged = {f"vlm.model.{name}" for name in pair}
+        for group in [group for group in together if group & merged]:
+            together.remove(group)
+            merged |= group
+        together.append(merged)
+    names = {name: min(group) for group in together for name in group}
+    return {name: kept for name, kept in sorted(names.items()) if name != kept}
+
+
+# ------------------------------------------------------------------ before writing
+
+
+def plan_tensors(
+    policy: SavedPolicy, state_dict: Mapping[str, Tensor] | None, save_dtype: str | None
+) -> dict[str, TensorSource]:
+    """Return the tensors of a policy's file, each once and in the precision asked for.
+
+    Each is converted, and brought to the CPU, when its turn to be written has come.
+
+    Args:
+        policy: whose file it is.
+        state_dict: its weights, if they were gathered from several processes; a tied tensor may be there under any
+            of its names. None takes the policy's own.
+        save_dtype: ``float32``, ``bfloat16`` or None to convert nothing.
+
+    Raises:
+        CheckpointError: naming tensors that are no weights as they are, such as those in 4 bits.
+    """
+    tied = left_out(policy)
+    planned: dict[str, TensorSource] = {}
+    for name, tensor in (policy.state_dict() if state_dict is None else state_dict).items():
+        asked = tensor.dtype if save_dtype is None else getattr(torch, save_dtype)
+        dtype = asked if tensor.is_floating_point() else tensor.dtype
+        if not storable(dtype):
+            raise CheckpointError(
+                f"{name} is held as {tensor.dtype}, which is no precision a policy is saved in. With quantization only "
+                "the adapter is saved (--peft.method_type=LORA); `vla0 merge` makes a policy of it."
+            )
+
+        def read(tensor: Tensor = tensor, dtype: torch.dtype = dtype) -> Tensor:
+            return tensor.detach().to(device="cpu", dtype=dtype)
+
+        planned.setdefault(tied.get(name, name), TensorSource(tuple(tensor.shape), dtype, read))
+    return planned
+
+
+def total_bytes(tensors: Mapping[str, TensorSource]) -> int:
+    """Return the size of the tensors in a file."""
+    return sum(source.n_bytes for source in tensors.values())
+
+
+# ------------------------------------------------------------------ stored tensors
+
+
+def match_tensors(
+    skeleton: SavedPolicy,
+    reader: ShardReader,
+    folder: Path,
+    *,
+    rename: Callable[[str], str],
+    without: frozenset[str] = frozenset(),
+) -> dict[str, TensorSource]:
+    """Find each of a policy's tensors among stored ones.
+
+    Args:
+        skeleton: the policy.
+        reader: the stored tensors.
+        folder: their folder, for messages.
+        rename: a stored name to the policy's.
+        without: names that the folder does not have to have.
+
+    Returns:
+        Where each tensor of the policy's file comes from.
+
+    Raises:
+        CheckpointError: naming missing, unexpected and misshapen tensors, or copies of one that differ.
+    """
+    tied = left_out(skeleton)
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    stored: dict[str, str] = {}
+    for name in reader.tensors:
+        twin = stored.setdefault(rename(name), name)
+        if twin != name:
+            raise CheckpointError(
+                f"{folder} holds one tensor under two names: {twin} and {name}. Remove stale files."
+            )
+    found: dict[str, str] = {}  # name in the file that is planned to name in the file that is read
+    for name in sorted(stored.keys() & expected.keys()):
+        first = found.setdefault(tied.get(name, name), stored[name])
+        if first != stored[name]:
+            _check_equal(reader, first, stored[name], folder)
+    missing = [name for name in expected if tied.get(name, name) not in found and name not in without]
+    unexpected = [stored[name] for name in stored.keys() - expected.keys()]
+    wrong = [
+        f"{name} is {reader.tensors[source].shape}, expected {expected[name]}"
+        for name, source in found.items()
+        if reader.tensors[source].shape != expected[name]
+    ]
+    if missing or unexpected or wrong:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config.json. Missing tensors: {shown(missing)}. Unexpected "
+            f"tensors: {shown(unexpected)}. Wrong shapes: {shown(wrong)}. The download is incomplete, or the files "
+            "belong to different models (LoRA adapters must be merged first)."
+        )
+    return {name: reader.tensors[source] for name, source in found.items()}
+
+
+def _check_equal(reader: ShardReader, first: str, second: str, folder: Path) -> None:
+    """Refuse to drop one of two tied tensors that are not equal."""
+    if reader.tensors[first].shape != reader.tensors[second].shape or not all(
+        torch.equal(a, b) for a, b in zip(reader.rows(first), reader.rows(second), strict=True)
+    ):
+        raise CheckpointError(
+            f"{folder}: {first} and {second} are one tensor according to config.json (tie_word_embeddings), but the "
+            "files hold different values. Set tie_word_embeddings in config.json as the weights were trained."
+        )
+
+
+# ------------------------------------------------------------------ after writing
+
+
+def check_written(
+    folder: Path, planned: Mapping[str, TensorSource], *, out: Path, processors: bool = False
+) -> None:
+    """Read back a policy's folder: config, backbone's description, and the header of its weights' file.
+
+    Cheap, whatever the size of the model: no numbers are read.
+
+    Args:
+        folder: the folder, before it takes its place.
+        planned: the tensors that were to be written; their precision is compared.
+        out: the place, for messages.
+        processors: load the processors too, and check the statistics in them.
+
+    Raises:
+        CheckpointError: saying what does not read back. The caller removes the folder.
+    """
+    try:
+        config = _read_config(folder)
+        problem = _unlike(folder, config, planned)
+        if processors and not problem:
+            _load_processors(folder, config)
+    except Exception as error:  # whatever it is: what cannot be read back was not written
+        problem = f"{type(error).__name__}: {error}".replace(str(folder), str(out)).rstrip(".")
+        raise CheckpointError(_REFUSAL.format(out=out, problem=problem)) from error
+    if problem:
+        raise CheckpointError(_REFUSAL.format(out=out, problem=problem))
+
+
+_REFUSAL = (
+    "the policy written for {out} does not read back, so nothing was kept of it: {problem}. Check the disk, and what "
+    "the policy was made from; if both are sound, report this message."
+)
+
+
+def _read_config(folder: Path) -> VLA0Config:
+    """Read the folder's config without LeRobot's warnings about the device, which are for those who load it to run."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        config = read_config(folder)
+    finally:
+        logging.disable(before)
+    assert isinstance(config, VLA0Config)
+    return config
+
+
+def _unlike(folder: Path, config: VLA0Config, planned: Mapping[str, TensorSource]) -> str:
+    """Return how the weights' file differs from what the folder's config implies; empty if it does not."""
+    skeleton = build_skeleton(config, folder / VLM_FOLDER)
+    tied = left_out(skeleton)
+    implied = {
+        name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied
+    }
+    with ShardReader([folder / SAFETENSORS_SINGLE_FILE]) as reader:
+        there = reader.tensors
+    both = there.keys() & implied.keys()
+    shapes = [
+        f"{name} is {there[name].shape}, expected {implied[name]}"
+        for name in both
+        if there[name].shape != implied[name]
+    ]
+    precisions = [
+        f"{name} is {there[name].dtype}, expected {planned[name].dtype}"
+        for name in both & planned.keys()
+        if there[name].dtype != planned[name].dtype
+    ]
+    found = {
+        "Missing tensors": implied.keys() - there.keys(),
+        "Unexpected tensors": there.keys() - implied.keys(),
+        "Wrong shapes": shapes,
+        "Wrong precision": precisions,
+    }
+    return ". ".join(f"{what}: {shown(which)}" for what, which in found.items() if which)
+
+
+def _load_processors(folder: Path, config: VLA0Config) -> None:
+    """Load both processors as LeRobot's commands do, and check their statistics."""
+    from lerobot.policies import make_pre_post_processors
+
+    try:
+        preprocess, _ = make_pre_post_processors(
+            policy_cfg=config,
+            pretrained_path=str(folder),
+            preprocessor_overrides={"device_processor": {"device": "cpu"}},
+        )
+    except Exception as error:  # of many kinds, and they do not say what was being loaded
+        raise CheckpointError(f"the processors do not load ({type(error).__name__}: {error})") from error
+    normalizers = [step for step in preprocess.steps if isinstance(step, NormalizerProcessorStep)]
+    for step in normalizers:
+        check_stats(config, dict(step.stats or {}))
+    if len(normalizers) != 1:
+        raise CheckpointError(f"the pre-processor normalises {len(normalizers)} times, expected once.")
+    check_action_stats(config, read_action_stats(folder))

@@ -1,9 +1,0 @@
-"""``python -m lerobot_policy_vla0.commands`` is the ``vla0`` command."""
-
-from __future__ import annotations
-
-import sys
-
-from lerobot_policy_vla0.commands import main
-
-sys.exit(main())

@@ -1,0 +1,62 @@
+"""What a decoder is asked, and the protocol that every decoder follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from lerobot_policy_vla0.text.grammar import spell
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.decoding.report import DecodeReport
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """What a decoder needs to answer one batch.
+
+    Attributes:
+        ids: ``(B, P)`` int64 prompt ids, left-padded, image placeholders expanded.
+        mask: ``(B, P)`` bool, false on padding.
+        pixel_values: ``(patches, C*t*p*p)`` float, sample-major then image-major.
+        grid_thw: ``(images, 3)`` int64, patches per image along time, height, width.
+        committed: ``(B, n, D)`` int64 bins of the chunk's first steps, already decided (real-time
+            chunking): the answer begins with them.
+        steps_since: control steps executed since the previous request of this episode, a hint that
+            makes drafts better and changes no answer.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    pixel_values: Tensor
+    grid_thw: Tensor
+    committed: Tensor | None = None
+    steps_since: int = 1
+
+    def committed_symbols(self, n_numbers: int) -> list[list[int]]:
+        """Return the committed steps of each row as grammar symbols, an empty list without any."""
+        if self.committed is None:
+            return [[] for _ in range(len(self.ids))]
+        return [spell(row, n_numbers) for row in self.committed.flatten(1).tolist()]
+
+
+class Decoder(Protocol):
+    """Answers prompts with action text."""
+
+    name: str
+    #: What the last call did; None before the first.
+    last: DecodeReport | None
+
+    def decode(self, request: DecodeRequest) -> Tensor:
+        """Return answer ids ``(B, L)`` int64: the numbers, the end token, then padding.
+
+        Raises:
+            DecodeError: if the model returns NaN/Inf logits.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Start a new episode: earlier answers say nothing about the next one."""
+        ...

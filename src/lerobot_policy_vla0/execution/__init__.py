@@ -1,0 +1,1 @@
+"""From predicted chunks to the actions that are sent."""

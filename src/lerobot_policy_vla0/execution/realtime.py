@@ -1,0 +1,110 @@
+"""Real-Time Chunking: what is left of the chunk being executed, as the beginning of the next answer.
+
+While a chunk is computed the robot goes on executing the one before. Those steps cannot be changed any more, so
+for a policy that writes text they are a given beginning of the answer, and the model continues from them: no
+retraining, no guidance, and no jump where the chunks meet.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ActionError, ConfigError
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.text.codec import ActionCodec
+
+
+logger = logging.getLogger(__name__)
+
+#: So many chunks in a row that came too late to be executed are no accident.
+LATE_CHUNKS = 3
+
+
+class Deadline:
+    """Tells a late chunk from a policy that is too slow.
+
+    LeRobot passes the longest delay ever seen, so one slow call (a busy disk) must not end the run; chunks that are
+    over before they arrive, again and again, never move the robot, and must.
+
+    Args:
+        chunk_size: steps a chunk lasts.
+    """
+
+    def __init__(self, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
+        self._late = 0
+
+    def reset(self) -> None:
+        """Start a new episode."""
+        self._late = 0
+
+    def check(self, left_over: Tensor | None, inference_delay: int | None) -> None:
+        """Take note of a call of ``predict_action_chunk``; the arguments are `committed_steps`'.
+
+        Raises:
+            ConfigError: at the third call in a row that finds nothing left to execute and delays longer than a chunk.
+        """
+        too_long = isinstance(inference_delay, int) and inference_delay > self.chunk_size
+        if not too_long or left_over is None or bool(left_over.any()):
+            self._late = 0
+            return
+        self._late += 1
+        if self._late >= LATE_CHUNKS:
+            raise ConfigError(
+                f"{self._late} chunks in a row took longer to compute (up to {inference_delay} control steps) than to "
+                f"execute (chunk_size={self.chunk_size}): the robot never moves. Use a larger chunk_size, a lower fps, "
+                "or a faster decoder."
+            )
+        logger.warning(
+            "a chunk took %s control steps to compute, more than its chunk_size=%d: the robot waited for the next one",
+            inference_delay,
+            self.chunk_size,
+        )
+
+
+def committed_steps(
+    codec: ActionCodec, left_over: Tensor | None, inference_delay: int | None, batch: int
+) -> Tensor | None:
+    """Return the steps that will have been executed when the new chunk arrives.
+
+    Args:
+        codec: of the policy.
+        left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions not executed yet, ``T' >= 0``. LeRobot fills
+            it up with rows of zeros; rows of zeros at its end are therefore no commitments.
+        inference_delay: steps that will be executed while the model computes; the first so many rows of
+            ``left_over`` are committed, fewer if it has fewer. May be longer than the chunk.
+        batch: rows of the observation.
+
+    Returns:
+        ``(B, n, D)`` in ``[-1, 1]`` with ``0 < n <= chunk_size``, or None if nothing is committed.
+
+    Raises:
+        ConfigError: if ``inference_delay`` is no whole number or negative.
+        ActionError: for a wrong shape, or NaN/Inf among the committed steps.
+    """
+    if inference_delay is not None and (not isinstance(inference_delay, int) or inference_delay < 0):
+        raise ConfigError(
+            f"inference_delay={inference_delay!r} must be a whole number of control steps, >= 0."
+        )
+    if left_over is None or not inference_delay:
+        return None
+    rows = left_over.unsqueeze(0) if left_over.ndim == 2 else left_over
+    if rows.ndim != 3 or rows.shape[2] != codec.action_dim or rows.shape[0] not in (1, batch):
+        raise ActionError(
+            f"prev_chunk_left_over has shape {tuple(left_over.shape)}, expected (steps, {codec.action_dim}) or "
+            f"({batch}, steps, {codec.action_dim}): normalised actions of the chunk being executed."
+        )
+    real = (rows != 0).any(2).any(0)  # (T',)
+    length = int(real.nonzero().amax()) + 1 if bool(real.any()) else 0
+    rows = rows[:, : min(inference_delay, length, codec.chunk_size)].expand(batch, -1, -1)
+    if not bool(torch.isfinite(rows).all()):
+        raise ActionError(
+            f"prev_chunk_left_over has NaN or infinite values in its first {rows.shape[1]} steps, which the robot is "
+            "about to execute. The previous chunk was damaged: reset the policy."
+        )
+    return rows.clamp(-1.0, 1.0) if rows.shape[1] else None

@@ -1,0 +1,118 @@
+"""Relative actions: where the answers of different queries have their common origin.
+
+LeRobot's own steps do the conversion: before normalisation the state is subtracted from the action, after
+un-normalisation the state of the *current* tick is added. That is right for a chunk that is converted as a whole
+(Real-Time Chunking does that) and wrong for one that is executed over several ticks, because the state moves on
+meanwhile; nor can chunks that were predicted from different states be averaged.
+
+Both are put right in normalised units. Every tick the absolute action zero is sent through LeRobot's own steps and
+comes out as the *origin* ``o_t = normalise(0 - state_t)``. An answer ``r`` to the query at tick ``q`` means the
+absolute place ``r - o_q``, the same for all ticks, and is said at tick ``t`` as ``r - o_q + o_t``: what the
+post-processor then makes of it is the un-normalised ``r`` plus the state at the query. Dimensions that stay absolute
+have the origin 0. Knows nothing about text or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lerobot.configs.types import PipelineFeatureType, PolicyFeature
+from lerobot.lerobot_types import EnvTransition, TransitionKey
+from lerobot.processor import ProcessorStep, ProcessorStepRegistry
+from lerobot.utils.constants import ACTION
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import StateError
+from lerobot_policy_vla0.observations.batches import read_state
+
+#: ``(B, D)`` float32: where the absolute action zero lies in the units of an answer to this observation.
+ORIGIN = "observation.vla0_origin"
+_ASKED = "vla0_origin_asked"
+
+
+class _KeepsFeatures(ProcessorStep):
+    def transform_features(
+        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
+    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
+        """Change nothing: the origin is no input of the model."""
+        return features
+
+
+@dataclass
+@ProcessorStepRegistry.register(name="vla0_zero_action")
+class VLA0ZeroActionProcessorStep(_KeepsFeatures):
+    """Puts the absolute action zero where an observation has no action, for `VLA0OriginProcessorStep` to take out.
+
+    Stands before LeRobot's relative step, and sees to it that there is a state to be relative to.
+
+    Attributes:
+        action_dim: dimensions of an action.
+    """
+
+    action_dim: int
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """Return the transition with an action.
+
+        Raises:
+            StateError: without a state, or with NaN/Inf in it.
+        """
+        state = read_state(transition.get(TransitionKey.OBSERVATION) or {}, "use_relative_actions")
+        if transition.get(TransitionKey.ACTION) is not None:
+            return transition
+        asked = transition.copy()
+        asked[TransitionKey.ACTION] = state.new_zeros(len(state), self.action_dim, dtype=torch.float32)
+        complementary = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        asked[TransitionKey.COMPLEMENTARY_DATA] = {**complementary, _ASKED: True}
+        return asked
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the saved options."""
+        return {"action_dim": self.action_dim}
+
+
+@dataclass
+@ProcessorStepRegistry.register(name="vla0_origin")
+class VLA0OriginProcessorStep(_KeepsFeatures):
+    """Moves what has become of the action zero into the observation; stands after the normaliser."""
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """Return the transition with the origin, and without an action, if there was none before."""
+        complementary = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        if _ASKED not in complementary:
+            return transition
+        answered = transition.copy()
+        answered[TransitionKey.OBSERVATION] = {
+            **(transition.get(TransitionKey.OBSERVATION) or {}),
+            ORIGIN: transition[TransitionKey.ACTION],
+        }
+        answered[TransitionKey.ACTION] = None
+        answered[TransitionKey.COMPLEMENTARY_DATA] = {k: v for k, v in complementary.items() if k != _ASKED}
+        return answered
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the saved options: none."""
+        return {}
+
+
+def read_origin(batch: dict[str, Any], absolute: list[int], device: torch.device) -> Tensor:
+    """Return the origin ``(B, D)`` of a batch.
+
+    Args:
+        batch: after the pre-processor.
+        absolute: dimensions that are not relative; their origin is 0.
+        device: where to.
+
+    Raises:
+        StateError: if the batch has none.
+    """
+    if ORIGIN not in batch:
+        raise StateError(
+            f"the batch has no {ORIGIN!r}, which use_relative_actions=True needs to execute a chunk step by step; it "
+            f"has {sorted(batch)}. Run the observation through the policy's pre-processor, without an {ACTION!r}."
+        )
+    origin: Tensor = batch[ORIGIN].to(device).clone()
+    origin[:, absolute] = 0.0
+    return origin

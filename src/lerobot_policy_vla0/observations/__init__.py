@@ -1,0 +1,1 @@
+"""What a batch holds, and camera images as the patches the model reads."""

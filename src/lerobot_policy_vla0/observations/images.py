@@ -1,0 +1,314 @@
+"""Camera images to the patches Qwen2.5-VL reads: crop, resize, jitter, truncate, tile, patchify.
+
+::
+
+    (B, 3, H, W) per camera, any H and W          cameras.select_cameras: names and shapes checked
+      ─ crop_box ─ random or centre crop ─ bilinear resize ─ colour jitter ─ truncation ─▶
+    (B, 3, h, w) uint8 per camera                 transform
+      ─ side by side ─▶ (B, 3, h, n*w) uint8      tile
+      ─ rescale, normalise, reorder ─▶            patchify
+    pixel_values (patches, 1176) float32, grid_thw (images, 3) int64
+
+Pure functions on tensors, on whatever device the images are. Every one runs in a fixed number of kernels,
+whatever the batch size, and none waits for an accelerator: random numbers and constants are copied to the
+device without blocking, and value checks are packed for one later transfer (`cameras.image_problems`).
+
+Knows the image half of the VLA-0 protocol (arXiv 2510.13054) and the patch layout of Qwen2-VL's image
+processor. Knows nothing about prompts, tokens, configuration objects, LeRobot or transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ConfigError, ImageError
+from lerobot_policy_vla0.observations.color_jitter import jitter
+
+TRUNCATION_SLACK = 1e-3
+"""Added (on the 0..255 scale) before truncation to uint8.
+
+The protocol truncates, it does not round. Truncation turns the smallest negative rounding error of the
+resize or jitter into a whole level: 128/255 that comes back as 127.99999/255 must stay 128. Float32 errors
+here are below 1e-3 of a level; only one value in a thousand is lifted that exact arithmetic would not lift.
+"""
+
+_N_DRAWS = 6  # uniform numbers per sample and camera: crop row, crop column, four jitter factors
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How camera images become patches; the defaults are VLA-0's LIBERO protocol with Qwen2.5-VL.
+
+    Attributes:
+        image_size: height and width of one camera after the resize, in pixels; multiples of
+            ``patch_size * merge_size``.
+        crop_box: ``(x0, y0, x1, y1)`` as fractions of width and height, cut out first and alike in training
+            and evaluation (a fixed workspace region), or None for the whole frame.
+        crop_ratio: side of the random (training) or centre (evaluation) crop as a share of the side before,
+            in ``(0, 1]``; 1.0 = off.
+        antialias: filter while shrinking. The protocol does not.
+        brightness: strength of the brightness jitter, at least 0; training only; 0 = off.
+        contrast: likewise.
+        saturation: likewise.
+        hue: largest hue shift in turns, in ``[0, 0.5]``; training only; 0 = off.
+        tile: join the cameras of a sample side by side into one image; otherwise each is its own image.
+        patch_size: side of a vision patch, in pixels.
+        merge_size: patches merged per side into one image token.
+        temporal_patch_size: frames per patch; a still image is repeated to fill it.
+        image_mean: per-channel mean subtracted from pixels in ``[0, 1]`` (CLIP's, as Qwen2-VL uses).
+        image_std: per-channel divisor.
+
+    Raises:
+        ConfigError: a value is out of range, or the image size is no multiple of a merged patch; names the
+            option, the value, the limit and the fix.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    crop_box: tuple[float, float, float, float] | None = None
+    crop_ratio: float = 0.875
+    antialias: bool = False
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    tile: bool = True
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        """Check every value, and the values against each other."""
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}, expected at least 1: use the base model's.")
+        factor = self.patch_size * self.merge_size
+        if len(self.image_size) != 2 or any(side < factor or side % factor for side in self.image_size):
+            nearest = tuple(max(factor, round(side / factor) * factor) for side in self.image_size)
+            raise ConfigError(
+                f"image_size={self.image_size}, expected (height, width) in multiples of {factor} pixels "
+                f"(patch_size {self.patch_size} x merge_size {self.merge_size}): use e.g. {nearest[:2]}."
+            )
+        if self.crop_box is not None:
+            x0, y0, x1, y1 = self.crop_box
+            if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):
+                raise ConfigError(
+                    f"crop_box={self.crop_box}, expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= 1 and "
+                    "0 <= y0 < y1 <= 1: give fractions of width and height, not pixels, left and top first."
+                )
+        if not 0.0 < self.crop_ratio <= 1.0:
+            raise ConfigError(
+                f"crop_ratio={self.crop_ratio}, expected above 0 and at most 1: "
+                "it is the share of each side that is kept; use 1.0 to switch the crop off."
+            )
+        for name in ("brightness", "contrast", "saturation"):
+            strength = getattr(self, name)
+            if not (strength >= 0.0 and math.isfinite(strength)):
+                raise ConfigError(
+                    f"{name}={strength}, expected a finite number, at least 0: use 0 to switch it off."
+                )
+        if not 0.0 <= self.hue <= 0.5:
+            raise ConfigError(
+                f"hue={self.hue}, expected 0 to 0.5: it is a share of the colour circle, and 0.5 already "
+                "reaches the opposite colour; use 0 to switch it off."
+            )
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or not min(self.image_std) > 0.0:
+            raise ConfigError(
+                f"image_mean={self.image_mean}, image_std={self.image_std}, expected three numbers each and "
+                "image_std above 0: use the base model's preprocessor_config.json."
+            )
+
+
+@torch.no_grad()
+def transform(
+    images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
+) -> list[Tensor]:
+    """Crop, resize, jitter and truncate each camera's images.
+
+    With a generator (training), every sample of every camera draws its own crop and jitter factors; without
+    one (evaluation), the crop is central and nothing is jittered. The numbers drawn depend on the generator,
+    the number of cameras and the batch size alone: switching jitter off does not move the crops. A crop is
+    cut out before it is resized, so no pixel outside it has any influence.
+
+    Args:
+        images: ``(B, 3, H, W)`` per camera, float in ``[0, 1]`` or uint8; sizes may differ between cameras.
+        settings: what to do.
+        generator: source of randomness, on the images' device or on the CPU (then the draws are the same
+            for every device), or None for evaluation.
+
+    Returns:
+        ``(B, 3, h, w)`` uint8 per camera, with ``(h, w) = settings.image_size``.
+    """
+    draws: Tensor | None = None
+    if generator is not None and images:
+        shape = (len(images), images[0].shape[0], _N_DRAWS)
+        draws = torch.rand(shape, generator=generator, device=generator.device)
+        draws = draws.to(images[0].device, non_blocking=True)
+    return [
+        _transform_camera(image, settings, None if draws is None else draws[index])
+        for index, image in enumerate(images)
+    ]
+
+
+def tile(images: Sequence[Tensor]) -> Tensor:
+    """Join the cameras side by side, the first one left.
+
+    Args:
+        images: ``n`` tensors ``(B, 3, H, W)`` of one size.
+
+    Returns:
+        ``(B, 3, H, n * W)``.
+    """
+    return torch.cat(list(images), dim=-1)
+
+
+@torch.no_grad()
+def patchify(image: Tensor, settings: ImageSettings) -> Tensor:
+    """Normalise an image and cut it into patches, value for value as Qwen2-VL's image processor does.
+
+    Patches follow each other merge block by merge block (rows of blocks, then the ``merge x merge`` patches
+    of a block, so that the patches of one image token are neighbours). Within a patch: channel, frame, row,
+    column. A still image fills every frame of the temporal patch.
+
+    Args:
+        image: ``(B, 3, H, W)`` uint8, sides multiples of ``patch_size * merge_size``.
+        settings: patch layout, mean and standard deviation.
+
+    Returns:
+        ``(B, H/patch * W/patch, 3 * temporal * patch * patch)`` float32.
+    """
+    batch, channels, height, width = image.shape
+    patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    # Scaled to 0..255 instead of scaling the pixels to 0..1, in float32: what the processor does, to the bit.
+    scale = torch.tensor([settings.image_mean, settings.image_std]) * 255.0
+    mean, std = scale.to(image.device, non_blocking=True).view(2, 3, 1, 1)
+    pixels = image.float().sub_(mean).div_(std)
+    block = merge * patch
+    pixels = pixels.view(batch, channels, height // block, merge, patch, width // block, merge, patch)
+    pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (B, rows, columns, merge, merge, C, patch, patch)
+    pixels = pixels.unsqueeze(6).expand(*pixels.shape[:6], frames, patch, patch)
+    return pixels.reshape(batch, (height // patch) * (width // patch), channels * frames * patch * patch)
+
+
+def encode_images(
+    images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Turn camera images into what Qwen2.5-VL takes: `transform`, `tile` if set, `patchify`.
+
+    Args:
+        images: ``n`` cameras, ``(B, 3, H, W)`` each, from `select_cameras`.
+        settings: what to do.
+        generator: training's source of randomness, or None for evaluation; see `transform`.
+
+    Returns:
+        ``pixel_values``, ``(patches, 3 * temporal * patch * patch)`` float32, ordered by sample and then by
+        image, and ``grid_thw``, ``(B * images per sample, 3)`` int64, both on the images' device.
+
+    Raises:
+        ImageError: there is no image.
+    """
+    if not images:
+        raise ImageError("No image was given: the policy needs at least one camera.")
+    pictures = transform(images, settings, generator)
+    if settings.tile:
+        pictures = [tile(pictures)]
+    patches = torch.stack([patchify(picture, settings) for picture in pictures], dim=1)  # (B, n, P, D)
+    grid = torch.tensor(grid_size(settings, len(images)), dtype=torch.int64).repeat(patches.shape[0], 1)
+    return patches.flatten(0, 2), grid.to(patches.device, non_blocking=True)
+
+
+def grid_size(settings: ImageSettings, n_cameras: int) -> list[tuple[int, int, int]]:
+    """Return the patch grid ``(frames, rows, columns)`` of each image of one sample.
+
+    >>> grid_size(ImageSettings(image_size=(224, 224), tile=True), n_cameras=2)
+    [(1, 16, 32)]
+    >>> grid_size(ImageSettings(image_size=(224, 224), tile=False), n_cameras=2)
+    [(1, 16, 16), (1, 16, 16)]
+    """
+    height, width = settings.image_size
+    rows, columns = height // settings.patch_size, width // settings.patch_size
+    return [(1, rows, columns * n_cameras)] if settings.tile else [(1, rows, columns)] * n_cameras
+
+
+def _transform_camera(image: Tensor, settings: ImageSettings, draws: Tensor | None) -> Tensor:
+    """Transform one camera's images; ``draws`` is ``(B, 6)`` in ``[0, 1)``, or None for evaluation."""
+    image = _cut_box(image, settings.crop_box)
+    height, width = image.shape[-2:]
+    crop_h, crop_w = (max(1, round(settings.crop_ratio * side)) for side in (height, width))
+    if (crop_h, crop_w) != (height, width):
+        if draws is None:
+            top, left = _centre(height, crop_h), _centre(width, crop_w)
+            image = image[..., top : top + crop_h, left : left + crop_w]
+        else:
+            # u < 1 and n < 2**24: u * n stays below n in float32 too, so every offset is valid.
+            tops = (draws[:, 0] * (height - crop_h + 1)).long()
+            lefts = (draws[:, 1] * (width - crop_w + 1)).long()
+            image = _crop_each(image, tops, lefts, crop_h, crop_w)
+    pixels = image.float().div_(255.0) if image.dtype == torch.uint8 else image.float()
+    if (crop_h, crop_w) != settings.image_size:
+        pixels = F.interpolate(
+            pixels, settings.image_size, mode="bilinear", align_corners=False, antialias=settings.antialias
+        )
+    if draws is not None:
+        pixels = jitter(
+            pixels,
+            draws[:, 2:],
+            brightness=settings.brightness,
+            contrast=settings.contrast,
+            saturation=settings.saturation,
+            hue=settings.hue,
+        )
+    return (pixels.clamp(0.0, 1.0) * 255.0).add_(TRUNCATION_SLACK).to(torch.uint8)  # the cast truncates
+
+
+def evaluation_window(height: int, width: int, settings: ImageSettings) -> tuple[int, int, int, int]:
+    """Return which pixels of a camera's picture the model sees in evaluation: ``(top, left, height, width)``.
+
+    >>> evaluation_window(100, 200, ImageSettings(crop_box=(0.5, 0.0, 1.0, 1.0), crop_ratio=0.5))
+    (25, 125, 50, 50)
+    """
+    top, left, height, width = box_window(height, width, settings.crop_box)
+    crop_h, crop_w = (max(1, round(settings.crop_ratio * side)) for side in (height, width))
+    return top + _centre(height, crop_h), left + _centre(width, crop_w), crop_h, crop_w
+
+
+def box_window(
+    height: int, width: int, box: tuple[float, float, float, float] | None
+) -> tuple[int, int, int, int]:
+    """Return the pixels of a ``crop_box``: ``(top, left, height, width)``; at least one is left."""
+    if box is None:
+        return 0, 0, height, width
+    x0, y0, x1, y1 = box
+    left, top = min(round(x0 * width), width - 1), min(round(y0 * height), height - 1)
+    right, bottom = max(round(x1 * width), left + 1), max(round(y1 * height), top + 1)
+    return top, left, bottom - top, right - left
+
+
+def _centre(side: int, crop: int) -> int:
+    return round((side - crop) / 2)  # halves go to the even side: torchvision's CenterCrop
+
+
+def _cut_box(image: Tensor, box: tuple[float, float, float, float] | None) -> Tensor:
+    """Cut the box, in fractions of the sides, out of ``(B, 3, H, W)``; at least one pixel is left."""
+    rows, columns = image.shape[-2:]
+    top, left, height, width = box_window(rows, columns, box)
+    return image[..., top : top + height, left : left + width]
+
+
+def _crop_each(image: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int) -> Tensor:
+    """Cut a window at its own place out of each sample: ``(B, 3, H, W) -> (B, 3, height, width)``.
+
+    Indexes a strided view of all windows, which copies only the windows asked for: 7 to 9 times as fast on
+    a CPU as indexing with row and column numbers. A loop over slices would have to read the offsets back
+    from the device.
+    """
+    windows = image.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, tops, lefts, height, width), a view
+    samples = torch.arange(image.shape[0], device=image.device)
+    return windows[samples, :, tops, lefts]

@@ -1,0 +1,214 @@
+"""The grammar of an answer: exactly ``N`` integers in ``[0, n_bins]``, then the end of the turn.
+
+No leading zeros, one space between numbers. As tensors: a transition table over the digits of one
+number, and a counter of finished numbers; so a batch of rows advances without Python loops over rows.
+Every state has at least one legal symbol, hence malformed output cannot be written.
+
+Works on symbols (0-9 digits, `SEPARATOR`, `END`), knows nothing about tokenizers beyond the ids it is
+given, and nothing about models.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ConfigError, DecodeError
+from lerobot_policy_vla0.text.codec import ActionTokens
+
+SEPARATOR = 10  # the space between two numbers
+END = 11  # the end-of-turn token
+N_SYMBOLS = 12
+MAX_BINS = 99_999
+
+
+def number_automaton(n_bins: int) -> tuple[Tensor, Tensor]:
+    """Build the automaton of one integer in ``[0, n_bins]`` without leading zeros.
+
+    State 0 is the start. Any other state remembers how many digits were written and how they compare
+    with as many leading digits of ``n_bins``: a number shorter than ``n_bins`` is always in range, one
+    of the same length only if it does not compare greater.
+
+    Args:
+        n_bins: the largest integer, 1 to 99,999.
+
+    Returns:
+        transitions ``(S, 10)`` int64, the next state for each digit or -1 where it is illegal; and
+        ``(S,)`` bool, true where the number may end.
+
+    Raises:
+        ConfigError: if ``n_bins`` is out of range.
+    """
+    if not 1 <= n_bins <= MAX_BINS:
+        raise ConfigError(f"n_bins={n_bins} must lie in [1, {MAX_BINS}].")
+    bound = [int(c) for c in str(n_bins)]
+    zero = (1, None)  # a lone 0 cannot be continued: no leading zeros
+    start: tuple[int, int | None] = (0, 0)
+    index = {start: 0}
+    rows: list[list[int]] = []
+    queue = [start]
+    for state in queue:  # grows while it is walked
+        length, comparison = state  # comparison: -1 less, 0 equal, 1 greater; None for the lone zero
+        row = [-1] * 10
+        if comparison is not None and length < len(bound):
+            for digit in range(10):
+                order = comparison or (digit > bound[length]) - (digit < bound[length])
+                if length + 1 == len(bound) and order > 0:
+                    continue
+                following = zero if length == 0 and digit == 0 else (length + 1, order)
+                if following not in index:
+                    index[following] = len(index)
+                    queue.append(following)
+                row[digit] = index[following]
+        rows.append(row)
+    return torch.tensor(rows), torch.tensor([length > 0 for length, _ in queue])
+
+
+class AnswerGrammar:
+    """Tracks, for a batch of rows, which symbols may come next.
+
+    The state of a row is ``(number, local)``: how many numbers are finished and where the current one
+    stands in `number_automaton`. A row that has written `END` stays finished and may only repeat it.
+
+    Args:
+        n_bins: the top integer.
+        n_numbers: integers per answer, ``chunk_size * action_dim``.
+        tokens: the tokenizer's ids of the twelve symbols.
+        device: where the tables live.
+    """
+
+    def __init__(
+        self, *, n_bins: int, n_numbers: int, tokens: ActionTokens, device: torch.device | str = "cpu"
+    ) -> None:
+        transitions, may_end = number_automaton(n_bins)
+        self.n_numbers = n_numbers
+        self.token_ids = torch.tensor([*tokens.digits, tokens.space, tokens.end], device=device)  # (12,)
+        self._transitions = transitions.to(device)  # (S, 10)
+        self._may_end = may_end.to(device)  # (S,)
+
+    def start(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Return the state before the first symbol: number ``(B,)`` and local ``(B,)``, int64 zeros."""
+        zeros = torch.zeros(batch, dtype=torch.long, device=self._transitions.device)
+        return zeros, zeros.clone()
+
+    def legal(self, number: Tensor, local: Tensor) -> Tensor:
+        """Return which symbols may come next: ``(B, 12)`` bool, at least one true in each row."""
+        finished = number >= self.n_numbers
+        last = number == self.n_numbers - 1
+        may_end = self._may_end[local]
+        out = torch.zeros(*number.shape, N_SYMBOLS, dtype=torch.bool, device=number.device)
+        out[..., :10] = (self._transitions[local] >= 0) & ~finished.unsqueeze(-1)
+        out[..., SEPARATOR] = may_end & ~last & ~finished
+        out[..., END] = (may_end & last) | finished
+        return out
+
+    def forced(self, number: Tensor, local: Tensor) -> Tensor:
+        """Return which rows have exactly one legal symbol: ``(B,)`` bool."""
+        return self.legal(number, local).sum(-1) == 1
+
+    def advance(self, number: Tensor, local: Tensor, symbol: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the state after each row writes ``symbol`` ``(B,)``, which must be legal."""
+        digit = symbol.clamp(max=9)
+        is_digit = symbol < SEPARATOR
+        following = self._transitions[local, digit].clamp(min=0)
+        closes = (symbol >= SEPARATOR) & (number < self.n_numbers)
+        return number + closes.long(), torch.where(is_digit, following, torch.zeros_like(local))
+
+    def symbol_of(self, token: Tensor) -> Tensor:
+        """Map token ids ``(B,)`` to symbols; ids outside the grammar (padding) map to `END`."""
+        match = token.unsqueeze(-1) == self.token_ids
+        return torch.where(match.any(-1), match.long().argmax(-1), END)
+
+    def write(self, answers: list[list[int]], pad: int) -> Tensor:
+        """Return answers given as symbols as token ids ``(B, L)``, padded on the right with ``pad``."""
+        token_ids = self.token_ids.cpu()
+        written = torch.full((len(answers), max(map(len, answers))), pad, dtype=torch.long)
+        for index, symbols in enumerate(answers):
+            written[index, : len(symbols)] = token_ids[symbols]
+        return written.to(self.token_ids.device)
+
+    @cached_property
+    def host(self) -> HostGrammar:
+        """The same tables on the host, for decoders that walk drafts symbol by symbol."""
+        return HostGrammar(self._transitions.cpu().numpy(), self._may_end.cpu().numpy(), self.n_numbers)
+
+
+class HostGrammar:
+    """`AnswerGrammar` for one row at a time, in plain Python: a draft of a few symbols is walked in microseconds.
+
+    A state is one integer, ``number * n_local + local``. The final state, ``n_numbers * n_local``, is reached by
+    writing `END`.
+
+    Attributes:
+        legal_rows: ``(K, 12)`` bool, the distinct rows of legal symbols; see `legal_row`.
+        finished: the final state.
+    """
+
+    def __init__(self, transitions: NDArray[Any], may_end: NDArray[Any], n_numbers: int) -> None:
+        self.n_local = len(transitions)
+        self.n_numbers = n_numbers
+        self.finished = n_numbers * self.n_local
+        self._next = [[int(v) for v in row] for row in transitions]
+        inner = np.zeros((self.n_local, N_SYMBOLS), dtype=bool)  # numbers that others follow
+        inner[:, :10] = transitions >= 0
+        last = inner.copy()
+        inner[:, SEPARATOR] = may_end
+        last[:, END] = may_end
+        end = np.zeros((1, N_SYMBOLS), dtype=bool)
+        end[0, END] = True
+        self.legal_rows = np.concatenate([inner, last, end])
+        only = self.legal_rows.sum(1) == 1
+        self._forced = [
+            int(row.argmax()) if one else -1 for row, one in zip(self.legal_rows, only, strict=True)
+        ]
+
+    def legal_row(self, state: int) -> int:
+        """Return the index into `legal_rows` of what may follow ``state``."""
+        if state >= self.finished:
+            return 2 * self.n_local
+        number, local = divmod(state, self.n_local)
+        return local + self.n_local if number == self.n_numbers - 1 else local
+
+    def forced(self, state: int) -> int:
+        """Return the only legal symbol, or -1 if there is a choice."""
+        return self._forced[self.legal_row(state)]
+
+    def advance(self, state: int, symbol: int) -> int:
+        """Return the state after a legal ``symbol``."""
+        number, local = divmod(state, self.n_local)
+        if symbol < SEPARATOR:
+            return number * self.n_local + self._next[local][symbol]
+        return min((number + 1) * self.n_local, self.finished)
+
+
+def raise_non_finite_logits(rows: list[int]) -> None:
+    """Raise the `DecodeError` for NaN or infinite logits.
+
+    Args:
+        rows: the batch rows that have them.
+    """
+    raise DecodeError(
+        f"the model's logits are NaN or infinite in batch rows {rows}; no action can be derived from "
+        "them. The weights are damaged or training diverged: check the training loss, and the dtype "
+        "(float16 overflows where bfloat16 does not)."
+    )
+
+
+def spell(bins: list[int], n_numbers: int) -> list[int]:
+    """Return the symbols of an answer's first integers, closed by a separator (or the end after the last).
+
+    >>> spell([7, 10], 3)
+    [7, 10, 1, 0, 10]
+    >>> spell([7, 10], 2)
+    [7, 10, 1, 0, 11]
+    """
+    symbols: list[int] = []
+    for index, value in enumerate(bins, start=1):
+        symbols += [int(c) for c in str(value)]
+        symbols.append(END if index == n_numbers else SEPARATOR)
+    return symbols

@@ -1,0 +1,136 @@
+"""The report of an ablation: a table per question from whatever is finished, and what is not.
+
+Reads folders of evaluations; how rates and comparisons are computed and shown is `evaluation`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.tools.ablation.plan import Factor, Plan
+from lerobot_policy_vla0.tools.ablation.sweep import evaluation_folder
+from lerobot_policy_vla0.tools.evaluation.compare import Comparison, compare, rate_of
+from lerobot_policy_vla0.tools.evaluation.report import build_report, write_report
+from lerobot_policy_vla0.tools.evaluation.runs import Run, read_run
+from lerobot_policy_vla0.tools.reporting.pages import Table, markdown_table, percent, percent_range
+
+_NOTE = (
+    "Rates pool all seeds; the interval is Wilson's, 95 %, and treats episodes as independent: what another training "
+    "seed changes shows in the column of seeds only. The difference is taken on the starts that both played "
+    "(exact McNemar test), against the first row."
+)
+_HEADER = ["", "solved", "95 %", "by seed", "difference to the first row", "p", "ms per query"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant's results.
+
+    Attributes:
+        name: of the variant.
+        run: its episodes; None if there are none yet.
+        by_seed: ``solved of played`` per training seed.
+        missing: evaluations that are not finished.
+        comparison: with the first variant; None for itself and where nothing can be compared.
+    """
+
+    name: str
+    run: Run | None
+    by_seed: list[str]
+    missing: list[str]
+    comparison: Comparison | None
+
+
+def read_factor(factor: Factor, out: Path) -> list[Row]:
+    """Read what is finished of one question."""
+    rows: list[Row] = []
+    for variant in factor.variants:
+        folders, missing, by_seed = [], [], []
+        for evaluation in variant.evaluations:
+            folder = evaluation_folder(out, evaluation)
+            try:
+                run = read_run(variant.name, [folder])
+            except EvaluationError:
+                run = None
+            if run is None or run.skipped:  # a part of an evaluation is not counted
+                missing.append(evaluation.name)
+                by_seed.append("-")
+                continue
+            folders.append(folder)
+            by_seed.append(f"{sum(e.success for e in run.episodes)}/{len(run.episodes)}")
+        run = read_run(variant.name, folders) if folders else None
+        first = rows[0].run if rows else None
+        comparison = None
+        if run is not None and first is not None:
+            try:
+                comparison = compare(run, first)[0]
+            except EvaluationError:  # no start that both played, yet
+                comparison = None
+        rows.append(Row(variant.name, run, by_seed, missing, comparison))
+    return rows
+
+
+def factor_table(rows: list[Row]) -> Table:
+    """Return one question's table."""
+    cells = []
+    for row in rows:
+        rate = rate_of(row.run.episodes) if row.run else None
+        if row.run is None or rate is None:
+            cells.append([row.name, "not measured", *[""] * (len(_HEADER) - 2)])
+            continue
+        c = row.comparison
+        times = row.run.query_times()
+        cells.append(
+            [
+                row.name,
+                f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)}",
+                percent_range(rate.interval),
+                " ".join(row.by_seed),
+                "" if c is None else f"{percent(c.difference, signed=True)} ({c.n} pairs)",
+                "" if c is None else f"{c.p_value:.3g}",
+                "" if times is None else f"{times['median']:.0f}",
+            ]
+        )
+    return Table(_HEADER, cells, text=(3,))
+
+
+def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[str]]:
+    """Write ``OUT/report.md``, and a page with plots and videos per question below ``OUT/report/``.
+
+    Args:
+        plan: what was asked.
+        out: folder of the sweep.
+        title: of the report.
+
+    Returns:
+        The report as Markdown, and the evaluations that are not finished.
+
+    Raises:
+        EvaluationError: nothing is finished.
+    """
+    parts = [f"# {title}"]
+    missing: dict[str, None] = {}
+    anything = False
+    for factor in plan.factors:
+        rows = read_factor(factor, out)
+        for row in rows:
+            missing |= dict.fromkeys(row.missing)
+        runs: list[Any] = [row.run for row in rows if row.run is not None]
+        parts += [f"## {factor.name}", markdown_table(factor_table(rows))]
+        if not runs:
+            continue
+        anything = True
+        pairs = [(row.name, rows[0].name) for row in rows if row.comparison is not None]
+        page = write_report(build_report(runs, pairs), out / "report" / factor.name)
+        parts.append(f"[Episodes, plots and videos]({page.relative_to(out)})")
+    if not anything:
+        raise EvaluationError(f"nothing below {out} is finished yet: there is nothing to report")
+    parts.append(_NOTE)
+    if missing:
+        parts.append("**Not finished, and not counted:** " + ", ".join(missing))
+    text = "\n\n".join(parts) + "\n"
+    (out / "report.md").write_text(text)
+    return text, list(missing)

@@ -1,0 +1,105 @@
+"""``vla0 emulate-so100``: emulated SO-100 arms and a camera for LeRobot's commands to use. Arguments only.
+
+Lines typed while it runs switch faults on and off and move the ball: see `lerobot_policy_vla0.tools.so100_emulator.console`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import shlex
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.tools.interruption import until_interrupted
+from lerobot_policy_vla0.tools.so100_emulator.camera import CameraSettings
+from lerobot_policy_vla0.tools.so100_emulator.console import HELP, obey
+from lerobot_policy_vla0.tools.so100_emulator.emulator import SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator.scene import Scene
+from lerobot_policy_vla0.tools.so100_emulator.shell import options_file
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``vla0 emulate-so100``."""
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("outputs/so100"),
+        help="for ports and calibration (default outputs/so100)",
+    )
+    parser.add_argument(
+        "--followers", nargs="*", default=["follower"], metavar="NAME", help="(default: follower)"
+    )
+    parser.add_argument("--leaders", nargs="*", default=["leader"], metavar="NAME", help="(default: leader)")
+    parser.add_argument("--camera", default="top", metavar="NAME", help="name of the camera (default top)")
+    parser.add_argument("--no-camera", action="store_true", help="arms only; needs no pyzmq")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--fps", type=int, default=30, help="pictures per second (default 30)")
+    parser.add_argument(
+        "--camera-port", type=int, default=0, help="TCP port on the loopback (default: a free one)"
+    )
+    parser.add_argument(
+        "--ball", type=float, nargs=2, default=(0.24, 0.08), metavar=("X", "Y"), help="metres"
+    )
+    parser.add_argument(
+        "--options",
+        type=Path,
+        metavar="FILE",
+        help="keep the first arms' options in this file as bash arrays ROBOT and TELEOP, for scripts to source",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Start the arms, print LeRobot's options, and serve until interrupted.
+
+    Raises:
+        ConfigError: see `lerobot_policy_vla0.tools.so100_emulator.SO100Emulator`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    width, height = arguments.size
+    camera = CameraSettings(arguments.camera, width, height, arguments.fps, arguments.camera_port)
+    with (
+        until_interrupted() as done,
+        SO100Emulator(
+            arguments.folder,
+            followers=arguments.followers,
+            leaders=arguments.leaders,
+            camera=None if arguments.no_camera else camera,
+            scene=Scene(ball=tuple(arguments.ball)),
+        ) as emulator,
+        options_file(emulator, arguments.options) if arguments.options else nullcontext(),
+    ):
+        for name in arguments.followers:
+            print(f"# {name}: for lerobot-record, -replay, -rollout")
+            print(" \\\n  ".join(shlex.quote(option) for option in emulator.robot_options(name)))
+        for name in arguments.leaders:
+            print(f"# {name}: for lerobot-record, -teleoperate")
+            print(" \\\n  ".join(shlex.quote(option) for option in emulator.teleop_options(name)))
+        print(f"# Ctrl-C ends this. {HELP}", flush=True)
+        for line in _typed_lines(done):
+            try:
+                obey(emulator, line)
+            except ConfigError as error:
+                print(error, file=sys.stderr, flush=True)
+    print("# ended")
+
+
+def _typed_lines(done: threading.Event) -> Iterator[str]:
+    """Yield lines from the standard input until `done`; its end does not end the waiting."""
+    # No thread that reads: one that is blocked in a read when the interpreter ends can abort it.
+    typed, descriptor = b"", sys.stdin.fileno()
+    while not done.is_set():
+        if not select.select([descriptor], [], [], 0.2)[0]:
+            continue
+        data = os.read(descriptor, 4096)
+        if not data:
+            while not done.wait(0.2):  # a wait without a limit would not see the signal
+                pass
+        *lines, typed = (typed + data).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)

@@ -1,0 +1,67 @@
+"""``vla0 inspect-dataset``: what a policy will make of a dataset. Arguments only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lerobot_policy_vla0.tools.commands.shared import (
+    add_dataset_options,
+    add_policy_options,
+    dataset_source,
+    policy_overrides,
+)
+
+_EXAMPLES = """\
+with the options you are going to train with:
+  vla0 inspect-dataset --dataset.repo_id=me/my-data --policy.chunk_size=8 --policy.n_bins=1000 \\
+    --policy.crop_box='[0.2, 0.1, 0.8, 0.9]' --out outputs/inspection
+
+Reads all actions and one frame; no video is decoded or downloaded beyond that frame's.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = _EXAMPLES
+    add_dataset_options(parser)
+    add_policy_options(parser, path_required=False)
+    parser.add_argument(
+        "--episode", type=int, default=0, metavar="E", help="episode of the picture (default 0)"
+    )
+    parser.add_argument("--frame", type=int, default=0, metavar="F", help="frame of that episode (default 0)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="samples per GPU, for the estimates (default 8)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; must be empty or new")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Inspect, print, write.
+
+    Raises:
+        Vla0Error: see `lerobot_policy_vla0.tools.inspection.dataset.inspect`.
+    """
+    from lerobot_policy_vla0.output_files import refuse_existing
+    from lerobot_policy_vla0.tools import loading as sources
+    from lerobot_policy_vla0.tools.inspection import dataset, dataset_report
+
+    if arguments.out is not None:
+        refuse_existing(arguments.out)  # before the work, not after it
+    inspection = dataset.inspect(
+        dataset_source(arguments),
+        sources.policy_config(arguments.policy_path, policy_overrides(arguments)),
+        episode=arguments.episode,
+        frame=arguments.frame,
+        batch_size=arguments.batch_size,
+    )
+    print(json.dumps(inspection.numbers) if arguments.json else dataset_report.terminal(inspection.numbers))
+    if arguments.out is not None:
+        print(f"report: {dataset_report.write(inspection, arguments.out)}", file=sys.stderr)

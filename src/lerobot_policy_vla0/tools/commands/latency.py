@@ -1,0 +1,159 @@
+"""``vla0 latency``: which chunk, control rate and mode a policy's decoding time allows. Arguments only."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.tools.commands.shared import (
+    add_dataset_options,
+    add_policy_options,
+    dataset_source,
+    policy_overrides,
+)
+from lerobot_policy_vla0.tools.latency.budget import PLANNERS, Loop, QueryTime, refuse
+from lerobot_policy_vla0.tools.latency.report import as_json, as_table, make_lines
+
+_DEFAULTS = {item.name: item.default for item in dataclasses.fields(Loop)}
+_REPEATS = 20
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``vla0 latency``; those of LeRobot's commands have LeRobot's names."""
+    parser.epilog = (
+        "Without a dataset frames are made up: drafts fit them badly, and the time is an upper bound."
+    )
+    add_policy_options(parser, path_required=False)
+    add_dataset_options(parser, required=False)
+    parser.add_argument("--fps", type=float, default=30.0, help="control steps per second (default 30)")
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=tuple(PLANNERS),
+        help="fail if one of these is refused (default: if all are)",
+    )
+    parser.add_argument("--repeats", type=int, help=f"queries to time per figure (default {_REPEATS})")
+    parser.add_argument(
+        "--latency-ms", type=float, help="plan for queries that take this long, without measuring"
+    )
+    parser.add_argument(
+        "--fixed-ms",
+        type=float,
+        help="with --latency-ms: of it, what does not grow with the chunk (default 0)",
+    )
+    parser.add_argument("--chunk-size", type=int, help="with --latency-ms and no policy")
+    parser.add_argument("--n-action-steps", type=int, help="with --chunk-size (default: the whole chunk)")
+    for name, kind, what in (
+        ("inference.rtc.execution_horizon", int, "lerobot-rollout's"),
+        ("inference.queue_threshold", int, "lerobot-rollout's"),
+        ("chunk_size_threshold", float, "the robot client's"),
+    ):
+        short = name.rpartition(".")[2]
+        parser.add_argument(
+            f"--{name}",
+            dest=short,
+            type=kind,
+            default=_DEFAULTS[short],
+            help=f"{what} (default {_DEFAULTS[short]})",
+        )
+    parser.add_argument(
+        "--network-ms",
+        type=float,
+        default=0.0,
+        help="async: an observation's way to the server and back (default 0)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure or take the time given, print the plan, and refuse what would not move the robot.
+
+    Raises:
+        ConfigError: for contradicting arguments, or if the modes asked for are refused.
+        CheckpointError: if the checkpoint does not load.
+    """
+    overrides = policy_overrides(arguments)
+    _check(arguments, overrides)
+    measurement: Any = None
+    if arguments.policy_path is not None:
+        from lerobot_policy_vla0.tools.latency.probe import measure
+        from lerobot_policy_vla0.tools.loading import policy_config
+
+        config = policy_config(arguments.policy_path, overrides)
+        chunk, steps = config.chunk_size, config.n_action_steps
+        if arguments.latency_ms is None:
+            repeats = _REPEATS if arguments.repeats is None else arguments.repeats
+            recorded = arguments.repo_id is not None or arguments.root is not None
+            dataset = dataset_source(arguments).open() if recorded else None
+            measurement = measure(arguments.policy_path, config, repeats=repeats, dataset=dataset)
+    else:
+        chunk = arguments.chunk_size
+        steps = chunk if arguments.n_action_steps is None else arguments.n_action_steps
+    loop = Loop(
+        fps=arguments.fps,
+        chunk_size=chunk,
+        n_action_steps=steps,
+        execution_horizon=arguments.execution_horizon,
+        queue_threshold=arguments.queue_threshold,
+        chunk_size_threshold=arguments.chunk_size_threshold,
+        network_ms=arguments.network_ms,
+    )
+    if measurement is not None:
+        time = measurement.query_time()
+    else:
+        fixed = arguments.fixed_ms or 0.0
+        time = QueryTime(fixed_ms=fixed, per_step_ms=(arguments.latency_ms - fixed) / loop.chunk_size)
+    lines = make_lines(time, loop)
+    if arguments.json:
+        print(json.dumps(as_json(time, loop, lines, measurement)))
+    else:
+        print(as_table(time, loop, lines, measurement))
+    # A line per mode: sync's as configured comes first.
+    objections: dict[str, str | None] = {}
+    for line in lines:
+        objections.setdefault(line.plan.mode, line.objection)
+    asked = arguments.mode or objections
+    refused = [text for mode in asked if (text := objections[mode]) is not None]
+    if arguments.mode or len(refused) == len(objections):
+        refuse(refused)
+
+
+def _check(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Refuse arguments that would do nothing."""
+    if arguments.policy_path is None and arguments.latency_ms is None:
+        raise ConfigError("give --policy.path=CHECKPOINT to measure, or --latency-ms to plan without.")
+    if arguments.policy_path is None and arguments.chunk_size is None:
+        raise ConfigError(
+            f"--latency-ms={arguments.latency_ms:g} says nothing without a chunk: add --chunk-size or --policy.path."
+        )
+    if arguments.latency_ms is not None and not 0 < arguments.latency_ms < float("inf"):
+        raise ConfigError(f"--latency-ms={arguments.latency_ms:g} must be finite and above 0.")
+    if arguments.fixed_ms is not None and arguments.latency_ms is not None:
+        if not 0 <= arguments.fixed_ms <= arguments.latency_ms:
+            raise ConfigError(
+                f"--fixed-ms={arguments.fixed_ms:g} is a part of --latency-ms={arguments.latency_ms:g}: give a value "
+                "from 0 to it."
+            )
+    elif arguments.fixed_ms is not None:
+        raise ConfigError(f"--fixed-ms={arguments.fixed_ms:g} has no effect without --latency-ms.")
+    for name, value in (
+        ("repeats", arguments.repeats),
+        ("dataset.repo_id", arguments.repo_id),
+        ("dataset.root", arguments.root),
+        ("dataset.revision", arguments.revision),
+    ):
+        if value is not None and arguments.latency_ms is not None:
+            raise ConfigError(f"--{name}={value} has no effect with --latency-ms: nothing is measured.")
+    if arguments.revision is not None and arguments.repo_id is None:
+        raise ConfigError(f"--dataset.revision={arguments.revision} has no effect without --dataset.repo_id.")
+    for name in ("chunk_size", "n_action_steps"):
+        if arguments.policy_path is not None and getattr(arguments, name) is not None:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}={getattr(arguments, name)} has no effect with --policy.path: the "
+                "checkpoint says it. Change what can be changed with --policy.n_action_steps."
+            )
+    if arguments.policy_path is None and overrides:
+        raise ConfigError(f"{' '.join('--policy.' + o[2:] for o in overrides)} needs --policy.path.")

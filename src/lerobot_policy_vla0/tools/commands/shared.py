@@ -1,0 +1,81 @@
+"""Arguments that several subcommands take, written as LeRobot's commands write them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.errors import DatasetError
+from lerobot_policy_vla0.tools.loading import DatasetSource
+
+
+def add_dataset_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add ``--dataset.repo_id``, ``--dataset.root`` and ``--dataset.revision``."""
+    parser.add_argument(
+        "--dataset.repo_id",
+        dest="repo_id",
+        required=required,
+        metavar="NAME",
+        help="Hub repo, or any name for a local folder",
+    )
+    parser.add_argument(
+        "--dataset.root", dest="root", metavar="DIR", help="folder of the dataset (holds meta/)"
+    )
+    parser.add_argument("--dataset.revision", dest="revision", metavar="REV", help="Hub revision")
+
+
+def dataset_source(arguments: argparse.Namespace) -> DatasetSource:
+    """Return the dataset that was asked for; one that is only a folder is named after it.
+
+    Raises:
+        DatasetError: if there is only a folder, and it does not exist: LeRobot would make it.
+    """
+    name = arguments.repo_id
+    if name is None:
+        folder = Path(arguments.root)
+        if not folder.is_dir():
+            raise DatasetError(f"--dataset.root={folder} is no folder: give that of a recording.")
+        name = folder.name
+    return DatasetSource(name, arguments.root, arguments.revision)
+
+
+def add_policy_options(parser: argparse.ArgumentParser, *, path_required: bool) -> None:
+    """Add ``--policy.path`` and, hidden, ``--policy.NAME`` for every option of `VLA0Config`."""
+    parser.allow_abbrev = False  # LeRobot's commands take no abbreviations of these either
+    parser.add_argument(
+        "--policy.path",
+        dest="policy_path",
+        required=path_required,
+        metavar="DIR|REPO",
+        help="a trained policy: folder or Hub repo",
+    )
+    parser.add_argument("--policy.type", dest="policy_type", choices=("vla0",), help=argparse.SUPPRESS)
+    options = parser.add_argument_group(
+        "options of the policy", "--policy.NAME=VALUE, as for lerobot-train; see VLA0Config"
+    )
+    for name in _option_names(VLA0Config):
+        options.add_argument(
+            f"--policy.{name}", dest=f"policy.{name}", metavar="VALUE", help=argparse.SUPPRESS
+        )
+
+
+def policy_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return the given options of the policy the way LeRobot hands them on: ``--NAME=VALUE``."""
+    return [
+        f"--{name.removeprefix('policy.')}={value}"
+        for name, value in sorted(vars(arguments).items())
+        if name.startswith("policy.") and value is not None
+    ]
+
+
+def _option_names(kind: Any, prefix: str = "") -> list[str]:
+    names = []
+    for item in dataclasses.fields(kind):
+        if item.name == "tiny":
+            names += _option_names(item.default_factory, "tiny.")
+        elif item.name != "pretrained_path":
+            names.append(prefix + item.name)
+    return names

@@ -1,0 +1,183 @@
+"""Success rates and paired comparisons of what was read from disk.
+
+Episodes in, numbers out; knows nothing about how they are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.tools.evaluation.runs import Episode, Run
+from lerobot_policy_vla0.tools.evaluation.statistics import (
+    mcnemar_exact,
+    paired_difference_interval,
+    pairs_to_separate,
+    wilson_interval,
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A success rate: counts, and what follows from them."""
+
+    n_success: int
+    n_episodes: int
+
+    @property
+    def rate(self) -> float:
+        """Fraction in [0, 1]."""
+        return self.n_success / self.n_episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval."""
+        return wilson_interval(self.n_success, self.n_episodes)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the success table.
+
+    Attributes:
+        kind: ``task``, ``suite`` or ``all``.
+        name: for people.
+        rates: by policy; None where it was not evaluated.
+    """
+
+    kind: str
+    name: str
+    rates: dict[str, Rate | None]
+
+
+def rate_of(episodes: Iterable[Episode]) -> Rate | None:
+    """Return the success rate of some episodes, each counting the same; None if there are none."""
+    outcomes = [episode.success for episode in episodes]
+    return Rate(sum(outcomes), len(outcomes)) if outcomes else None
+
+
+def success_lines(runs: Sequence[Run]) -> list[Line]:
+    """Return a line per task, per suite of several tasks, and one for everything if there are several suites."""
+
+    def line(kind: str, name: str, members: Collection[tuple[str, int]]) -> Line:
+        return Line(
+            kind, name, {run.name: rate_of(e for e in run.episodes if e.task in members) for run in runs}
+        )
+
+    tasks = sorted({episode.task for run in runs for episode in run.episodes})
+    suites = sorted({suite for suite, _ in tasks})
+    lines = []
+    for suite in suites:
+        members = [task for task in tasks if task[0] == suite]
+        lines += [line("task", task_name(runs, task), [task]) for task in members]
+        if len(members) > 1:
+            lines.append(line("suite", f"{suite}, all {len(members)}", members))
+    if len(suites) > 1:
+        lines.append(line("all", f"all {len(tasks)} tasks", tasks))
+    return lines
+
+
+def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
+    """Return a task's name for people; the suite's own if it is the only one in it."""
+    suite, task_id = task
+    alone = all(episode.task == task for run in runs for episode in run.episodes if episode.suite == suite)
+    known = next((run.task_names[task] for run in runs if task in run.task_names), f"task {task_id}")
+    return suite if alone or known == suite else f"{suite}, {known}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two policies on the same starts.
+
+    Attributes:
+        first, second: the policies.
+        scope: a suite, or ``all tasks``.
+        both, only_first, only_second, neither: episodes by who solved them.
+        unpaired: episodes of either policy whose start the other one did not play; they are left out.
+    """
+
+    first: str
+    second: str
+    scope: str
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    unpaired: tuple[int, int]
+
+    @property
+    def n(self) -> int:
+        """Paired episodes."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, exact McNemar test."""
+        return mcnemar_exact(self.only_first, self.only_second)
+
+    @property
+    def difference(self) -> float:
+        """Rate of the first minus that of the second."""
+        return (self.only_first - self.only_second) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference."""
+        return paired_difference_interval(self.only_first, self.only_second, self.n)
+
+    @property
+    def episodes_needed(self) -> int | None:
+        """Paired episodes that would separate policies as different as measured; None if they measured the same."""
+        return pairs_to_separate(self.only_first, self.only_second, self.n)
+
+
+def compare(first: Run, second: Run) -> list[Comparison]:
+    """Compare two policies on the starts both played: all together, and by suite if there are several.
+
+    Raises:
+        EvaluationError: the seeds of one are not known, or there is no start that both played.
+    """
+    for run in (first, second):
+        unknown = next((episode for episode in run.episodes if episode.seed is None), None)
+        if unknown is not None:
+            raise EvaluationError(
+                f"{run.name!r} cannot be compared episode by episode: {unknown.source} does not say with which "
+                "seeds it was made. Let its folder end in _seed<first seed>, evaluate with vla0 eval, or add "
+                "--first-seed"
+            )
+    outcomes = [{episode.start: episode.success for episode in run.episodes} for run in (first, second)]
+    shared = sorted(outcomes[0].keys() & outcomes[1].keys(), key=str)
+    if not shared:
+        raise EvaluationError(
+            f"{first.name!r} and {second.name!r} have no episode in common: {_extent(first)} and {_extent(second)}. "
+            "Evaluate both with the same tasks and --seed"
+        )
+    suites = sorted({start[0] for start in shared})
+    scopes = [("all tasks", suites)] if len(suites) > 1 else []
+    scopes += [(suite, [suite]) for suite in suites]
+    comparisons = []
+    for name, members in scopes:
+        pairs = [(outcomes[0][start], outcomes[1][start]) for start in shared if start[0] in members]
+        unpaired = [
+            sum(1 for start in mine if start[0] in members and start not in other)
+            for mine, other in (outcomes, reversed(outcomes))
+        ]
+        comparisons.append(
+            Comparison(
+                first.name,
+                second.name,
+                name,
+                both=pairs.count((True, True)),
+                only_first=pairs.count((True, False)),
+                only_second=pairs.count((False, True)),
+                neither=pairs.count((False, False)),
+                unpaired=(unpaired[0], unpaired[1]),
+            )
+        )
+    return comparisons
+
+
+def _extent(run: Run) -> str:
+    seeds = [episode.seed for episode in run.episodes if episode.seed is not None]
+    return f"{', '.join(sorted({episode.suite for episode in run.episodes}))} with seeds {min(seeds)} to {max(seeds)}"

@@ -1,0 +1,1 @@
+"""Checkpoints that LeRobot did not write, as policy folders."""

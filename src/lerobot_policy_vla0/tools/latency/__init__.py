@@ -1,0 +1,1 @@
+"""What a query's time allows a robot to do."""

@@ -1,0 +1,1 @@
+"""LIBERO without questions: its configuration and assets."""

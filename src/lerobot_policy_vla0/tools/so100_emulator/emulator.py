@@ -1,0 +1,131 @@
+"""Arms and a camera together, and the options that make LeRobot use them.
+
+Knows how the parts fit; nothing about the command line of ``vla0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.tools.so100_emulator.arm import Arm
+from lerobot_policy_vla0.tools.so100_emulator.camera import CameraSettings, SceneCamera
+from lerobot_policy_vla0.tools.so100_emulator.scene import Picture, Scene
+from lerobot_policy_vla0.tools.so100_emulator.trajectory import REST, Pose, Trajectory, wave
+
+
+class SO100Emulator:
+    """Emulated SO-100 arms, and a camera that looks at the first follower. Runs until `close`; a context manager.
+
+    Args:
+        folder: ports and calibration files are made here; existing calibration files are used as they are.
+        followers: names of the arms that are told where to go.
+        leaders: names of the arms that follow the script.
+        trajectory: the leaders' script, pose over seconds.
+        camera: what the camera is like; None for no camera.
+        scene: what it looks at; see `place_ball`.
+        start: pose the followers begin in.
+
+    Raises:
+        ConfigError: if names repeat or are no file names, there is no arm, a camera has no follower to look at,
+            or a part cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        followers: Sequence[str] = ("follower",),
+        leaders: Sequence[str] = ("leader",),
+        trajectory: Trajectory = wave,
+        camera: CameraSettings | None = None,
+        scene: Scene | None = None,
+        start: Pose = REST,
+    ) -> None:
+        names = [*followers, *leaders]
+        if (
+            not names
+            or len(set(names)) != len(names)
+            or any(Path(n).name != n or n in ("", "..") for n in names)
+        ):
+            raise ConfigError(f"arms need different names that can be file names, got {names}")
+        if camera is not None and not followers:
+            raise ConfigError(f"camera {camera.name!r} looks at the first follower, and there is none")
+        self.folder = folder.absolute()
+        self.scene = scene or Scene()
+        self.arms: dict[str, Arm] = {}
+        self.camera: SceneCamera | None = None
+        self._followers, self._leaders = tuple(followers), tuple(leaders)
+        with ExitStack() as made:
+            for name in names:
+                arm = Arm(name, self.folder, trajectory=trajectory if name in leaders else None, start=start)
+                made.callback(arm.close)
+                self.arms[name] = arm
+            if camera is not None:
+                self.camera = SceneCamera(camera, lambda: self.render(camera.width, camera.height))
+                made.callback(self.camera.close)
+            self._parts = made.pop_all()
+
+    @property
+    def followers(self) -> list[Arm]:
+        """The arms that are told where to go."""
+        return [self.arms[name] for name in self._followers]
+
+    @property
+    def leaders(self) -> list[Arm]:
+        """The arms that follow the script."""
+        return [self.arms[name] for name in self._leaders]
+
+    def render(self, width: int, height: int) -> Picture:
+        """Return what the camera sees now: ``(height, width, 3)`` uint8 RGB."""
+        return self.scene.render(self.followers[0].pose(), width, height)
+
+    def place_ball(self, x: float, y: float) -> None:
+        """Put the ball elsewhere, for the next picture.
+
+        Args:
+            x: metres ahead of the first follower.
+            y: metres to its left.
+
+        Raises:
+            ConfigError: if that is off the table.
+        """
+        self.scene.place_ball(x, y)
+
+    def robot_options(self, follower: str | None = None) -> list[str]:
+        """Return the options of LeRobot's commands for a follower (the first), camera included."""
+        arm = self.arms[follower] if follower else self.followers[0]
+        options = _options("robot", "so100_follower", arm)
+        if self.camera is not None and arm is self.followers[0]:
+            entries = ", ".join(f"{key}: {value}" for key, value in self.camera.lerobot_config().items())
+            options.append(f"--robot.cameras={{{self.camera.settings.name}: {{{entries}}}}}")
+        return options
+
+    def teleop_options(self, leader: str | None = None) -> list[str]:
+        """Return the options of LeRobot's commands for a leader (the first)."""
+        return _options("teleop", "so100_leader", self.arms[leader] if leader else self.leaders[0])
+
+    def close(self) -> None:
+        """Take ports and camera away; calibration files stay."""
+        self._parts.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _options(prefix: str, type: str, arm: Arm) -> list[str]:
+    return [
+        f"--{prefix}.type={type}",
+        f"--{prefix}.port={arm.port.path}",
+        f"--{prefix}.id={arm.name}",
+        f"--{prefix}.calibration_dir={arm.calibration_dir}",
+    ]

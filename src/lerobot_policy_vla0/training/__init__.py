@@ -1,0 +1,1 @@
+"""The loss on the answer's tokens, and what is random while training."""
