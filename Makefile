@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_
 HEADLESS := MUJOCO_GL=$(or $(MUJOCO_GL),egl) TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs format bench freeze clean distclean
+.PHONY: help setup demo test check docs format bench gpu freeze clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ bench: setup ## every benchmark; each ends with one line of JSON
 	  [ -e "$$script" ] || { echo "bench: no benchmarks yet"; break; }; \
 	  echo "== $$script"; $(OFFLINE) $(HEADLESS) $(PY) "$$script" $(ARGS); \
 	done
+
+# No `setup` before it: where there is no .venv, python3 may have what is needed (docs/gpu.md).
+gpu: ## this package on this machine's GPU, everything in eight minutes (ARGS="--stages passes,chunk")
+	@$(OFFLINE) $(HEADLESS) $(if $(wildcard $(PY)),$(PY),python3) benchmarks/gpu.py $(ARGS)
 
 freeze: ## rewrite constraints.txt from the environment
 	@bash scripts/freeze.sh

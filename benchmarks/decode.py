@@ -30,7 +30,6 @@ import torch
 from hardware import copy_bandwidth, hardware, percentiles, synchronise
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
-from transformers import GenerationConfig
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 from lerobot_policy_vla0.decoding.factory import build_decoder
@@ -121,19 +120,7 @@ def answer(policy: VLA0Policy, name: str, decoder: Any, request: DecodeRequest) 
     """Decode one request; return the report, or for plain ``generate`` the number of passes."""
     if name != "hf_generate":
         return decoder.decode(request)
-    return policy.vlm.model.generate(
-        input_ids=request.ids,
-        attention_mask=request.mask.long(),
-        pixel_values=request.pixel_values,
-        image_grid_thw=request.grid_thw,
-        mm_token_type_ids=(request.ids == policy.vlm.image_token_id).int(),
-        generation_config=GenerationConfig(
-            max_new_tokens=policy.codec.max_answer_length,
-            do_sample=False,
-            eos_token_id=policy.vlm.tokens.end,
-            pad_token_id=policy.vlm.tokens.pad,
-        ),
-    )[:, request.ids.shape[1] :]
+    return decode_shapes.generate(policy.vlm, request, policy.codec.max_answer_length)
 
 
 def compare(path: Path, episodes: list[list[Any]], n_action_steps: int, dtype: str) -> dict[str, Any]:

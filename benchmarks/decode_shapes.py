@@ -1,7 +1,7 @@
 """Pass times of a random model of real shapes, and what they make of a chunk: an estimate, and labelled as one.
 
-Used by decode.py for ``--vlm``. Random weights accept no draft, so acceptance comes from a trained policy's rollouts;
-the time of a pass does not depend on what the weights say.
+Used by decode.py for ``--vlm``, and by gpu.py. Random weights accept no draft, so acceptance comes from a trained
+policy's rollouts; the time of a pass does not depend on what the weights say.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hardware import copy_bandwidth, percentiles, synchronise
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 from lerobot_policy_vla0.backbone.vlm import VLM
@@ -29,6 +30,8 @@ from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 #: LIBERO's protocol: 8 steps of 7 numbers up to 1000, two cameras tiled to 448 x 224, a prompt of about 208 tokens.
 CHUNK, DIMS, N_BINS, GRID, TEXT = 8, 7, 1000, (16, 32), 80
+#: Tokens of the longest answer: every number with its separator, and the end.
+MAX_ANSWER = CHUNK * DIMS * (len(str(N_BINS)) + 1) + 1
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
@@ -70,37 +73,81 @@ def make_request(vlm: VLM, batch: int, device: torch.device) -> DecodeRequest:
     return DecodeRequest(ids, torch.ones_like(ids, dtype=torch.bool), patches, grid)
 
 
+class Passes:
+    """What one batch can be timed on: the vision tower, the prefill, a pass of any width.
+
+    Args:
+        vlm: the backbone.
+        batch: rows.
+        device: of the backbone.
+        max_width: tokens of the widest pass.
+    """
+
+    def __init__(self, vlm: VLM, batch: int, device: torch.device, max_width: int) -> None:
+        self.vlm = vlm
+        grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
+        self.runner = PassRunner(vlm, grammar, max_answer=MAX_ANSWER, max_width=max_width)
+        self.request = make_request(vlm, batch, device)
+        self._starts = np.zeros(batch, dtype=np.int64)
+
+    def vision(self) -> Any:
+        """Encode the images alone."""
+        return self.vlm.model.model.get_image_features(self.request.pixel_values, self.request.grid_thw)
+
+    def prefill(self) -> Any:
+        """Run images and prompt; after the first time, what precedes the images is taken over."""
+        nothing = np.zeros((len(self._starts), 0), dtype=np.int64)
+        return self.runner.prefill(self.request, Feed.chain(nothing, self._starts))
+
+    def score(self, width: int) -> Any:
+        """Run a pass over ``width`` tokens per row, after `prefill`."""
+        symbols = np.zeros((len(self._starts), width), dtype=np.int64)
+        return self.runner.score(Feed.chain(symbols, self._starts))
+
+
+def weight_bytes(vlm: VLM) -> int:
+    """Return what a pass must read at least: the weights of the language model's layers."""
+    layers = vlm.model.model.language_model.layers
+    return sum(p.numel() * p.element_size() for p in layers.parameters())
+
+
+def generate(vlm: VLM, request: DecodeRequest, max_new_tokens: int, min_new_tokens: int = 0) -> torch.Tensor:
+    """Answer with transformers' own ``generate``, greedily and without the grammar; return the new ids."""
+    ids: torch.Tensor = vlm.model.generate(
+        input_ids=request.ids,
+        attention_mask=request.mask.long(),
+        pixel_values=request.pixel_values,
+        image_grid_thw=request.grid_thw,
+        mm_token_type_ids=(request.ids == vlm.image_token_id).int(),
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
+            do_sample=False,
+            eos_token_id=vlm.tokens.end,
+            pad_token_id=vlm.tokens.pad,
+        ),
+    )
+    return ids[:, request.ids.shape[1] :]
+
+
 @torch.inference_mode()
 def measure(name: str, acceptance: Path | None, repeats: int) -> dict[str, Any]:
     """Return pass times by batch and width, floors, and the composite estimate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vlm = build(name, device)
-    layers = vlm.model.model.language_model.layers
-    read = sum(p.numel() * p.element_size() for p in layers.parameters())
-    floor = 1e3 * read / copy_bandwidth(device)
+    floor = 1e3 * weight_bytes(vlm) / copy_bandwidth(device)
     result: dict[str, Any] = {
         "benchmark": "decode",
         "vlm": name,
         "parameters": sum(p.numel() for p in vlm.model.parameters()),
         "floor_ms_per_pass": round(floor, 3),
     }
-    max_answer = CHUNK * DIMS * (len(str(N_BINS)) + 1) + 1
     for batch in (1, 8):
-        grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
-        runner = PassRunner(vlm, grammar, max_answer=max_answer, max_width=max(WIDTHS))
-        request = make_request(vlm, batch, device)
-        starts = np.zeros(batch, dtype=np.int64)
-        nothing = Feed.chain(np.zeros((batch, 0), dtype=np.int64), starts)
-        prefill = milliseconds(
-            lambda r=runner, q=request, f=nothing: r.prefill(q, f),  # type: ignore[misc]
-            device,
-            repeats,
-        )
-        result[f"prefill_ms_batch{batch}"] = round(prefill, 2)
-        result[f"prompt_tokens_reused_batch{batch}"] = runner.reused_columns
+        passes = Passes(vlm, batch, device, max(WIDTHS))
+        result[f"prefill_ms_batch{batch}"] = round(milliseconds(passes.prefill, device, repeats), 2)
+        result[f"prompt_tokens_reused_batch{batch}"] = passes.runner.reused_columns
         for width in WIDTHS:
-            feed = Feed.chain(np.zeros((batch, width), dtype=np.int64), starts)
-            took = milliseconds(lambda r=runner, f=feed: r.score(f), device, repeats)  # type: ignore[misc]
+            took = milliseconds(partial(passes.score, width), device, repeats)
             result[f"pass_ms_batch{batch}_width{width}"] = round(took, 3)
             print(
                 f"  batch {batch} width {width:3d}: {took:8.3f} ms, {took / floor:.2f} of reading the weights once"

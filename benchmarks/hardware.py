@@ -13,9 +13,12 @@ import torch
 
 def hardware() -> dict[str, Any]:
     """Name the machine, the software and the commit a figure belongs to."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:  # a copy of the sources on a machine without git
+        commit = ""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -64,10 +64,8 @@ _BLOCK = 3
 DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def make_policy(
-    vlm: str, shape: str, folder: Path, device: torch.device, changes: dict[str, Any]
-) -> VLA0Policy:
-    """Return a policy with random weights; the 3B one is built on the device, without a file of weights."""
+def make_config(shape: str, device: torch.device, changes: dict[str, Any]) -> VLA0Config:
+    """Return the options of a policy for observations of a shape."""
     # The byte-level tokenizer writes the protocol's prompt letter by letter; the shapes' own are as short as it is with
     # Qwen's tokenizer.
     cameras, side, action_dim, _, options = SHAPES[shape]
@@ -78,6 +76,14 @@ def make_policy(
         f"observation.images.{k}": PolicyFeature(FeatureType.VISUAL, (3, side, side)) for k in range(cameras)
     }
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (action_dim,))}
+    return config
+
+
+def make_policy(
+    vlm: str, shape: str, folder: Path, device: torch.device, changes: dict[str, Any]
+) -> VLA0Policy:
+    """Return a policy with random weights; the 3B one is built on the device, without a file of weights."""
+    config = make_config(shape, device, changes)
     if vlm == "tiny":
         config.vlm_model_name = "tiny"
         return VLA0Policy(config).to(device)
@@ -122,12 +128,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int) -> float:
+def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int, *, adapter: bool = False) -> float:
     """Return the operations a step cannot do without: forward and backward of every product with a weight.
 
     Six per weight and token (two forward, four backward), and attention's two products, counted without regard to
     the causal mask, as is usual. The vocabulary projection counts at labelled positions only, what all rows begin with
-    once, recomputation not at all.
+    once, recomputation not at all. Under an adapter on the language model, weights need no gradient of their own (four
+    per weight) and the vision tower no backward pass (two); the adapter's own products are left out.
     """
     rows, prompt = batch["observation.language.tokens"].shape
     model = policy.vlm.model
@@ -140,14 +147,19 @@ def model_flops(policy: VLA0Policy, batch: dict[str, Any], labelled: int) -> flo
         sum(policy.config.image_tokens(policy.vlm.patch_size, policy.vlm.merge_size))
         * policy.vlm.merge_size**2
     )
-    layers = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    layers = sum(
+        p.numel() for n, p in model.model.language_model.layers.named_parameters() if "lora_" not in n
+    )
     tower = sum(p.numel() for p in policy.vlm.vision_tower.parameters())
-    products = layers * computed + tower * rows * patches + text.vocab_size * text.hidden_size * labelled
+    language = layers * computed + text.vocab_size * text.hidden_size * labelled
     attention = 2 * text.num_hidden_layers * text.hidden_size * length * computed
     window = (vision.window_size // vision.patch_size) ** 2
     full = len(vision.fullatt_block_indexes)
-    attention += 2 * rows * vision.hidden_size * patches * (full * patches + (vision.depth - full) * window)
-    return 6.0 * (products + attention)
+    pictures = tower * rows * patches
+    pictures += 2 * rows * vision.hidden_size * patches * (full * patches + (vision.depth - full) * window)
+    if adapter:
+        return 4.0 * language + 6.0 * attention + 2.0 * pictures
+    return 6.0 * (language + attention + pictures)
 
 
 class Steps:
@@ -214,15 +226,58 @@ class Steps:
         return abs(float(ours) - float(plain)) / float(plain)
 
 
+def data_sheet_rate(device: torch.device) -> float | None:
+    """Return the device's floating-point operations per second as its maker gives them, None if unknown."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    return next((rate for key, rate in DATASHEET.items() if key in name), None)
+
+
+def rates(
+    seconds: float, rows: int, flops: float, measured: float, data_sheet: float | None
+) -> dict[str, float]:
+    """Return what the time of a step means.
+
+    Args:
+        seconds: of a step.
+        rows: samples per step.
+        flops: see `model_flops`.
+        measured: see `matmul_rate`.
+        data_sheet: see `data_sheet_rate`.
+    """
+    figures = {
+        "ms": round(1e3 * seconds, 1),
+        "samples_per_s": round(rows / seconds, 2),
+        "mfu_of_matmul_rate": round(flops / seconds / measured, 3),
+    }
+    if data_sheet is not None:
+        figures["mfu_of_data_sheet"] = round(flops / seconds / data_sheet, 3)
+    return figures
+
+
+def time_step(step: Callable[[], None], device: torch.device, counted: int) -> list[float]:
+    """Return the seconds of each counted step; one before them is not counted.
+
+    It finds caches and free memory as another kind of step left them.
+    """
+    step()
+    times = []
+    for _ in range(counted):
+        synchronise(device)
+        began = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    return times
+
+
 def measure(policy: VLA0Policy, rows: int, repeats: int, peak: float | None) -> dict[str, Any]:
     """Take both steps in turns; return the figures."""
     policy.train()
     steps = Steps(policy, rows)
     device = steps.device
-    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     dtype = torch.float32 if policy.config.dtype == "float32" else torch.bfloat16
-    rates = [matmul_rate(device, dtype)]
-    peak = peak or next((rate for key, rate in DATASHEET.items() if key in name), None)
+    rate_before = matmul_rate(device, dtype)
+    peak = peak or data_sheet_rate(device)
     flops = model_flops(policy, steps.batch, steps.answer_tokens)
     result: dict[str, Any] = {
         "batch_size": rows,
@@ -245,17 +300,10 @@ def measure(policy: VLA0Policy, rows: int, repeats: int, peak: float | None) -> 
             result[f"{kind}_peak_mb"] = peak_mb(device)
     for _ in range(repeats):
         for kind, step in kinds.items():  # in turns, so that noise hits all of them
-            step()  # not counted: it finds caches and free memory as another kind of step left them
-            for _ in range(_BLOCK):
-                synchronise(device)
-                began = time.perf_counter()
-                step()
-                synchronise(device)
-                times[kind].append(time.perf_counter() - began)
+            times[kind] += time_step(step, device, _BLOCK)
     ours, plain, outside = (statistics.median(times[kind]) for kind in kinds)
-    measured = max(
-        *rates, matmul_rate(device, dtype)
-    )  # before and after, for a floor no neighbour has raised
+    # Before and after, for a floor no neighbour has raised.
+    measured = max(rate_before, matmul_rate(device, dtype))
     result["matmul_tflops_measured"] = round(measured / 1e12, 3)
     result["floor_ms"] = round(flops / measured * 1e3, 2)
     print(
@@ -263,12 +311,8 @@ def measure(policy: VLA0Policy, rows: int, repeats: int, peak: float | None) -> 
     )
     for kind, seconds in (("ours", ours), ("plain", plain)):
         result |= {
-            f"{kind}_ms": round(1e3 * seconds, 1),
-            f"{kind}_samples_per_s": round(rows / seconds, 2),
-            f"{kind}_mfu_of_matmul_rate": round(flops / seconds / measured, 3),
+            f"{kind}_{name}": value for name, value in rates(seconds, rows, flops, measured, peak).items()
         }
-        if peak is not None:
-            result[f"{kind}_mfu_of_data_sheet"] = round(flops / seconds / peak, 3)
     result["outside_ms"] = round(1e3 * outside, 1)
     result["own_share_outside_the_model"] = round(outside / ours, 4)
     result["times_the_plain_samples_per_s"] = round(

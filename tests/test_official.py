@@ -37,7 +37,7 @@ from tiny import make_dataset
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
-from lerobot_policy_vla0.checkpoints.policy_folder import left_out, stored_names
+from lerobot_policy_vla0.checkpoints.policy_folder import left_out
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, find_shards, write_stream
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, OutputError
 from lerobot_policy_vla0.observations.images import encode_images
@@ -763,7 +763,7 @@ def test_every_tensor_of_the_3b_model_finds_its_place(qwen_folder: Path, tmp_pat
     del planned["augmentation.state"]
     assert len(planned) == 824
     assert sum(source.n_bytes for source in planned.values()) == 2 * 3_754_622_976
-    assert left_out(stored_names(skeleton)) == {
+    assert left_out(skeleton) == {
         "vlm.model.model.language_model.embed_tokens.weight": "vlm.model.lm_head.weight"
     }
 

@@ -21,7 +21,7 @@ from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0 import output_files as writing
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import saved_policy as saving
-from lerobot_policy_vla0.checkpoints.policy_folder import left_out, plan_tensors, stored_names
+from lerobot_policy_vla0.checkpoints.policy_folder import left_out, plan_tensors
 from lerobot_policy_vla0.checkpoints.weight_stream import TensorSource, write_stream
 from lerobot_policy_vla0.errors import CheckpointError, OutputError
 from lerobot_policy_vla0.tools import merging
@@ -113,6 +113,20 @@ def test_reading_back_does_not_disturb_the_draws_of_training(tmp_path: Path) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_gathered_weights_are_saved_without_asking_the_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = VLA0Policy(make_config())
+    gathered = dict(policy.state_dict())
+
+    def wait(*_: Any, **__: Any) -> None:
+        raise AssertionError("one process waits for the others")
+
+    monkeypatch.setattr(policy, "state_dict", wait)  # of sharded parameters: a collective
+    policy.save_pretrained(tmp_path, state_dict=gathered)
+    assert torch.equal(load_file(tmp_path / "model.safetensors")[HEAD], gathered[HEAD])
+
+
 def test_weights_in_four_bits_are_not_saved_whole() -> None:
     policy = VLA0Policy(make_config())
     held = {**policy.state_dict(), NORM: torch.zeros(32, dtype=torch.uint8)}
@@ -123,7 +137,7 @@ def test_weights_in_four_bits_are_not_saved_whole() -> None:
 def test_tied_weights_that_sharding_made_two_are_still_one() -> None:
     policy = VLA0Policy(make_config())
     policy.vlm.model.lm_head.weight = nn.Parameter(policy.get_parameter(EMBEDDING).detach().clone())
-    assert left_out(stored_names(policy)) == {EMBEDDING: HEAD}
+    assert left_out(policy) == {EMBEDDING: HEAD}
     planned = plan_tensors(policy, None, "bfloat16")
     assert {HEAD, EMBEDDING} & planned.keys() == {HEAD}
     assert planned[HEAD].read().dtype == torch.bfloat16
@@ -137,7 +151,7 @@ def test_untied_weights_are_two(tmp_path: Path) -> None:
         described.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     )
     untied = VLA0Policy(make_config(), stored_vlm=tmp_path / "vlm")
-    assert left_out(stored_names(untied)) == {}
+    assert left_out(untied) == {}
     untied.save_pretrained(tmp_path / "untied")
     assert {HEAD, EMBEDDING} <= load_file(tmp_path / "untied/model.safetensors").keys()
 

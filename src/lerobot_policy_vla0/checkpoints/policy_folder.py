@@ -1,7 +1,7 @@
 """What the folder of a policy holds: planned before it is written, checked before it is called written.
 
 Every tensor is stored once. One that has several names (the tied embedding) gets the first of them in the alphabet, as
-safetensors does it, whichever of them it was given under: `stored_names` is the only place that decides this.
+safetensors does it, whichever of them it was given under: `left_out` is the only place that decides this.
 
 `check_written` reads back what a folder on disk says, not what was meant to be written: a policy without numbers is
 built from the folder's own config, and the weights' file has to hold exactly its tensors.
@@ -49,25 +49,24 @@ def build_skeleton(config: Any, stored_vlm: Path | None) -> VLA0Policy:
 # ------------------------------------------------------------------ names
 
 
-def stored_names(policy: SavedPolicy) -> dict[str, str]:
-    """Return the name in the file of each of a policy's tensors.
+def left_out(policy: SavedPolicy) -> dict[str, str]:
+    """Return the names that a policy's file does not have, each with the one that its tensor is stored under.
 
     Which tensors are one is known in two ways, and both count: they are one object, or transformers says so. Sharded
-    parameters may have lost the former.
+    parameters may have lost the former. (Never asks for the policy's ``state_dict``: where parameters are sharded, that
+    waits for all processes, and one of them saves.) It is also what safetensors' metadata says of tied tensors.
     """
     groups: dict[int, set[str]] = {}
     for name, parameter in policy.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), set()).add(name)
-    names = {name: min(group) for group in groups.values() for name in group}
-    names |= {name: name for name in policy.state_dict() if name not in names}
+    together = [group for group in groups.values() if len(group) > 1]
     for pair in policy.vlm.tied_names.items():
-        one, other = (names[f"vlm.model.{name}"] for name in pair)
-        names = {name: min(one, other) if kept in (one, other) else kept for name, kept in names.items()}
-    return names
-
-
-def left_out(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names that are not in the file, with the ones that are: safetensors' metadata for tied tensors."""
+        merged = {f"vlm.model.{name}" for name in pair}
+        for group in [group for group in together if group & merged]:
+            together.remove(group)
+            merged |= group
+        together.append(merged)
+    names = {name: min(group) for group in together for name in group}
     return {name: kept for name, kept in sorted(names.items()) if name != kept}
 
 
@@ -90,7 +89,7 @@ def plan_tensors(
     Raises:
         CheckpointError: naming tensors that are no weights as they are, such as those in 4 bits.
     """
-    names = stored_names(policy)
+    tied = left_out(policy)
     planned: dict[str, TensorSource] = {}
     for name, tensor in (policy.state_dict() if state_dict is None else state_dict).items():
         asked = tensor.dtype if save_dtype is None else getattr(torch, save_dtype)
@@ -104,7 +103,7 @@ def plan_tensors(
         def read(tensor: Tensor = tensor, dtype: torch.dtype = dtype) -> Tensor:
             return tensor.detach().to(device="cpu", dtype=dtype)
 
-        planned.setdefault(names.get(name, name), TensorSource(tuple(tensor.shape), dtype, read))
+        planned.setdefault(tied.get(name, name), TensorSource(tuple(tensor.shape), dtype, read))
     return planned
 
 
@@ -139,7 +138,7 @@ def match_tensors(
     Raises:
         CheckpointError: naming missing, unexpected and misshapen tensors, or copies of one that differ.
     """
-    names = stored_names(skeleton)
+    tied = left_out(skeleton)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     stored: dict[str, str] = {}
     for name in reader.tensors:
@@ -149,12 +148,12 @@ def match_tensors(
                 f"{folder} holds one tensor under two names: {twin} and {name}. Remove stale files."
             )
     found: dict[str, str] = {}  # name in the file that is planned to name in the file that is read
-    for name in sorted(stored.keys() & names.keys()):
-        first = found.setdefault(names[name], stored[name])
+    for name in sorted(stored.keys() & expected.keys()):
+        first = found.setdefault(tied.get(name, name), stored[name])
         if first != stored[name]:
             _check_equal(reader, first, stored[name], folder)
-    missing = [name for name, kept in names.items() if kept not in found and name not in without]
-    unexpected = [stored[name] for name in stored.keys() - names.keys()]
+    missing = [name for name in expected if tied.get(name, name) not in found and name not in without]
+    unexpected = [stored[name] for name in stored.keys() - expected.keys()]
     wrong = [
         f"{name} is {reader.tensors[source].shape}, expected {expected[name]}"
         for name, source in found.items()
@@ -232,8 +231,10 @@ def _read_config(folder: Path) -> VLA0Config:
 def _unlike(folder: Path, config: VLA0Config, planned: Mapping[str, TensorSource]) -> str:
     """Return how the weights' file differs from what the folder's config implies; empty if it does not."""
     skeleton = build_skeleton(config, folder / VLM_FOLDER)
-    names = stored_names(skeleton)
-    implied = {names[name]: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    tied = left_out(skeleton)
+    implied = {
+        name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied
+    }
     with ShardReader([folder / SAFETENSORS_SINGLE_FILE]) as reader:
         there = reader.tensors
     both = there.keys() & implied.keys()

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+from accelerate import init_empty_weights
 from huggingface_hub import ModelCard
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from lerobot.configs.policies import PreTrainedConfig
@@ -32,7 +33,6 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
     check_written,
     left_out,
     plan_tensors,
-    stored_names,
     total_bytes,
 )
 from lerobot_policy_vla0.checkpoints.weight_stream import write_stream
@@ -115,7 +115,7 @@ class SavedPolicy(PreTrainedPolicy):
         with new_files(save_directory) as partial:
             self.config._save_pretrained(partial)
             self.vlm.save_description(partial / VLM_FOLDER)
-            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(self)))
+            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(self))
             check_written(partial, tensors, out=save_directory)
 
     def generate_model_card(
@@ -209,8 +209,7 @@ class SavedPolicy(PreTrainedPolicy):
                     return policy
                 policy.config = config
             else:
-                policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
-                load_weights(policy, folder, strict=strict)
+                policy = cls._from_weights(folder, config, strict=strict, **kwargs)
         policy.to(policy.config.device)
         policy.eval()
         policy.loaded(processors or folder)
@@ -238,6 +237,18 @@ class SavedPolicy(PreTrainedPolicy):
             folder = Path(temporary) / "policy" if out is None else Path(out)
             import_checkpoint(source, folder, ImportOptions(**options))
             return cls.from_pretrained(folder)
+
+    @classmethod
+    def _from_weights(cls, folder: Path, config: Any, *, strict: bool, **kwargs: Any) -> Self:
+        """Build the policy of a folder that holds all weights, and read them into their place."""
+        if strict:  # every weight is in the folder: until it is read it takes no memory
+            with init_empty_weights(include_buffers=False):
+                policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
+            policy.vlm.model.tie_weights()  # building without memory gave each name its own
+        else:  # what the folder lacks stays as it was initialised
+            policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
+        load_weights(policy, folder, strict=strict, device=policy.config.device)
+        return policy
 
     @classmethod
     def _from_backbone(cls, name: str, config: VLA0Config, **kwargs: Any) -> Self:

@@ -36,7 +36,6 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
     left_out,
     match_tensors,
     plan_tensors,
-    stored_names,
     total_bytes,
 )
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, find_shards, write_stream
@@ -108,7 +107,7 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
             build_model_card(
                 written, dataset=_dataset_of(folder), license=written.license, tags=written.tags
             ).save(partial / "README.md")
-            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(skeleton)))
+            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
             check_written(partial, tensors, out=out, processors=True)
     logger.info("merged %s into %s", source, out)
     return out

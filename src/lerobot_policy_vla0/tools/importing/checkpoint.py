@@ -28,7 +28,6 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
     build_skeleton,
     check_written,
     left_out,
-    stored_names,
     total_bytes,
 )
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, find_shards, write_stream
@@ -286,7 +285,7 @@ def _write_policy(
         config.device = None
         config._save_pretrained(folder)
         logger.info("copying %d tensors from %s", len(tensors), layout.model)
-        write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, left_out(stored_names(skeleton)))
+        write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
         check_written(folder, tensors, out=out, processors=True)
 
 
