@@ -187,7 +187,7 @@ def test_limits_in_the_robots_units_use_the_adapters_statistics(adapter: Path) -
     ):
         batch = make_batch(config, batch=1)
         policy.select_action(dict(batch))
-        assert policy._limiter.limits.tolist() == pytest.approx([2 * 0.5 / span, math.inf])
+        assert policy.executor.limiter.limits.tolist() == pytest.approx([2 * 0.5 / span, math.inf])
 
 
 def test_changing_the_chunk_size_of_an_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:

@@ -211,12 +211,12 @@ def test_actions_are_queued_and_reset_forgets_them() -> None:
     for step in range(3):
         assert torch.equal(policy.select_action(batch), chunk[:, step])
     policy.select_action(batch)
-    assert len(policy._queue) == 2
+    assert len(policy.executor.queue) == 2
     policy.reset()
-    assert len(policy._queue) == 0
+    assert len(policy.executor.queue) == 0
     policy.select_action(batch)
     policy.drop_queued_actions()
-    assert len(policy._queue) == 0
+    assert len(policy.executor.queue) == 0
 
 
 def test_ensembling_averages_what_successive_queries_predict() -> None:

@@ -27,7 +27,7 @@ def steps(*rows: tuple[float, float]) -> torch.Tensor:
 
 def committed_bins(codec: ActionCodec, left: torch.Tensor, delay: int, batch: int) -> torch.Tensor | None:
     """Return the committed steps as `predict_action_chunk` hands them to the decoder."""
-    committed = committed_steps(codec, left, delay, batch)
+    committed = committed_steps(left, delay, batch, chunk_size=codec.chunk_size, action_dim=codec.action_dim)
     return None if committed is None else quantise(committed, codec.n_bins)[0]
 
 

@@ -1,4 +1,4 @@
-"""`VLA0Policy` as LeRobot's commands expect it: the training loss here, chunks and single actions in `acting`.
+"""`VLA0Policy`: what it reads and returns, how it is built, how it learns, and how it acts.
 
 Data contract (B samples, C cameras, T = chunk_size, D = action_dim, P prompt tokens):
 
@@ -13,31 +13,61 @@ key                                    shape               dtype      content
 ``action_is_pad`` (training)           (B, T)              bool       true past the end of the episode
 =====================================  ==================  =========  =======================================
 
-`predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the
-post-processor turns both into the robot's units. Actions lie inside the range of the training data by
-construction: a bin cannot express anything else, and ensembling and ``max_action_step`` only average and hold back.
-With relative actions that is the range of offsets from the state, and `select_action` may leave [-1, 1], because it
-speaks of a chunk's later steps from where the robot has got to.
+`predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the post-processor turns both
+into the robot's units. Actions lie inside the range of the training data by construction: a bin cannot express anything
+else, and ensembling and ``max_action_step`` only average and hold back. With relative actions that is the range of
+offsets from the state, and `select_action` may leave [-1, 1], because it expresses the later steps of a chunk relative
+to the state that the robot has reached by then.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from huggingface_hub import ModelCard
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.acting import ActingPolicy
+from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.backbone.vlm import VLM
+from lerobot_policy_vla0.checkpoints import adapters
+from lerobot_policy_vla0.checkpoints.model_card import build_model_card
+from lerobot_policy_vla0.checkpoints.saved_policy import load_policy, save_policy
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.dataset_stats import check_relative_horizon, check_stats
+from lerobot_policy_vla0.dataset_stats import (
+    check_action_stats,
+    check_relative_horizon,
+    check_stats,
+    read_action_stats,
+)
+from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
+from lerobot_policy_vla0.decoding.report import DecodeReport
+from lerobot_policy_vla0.decoding.request import Decoder, DecodeRequest
 from lerobot_policy_vla0.errors import ActionError, ConfigError
-from lerobot_policy_vla0.observations.batches import read_images, read_padding, read_prompt
+from lerobot_policy_vla0.execution.chunk_executor import ChunkExecutor
+from lerobot_policy_vla0.execution.relative import read_origin
+from lerobot_policy_vla0.execution.thread_guard import ThreadGuard
+from lerobot_policy_vla0.observations.batches import (
+    check_robot,
+    grey_batch,
+    n_rows,
+    note_image_sizes,
+    read_images,
+    read_padding,
+    read_prompt,
+)
 from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.observations.images import encode_images
-from lerobot_policy_vla0.text.codec import IGNORE_INDEX, raise_non_finite_actions
+from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.training.augmentation import AugmentationState
 from lerobot_policy_vla0.training.loss import (
     answer_loss,
@@ -47,8 +77,12 @@ from lerobot_policy_vla0.training.loss import (
 )
 from lerobot_policy_vla0.training.masking import apply_mask, draw_mask
 
+logger = logging.getLogger(__name__)
+#: One DEBUG record per model query of `select_action`; `vla0 eval` reads it.
+query_logger = logging.getLogger("lerobot_policy_vla0.queries")
 
-class VLA0Policy(ActingPolicy):
+
+class VLA0Policy(PreTrainedPolicy):
     """A vision-language model that answers an image and an instruction with actions in text.
 
     Args:
@@ -66,6 +100,7 @@ class VLA0Policy(ActingPolicy):
 
     config_class = VLA0Config
     name = "vla0"
+    config: VLA0Config
 
     # For LeRobot's FSDP and rollout code; `__init__` puts the classes of its own backbone here.
     _fsdp_wrap_modules: tuple[str, ...] = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
@@ -96,8 +131,13 @@ class VLA0Policy(ActingPolicy):
         # In the weights, so that a resumed run draws the same crops, jitter and masks as an uninterrupted one.
         self.augmentation = AugmentationState()
         self._warned_clipping = False
-        self._begin_acting(span)
-        self.reset()
+        self.executor = ChunkExecutor(config, span)
+        self._guard = ThreadGuard()
+        self._decoder: Decoder | None = None
+        self._decoder_device: torch.device | None = None
+        self._noted_sizes = False
+        self._cold = False  # whether the first reset warms the decoder up
+        self._decoding = False  # whether evaluation mode is only borrowed
 
     # ------------------------------------------------------------------ training
 
@@ -136,7 +176,8 @@ class VLA0Policy(ActingPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ConfigError(f"reduction={reduction!r} must be 'mean' or 'none'.")
-        generator = self._next_generator() if self.training else None
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        generator = self.augmentation.next_generator(rank) if self.training else None
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
         if ACTION not in batch:
@@ -203,7 +244,8 @@ class VLA0Policy(ActingPolicy):
             ]
         ).tolist()
         n = len(scalars)
-        raise_for_problems(_pairs(packed[n + 1 :]), self.config.camera_keys)
+        limits = packed[n + 1 :]  # lowest and highest value of each camera
+        raise_for_problems(list(zip(limits[::2], limits[1::2], strict=True)), self.config.camera_keys)
         if packed[n]:
             raise_non_finite_actions(bad_actions)
         metrics = dict(zip(scalars, packed, strict=False))
@@ -212,12 +254,336 @@ class VLA0Policy(ActingPolicy):
             warn_about_clipping(clipped)
         return (loss if reduction == "mean" else result.per_sample), metrics
 
-    def _next_generator(self) -> torch.Generator:
-        """Return the generator of this training step, the same after a resume."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        return self.augmentation.next_generator(rank)
+    # ------------------------------------------------------------------ acting
 
+    @without_gradients
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Any],
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Predict a chunk from the current observation, without queue or ensembling.
 
-def _pairs(values: list[float]) -> list[tuple[float, float]]:
-    """Group a flat list in twos."""
-    return list(zip(values[::2], values[1::2], strict=True))
+        With ``max_action_step``, steps are limited from one to the next, and the first one from the last committed
+        step, or from the end of the previous chunk if that was executed to its end. Where nothing is known of what was
+        executed before (no ``prev_chunk_left_over``: a first chunk, LeRobot's policy server), it is free.
+
+        Args:
+            batch: see the data contract above.
+            inference_delay: control steps that pass while this call computes (Real-Time Chunking).
+            prev_chunk_left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions still to be executed; the first
+                ``inference_delay`` of them become the beginning of the answer.
+            **kwargs: none are supported; anything given is refused rather than ignored.
+
+        Returns:
+            ``(B, chunk_size, action_dim)`` float32 in ``[-1, 1]``.
+
+        Raises:
+            DecodeError: if the model returns NaN/Inf logits.
+            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late to be executed.
+            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot other joints.
+            ImageError, CameraError, PromptError: for unusable input.
+        """
+        if kwargs:
+            raise ConfigError(
+                f"predict_action_chunk got {sorted(kwargs)}, which this policy does not support; pass the batch, "
+                "inference_delay and prev_chunk_left_over."
+            )
+        with self._guard.exclusive():
+            commitment = self.executor.commit(prev_chunk_left_over, inference_delay, n_rows(batch))
+            bins = None if commitment.steps is None else quantise(commitment.steps, self.config.n_bins)[0]
+            chunk = self._predict(batch, bins)
+            # Without a limit nothing is compared with another chunk, and no common origin is needed.
+            origin = None if self.config.max_action_step is None else self._origin(batch)
+            return self.executor.continue_chunk(chunk, commitment, origin)
+
+    @without_gradients
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """Return the next action of each row, querying the model when the queue is empty.
+
+        Args:
+            batch: see the data contract above.
+            **kwargs: none are supported; anything given is refused rather than ignored.
+
+        Returns:
+            ``(B, action_dim)`` float32 in ``[-1, 1]``; with relative actions, relative to the state of this batch.
+
+        Raises:
+            SharedPolicyError: if several threads drive this object.
+            StateError: with relative actions, if the batch has no origin.
+            ActionError: if the batch size changes within an episode, or the robot has other joints.
+            DecodeError, ImageError, CameraError, PromptError: as `predict_action_chunk`.
+        """
+        if kwargs:
+            raise ConfigError(
+                f"select_action got {sorted(kwargs)}, which this policy does not support; pass only the batch."
+            )
+        with self._guard.owned():
+            rows, asks, began = n_rows(batch), not self.executor.queue, time.perf_counter()
+            action = self.executor.next_action(lambda: self._predict(batch), rows, self._origin(batch))
+            if asks:
+                spent = 1000 * (time.perf_counter() - began)
+                query_logger.debug("query", extra={"rows": rows, "milliseconds": spent})
+            return action
+
+    def reset(self) -> None:
+        """Start a new episode: forget queued actions and earlier chunks.
+
+        The first call on a loaded policy also warms the decoder up for batches of one row, so that a robot's first
+        control step is not slower than the rest; call `warm_up` for others.
+        """
+        self._guard.release()
+        if self._cold and not self.training:
+            with self._guard.exclusive():
+                self.warm_up()
+        self.executor.reset()
+        if self._decoder is not None:
+            self._decoder.reset()
+
+    def drop_queued_actions(self) -> None:
+        """Forget queued actions, earlier chunks and the last action; LeRobot calls this when the task changes."""
+        self.executor.reset()
+
+    def supports_rtc(self) -> bool:
+        """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
+        return True
+
+    @without_gradients
+    def warm_up(self, batch: int = 1) -> None:
+        """Decode grey images once: caches are allocated and the decoder measures how wide its passes should be.
+
+        Args:
+            batch: number of environments or robots that will be driven at once.
+        """
+        self._cold = False
+        began = time.perf_counter()
+        self._predict(grey_batch(self.config, self.vlm, batch))
+        self.decoder.reset()
+        logger.info("decoder: warmed up in %.1f s", time.perf_counter() - began)
+
+    @without_gradients
+    def number_distributions(
+        self, batch: dict[str, Any], answers: list[list[int]], *, min_mass: float = 1e-3
+    ) -> list[NDArray[Any]]:
+        """Return the probability of every value of every number, given the numbers before it; for reports.
+
+        Args:
+            batch: see the data contract above.
+            answers: each row's answer as grammar symbols, e.g. of ``last_decode.traces``.
+            min_mass: see `decoding.distribution.NumberDistributions`; 0 is exact and slow.
+
+        Returns:
+            For each row ``(T*D, n_bins + 1)`` float64.
+        """
+        with self._guard.exclusive(), self._autocast(), self._evaluating():
+            reader = build_distributions(self.config, self.vlm, self._device, min_mass=min_mass)
+            return reader.measure(self._request(batch), answers)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder, built for the device the weights are on."""
+        device = self._device
+        if self._decoder is None or self._decoder_device != device:
+            self._decoder = build_decoder(self.config, self.vlm, device)
+            self._decoder_device = device
+        return self._decoder
+
+    @property
+    def last_decode(self) -> DecodeReport | None:
+        """What the last query did: passes, tokens, time, the probability of each number; None before one."""
+        return None if self._decoder is None else self._decoder.last
+
+    def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
+        """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
+        with self._autocast(), self._evaluating():
+            ids = self.decoder.decode(self._request(batch, committed))
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids))
+
+    def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
+        """Return what a decoder needs to answer a batch, checked."""
+        check_robot(batch, self.config)
+        prompt, prompt_mask = read_prompt(batch, self._device)
+        images = read_images(batch, self.config, self._device)
+        self._noted_sizes = self._noted_sizes or note_image_sizes(images, self.config)
+        raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
+        pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+        return DecodeRequest(
+            prompt, prompt_mask, pixel_values, grid_thw, committed, steps_since=self.config.n_action_steps
+        )
+
+    def _origin(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the origin ``(B, D)`` of an observation's relative actions; None with absolute actions."""
+        if not self.config.use_relative_actions:
+            return None
+        return read_origin(batch, self.config.absolute_dimensions, self._device)
+
+    # ------------------------------------------------------------------ modes
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation mode; training frees what decoding holds (cache, cast weights)."""
+        if mode and not self._decoding:
+            self._decoder = None
+        super().train(mode)
+        return self
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.parameters()).device
+        return device
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Leave training mode for a while: checkpointing, dropout and compiled layers have no place in decoding."""
+        was_training = self.training
+        self._decoding = True
+        if was_training:
+            self.eval()
+        # Passes come in many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile_model else nullcontext()
+        try:
+            with eager:
+                yield
+        finally:
+            if was_training:
+                self.train()
+            self._decoding = False
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Compute in ``config.dtype``; LeRobot autocasts in training only, RTC and async never."""
+        device = self._device.type
+        if self.config.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(device, dtype=getattr(torch, self.config.dtype.removeprefix("autocast_")))
+
+    # ------------------------------------------------------------------ saving and loading
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a trained policy from a folder or the Hub, in evaluation mode.
+
+        All weights come from the checkpoint: the base model is neither needed nor looked for. An adapter (LoRA) is
+        loaded with its base and merged into it, in full precision even if it was trained on a 4-bit base; LeRobot's
+        commands instead ask for the base alone, with the adapter's config, and put the adapter on top.
+
+        Args:
+            pretrained_name_or_path: a folder written by LeRobot, or a Hub repo id.
+            config: used instead of the checkpoint's own; what the weights and the saved prompt were made
+                for (``chunk_size``, ``n_bins``, cameras, ...) must agree with it.
+            revision: Hub revision.
+            local_files_only: do not ask the Hub.
+            cache_dir: Hub cache folder.
+            token: Hub token.
+            force_download: ignore the cache.
+            strict: refuse missing and unexpected tensors (default). False only logs them.
+            **kwargs: passed to the constructor (``dataset_stats``, ``dataset_meta``).
+
+        Raises:
+            CheckpointError: naming missing files, missing, unexpected or misshapen tensors.
+        """
+        for unused in ("resume_download", "proxies"):
+            kwargs.pop(unused, None)
+        download: dict[str, Any] = {
+            "local_files_only": local_files_only,
+            "cache_dir": cache_dir,
+            "token": token,
+            "force_download": force_download,
+        }
+        policy = load_policy(
+            cls,
+            str(pretrained_name_or_path),
+            config=config,
+            revision=revision,
+            strict=strict,
+            download=download,
+            **kwargs,
+        )
+        assert isinstance(policy, cls)
+        return policy
+
+    def use_checkpoint(self, folder: Path) -> None:
+        """Take over what only a checkpoint's processors know, and warm the decoder up on the first reset.
+
+        Args:
+            folder: of the checkpoint that the weights or the adapter were read from.
+        """
+        self._cold = True
+        if self.executor.waits_for_statistics:
+            stats = read_action_stats(folder)
+            self.executor.set_limits(check_action_stats(self.config, stats))
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        save_policy(self, save_directory, state_dict)
+
+    def generate_model_card(
+        self,
+        dataset_repo_id: str | None = None,
+        model_type: str | None = None,
+        license: str | None = None,
+        tags: list[str] | None = None,
+        cfg: Any = None,
+        dataset_meta: Any = None,
+    ) -> ModelCard:
+        """Return the README of a published policy; LeRobot calls this on ``--policy.push_to_hub=true``."""
+        del model_type  # always this one
+        return build_model_card(
+            self.config,
+            dataset=dataset_repo_id,
+            license=license,
+            tags=tags,
+            training=cfg,
+            dataset_meta=dataset_meta,
+            adapter_base=getattr(self, "name_or_path", None),
+        )
+
+    # ------------------------------------------------------------------ adapters
+
+    def wrap_with_peft(
+        self, peft_config: Any = None, peft_cli_overrides: dict[str, Any] | None = None
+    ) -> Any:
+        """Freeze the policy and put adapters into it; LeRobot calls this for ``--peft.*``.
+
+        Works from the bare backbone too: the adapter then names ``vlm_model_name`` as its base.
+
+        Args:
+            peft_config: PEFT's config, or None for one of LeRobot's overrides over this policy's defaults.
+            peft_cli_overrides: LeRobot's ``--peft.*``.
+
+        Returns:
+            The ``PeftModel``.
+
+        Raises:
+            ConfigError: for options an adapter makes inert, or adapters on the vocabulary.
+        """
+        overrides = peft_cli_overrides or {}
+        adapters.check_options(self.config, overrides)
+        if peft_config is None:
+            peft_config = self._build_peft_config(overrides)
+        elif overrides:
+            peft_config = self._apply_peft_cli_overrides(peft_config, overrides)
+        before = self.vlm.vocabulary
+        # LeRobot replaces it by the path of a trained policy, if training starts from one.
+        self.name_or_path = self.config.vlm_model_name
+        wrapped = super().wrap_with_peft(adapters.finish_peft_config(self, peft_config))
+        adapters.refuse_changed_vocabulary(self.vlm, before)
+        return wrapped
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """Return PEFT options used unless ``--peft.*`` says otherwise."""
+        return {"target_modules": adapters.default_targets(self.vlm, vision=self.config.lora_vision)}
+
+    def _validate_peft_config(self, peft_config: Any) -> None:
+        """Allow training from the backbone: unlike most policies, this one has no random weights there."""

@@ -33,7 +33,7 @@ from libero_protocol import (
     wrist,
 )
 
-from lerobot_policy_vla0 import acting
+from lerobot_policy_vla0 import modeling_vla0
 from lerobot_policy_vla0.errors import AnswerError
 
 #: Builds a policy that answers given texts: its options and the texts in; policy, processors and scribe out.
@@ -50,7 +50,7 @@ def play(libero: Libero, monkeypatch: pytest.MonkeyPatch) -> Play:
     def build(texts: list[str], **options: Any) -> tuple[Any, Any, Any, Scribe]:
         policy, pre, post = libero.build(**options)
         scribe = Scribe(libero.tokenizer, texts)
-        monkeypatch.setattr(acting, "build_decoder", lambda *_: scribe)
+        monkeypatch.setattr(modeling_vla0, "build_decoder", lambda *_: scribe)
         policy._decoder = None  # the next query asks for one
         return policy, pre, post, scribe
 

@@ -89,7 +89,7 @@ def check_options(config: VLA0Config, overrides: dict[str, Any]) -> None:
         )
 
 
-def complete(policy: VLA0Policy, peft_config: Any) -> Any:
+def finish_peft_config(policy: VLA0Policy, peft_config: Any) -> Any:
     """Return a PEFT config that also saves the state of the augmentation, and pins the base's revision."""
     kept = list(getattr(peft_config, "modules_to_save", None) or [])
     peft_config.modules_to_save = [*kept, *({AUGMENTATION} - set(kept))]
@@ -128,7 +128,7 @@ def refuse_changed_vocabulary(vlm: VLM, before: tuple[nn.Module, nn.Module]) -> 
 # ------------------------------------------------------------------ loading
 
 
-def expect_adapter(policy: VLA0Policy, base: str) -> None:
+def refuse_incomplete_adapter(policy: VLA0Policy, base: str) -> None:
     """Prepare a base policy for its adapter: an incomplete one is an error, where PEFT itself only warns.
 
     Args:

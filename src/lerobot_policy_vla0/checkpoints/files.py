@@ -47,8 +47,8 @@ def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
         ) from error
 
 
-#: Options that the weights and the saved prompt step were made for.
-_BAKED = (
+#: Options that are fixed by training: the weights and the saved prompt step were made for them.
+_FIXED_BY_TRAINING = (
     "chunk_size",
     "n_bins",
     "action_dim",
@@ -63,7 +63,7 @@ _BAKED = (
 )
 
 
-def check_same_answer(stored: PreTrainedConfig, given: PreTrainedConfig) -> None:
+def check_fixed_options(stored: PreTrainedConfig, given: PreTrainedConfig) -> None:
     """Refuse options that contradict what a checkpoint was trained to answer.
 
     The saved pre-processor writes the prompt the weights were trained with ("the next 8 timesteps ...
@@ -79,7 +79,7 @@ def check_same_answer(stored: PreTrainedConfig, given: PreTrainedConfig) -> None
             )
     clashes = [
         f"{name} is {_plain(getattr(given, name))}, the checkpoint has {_plain(getattr(stored, name))}"
-        for name in _BAKED
+        for name in _FIXED_BY_TRAINING
         if _plain(getattr(given, name)) != _plain(getattr(stored, name))
     ]
     if clashes:

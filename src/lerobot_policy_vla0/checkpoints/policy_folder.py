@@ -28,28 +28,26 @@ from lerobot_policy_vla0.dataset_stats import check_action_stats, check_stats, r
 from lerobot_policy_vla0.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.checkpoints.saved_policy import SavedPolicy
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 
 
-def build_skeleton(config: Any, stored_vlm: Path | None) -> VLA0Policy:
+def build_skeleton(policy_class: type[VLA0Policy], config: Any, stored_vlm: Path | None) -> VLA0Policy:
     """Return a policy with names and shapes, and without numbers: it is on the ``meta`` device.
 
     Args:
+        policy_class: `VLA0Policy`, which stands above this room.
         config: a `VLA0Config`; how the policy would run (attention, compiling, 4 bits) does not matter here.
         stored_vlm: folder with the backbone's config and tokenizer; None for the tiny one, which has no files.
     """
-    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
-
     plain = replace(config, attn_implementation="sdpa", compile_model=False, quantization=None, device="cpu")
     with torch.device("meta"):
-        return VLA0Policy(plain, stored_vlm=stored_vlm)
+        return policy_class(plain, stored_vlm=stored_vlm)
 
 
 # ------------------------------------------------------------------ names
 
 
-def left_out(policy: SavedPolicy) -> dict[str, str]:
+def left_out(policy: VLA0Policy) -> dict[str, str]:
     """Return the names that a policy's file does not have, each with the one that its tensor is stored under.
 
     Which tensors are one is known in two ways, and both count: they are one object, or transformers says so. Sharded
@@ -74,7 +72,7 @@ def left_out(policy: SavedPolicy) -> dict[str, str]:
 
 
 def plan_tensors(
-    policy: SavedPolicy, state_dict: Mapping[str, Tensor] | None, save_dtype: str | None
+    policy: VLA0Policy, state_dict: Mapping[str, Tensor] | None, save_dtype: str | None
 ) -> dict[str, TensorSource]:
     """Return the tensors of a policy's file, each once and in the precision asked for.
 
@@ -116,7 +114,7 @@ def total_bytes(tensors: Mapping[str, TensorSource]) -> int:
 
 
 def match_tensors(
-    skeleton: SavedPolicy,
+    skeleton: VLA0Policy,
     reader: ShardReader,
     folder: Path,
     *,
@@ -183,13 +181,19 @@ def _check_equal(reader: ShardReader, first: str, second: str, folder: Path) -> 
 
 
 def check_written(
-    folder: Path, planned: Mapping[str, TensorSource], *, out: Path, processors: bool = False
+    policy_class: type[VLA0Policy],
+    folder: Path,
+    planned: Mapping[str, TensorSource],
+    *,
+    out: Path,
+    processors: bool = False,
 ) -> None:
     """Read back a policy's folder: config, backbone's description, and the header of its weights' file.
 
     Cheap, whatever the size of the model: no numbers are read.
 
     Args:
+        policy_class: `VLA0Policy`.
         folder: the folder, before it takes its place.
         planned: the tensors that were to be written; their precision is compared.
         out: the place, for messages.
@@ -200,7 +204,7 @@ def check_written(
     """
     try:
         config = _read_config(folder)
-        problem = _unlike(folder, config, planned)
+        problem = _unlike(build_skeleton(policy_class, config, folder / VLM_FOLDER), folder, planned)
         if processors and not problem:
             _load_processors(folder, config)
     except Exception as error:  # whatever it is: what cannot be read back was not written
@@ -228,9 +232,8 @@ def _read_config(folder: Path) -> VLA0Config:
     return config
 
 
-def _unlike(folder: Path, config: VLA0Config, planned: Mapping[str, TensorSource]) -> str:
+def _unlike(skeleton: VLA0Policy, folder: Path, planned: Mapping[str, TensorSource]) -> str:
     """Return how the weights' file differs from what the folder's config implies; empty if it does not."""
-    skeleton = build_skeleton(config, folder / VLM_FOLDER)
     tied = left_out(skeleton)
     implied = {
         name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied

@@ -1,34 +1,25 @@
-"""What LeRobot asks of a policy besides computing: saving, loading, adapters, publishing.
-
-The files are `checkpoint`'s, LoRA is `adapters`', the model card `publishing`'s; here they meet LeRobot's hooks.
-`acting` adds what the policy does with observations, `modeling_vla0` what it learns from data.
-"""
+"""`VLA0Policy.from_pretrained` and `save_pretrained`, step by step."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from accelerate import init_empty_weights
-from huggingface_hub import ModelCard
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
-from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import adapters
 from lerobot_policy_vla0.checkpoints.files import (
-    check_same_answer,
+    check_fixed_options,
     load_weights,
     read_config,
     resolve_checkpoint,
 )
-from lerobot_policy_vla0.checkpoints.model_card import build_model_card
 from lerobot_policy_vla0.checkpoints.policy_folder import (
     check_written,
     left_out,
@@ -36,241 +27,190 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
     total_bytes,
 )
 from lerobot_policy_vla0.checkpoints.weight_stream import write_stream
-from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.output_files import new_files, require_space
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 
 logger = logging.getLogger(__name__)
 
 
-class SavedPolicy(PreTrainedPolicy):
-    """The half of `VLA0Policy` that reads and writes checkpoints."""
+# ------------------------------------------------------------------ loading
 
-    config_class = VLA0Config
-    name = "vla0"
-    config: VLA0Config
-    vlm: VLM
 
-    def loaded(self, folder: Path) -> None:
-        """Take note that the weights have just been read from a checkpoint, whose processors are in ``folder``."""
-        raise NotImplementedError
+class Kind(Enum):
+    """What a name that is loaded refers to."""
 
-    # ------------------------------------------------------------------ adapters
+    POLICY = "a folder with all weights"
+    ADAPTER = "a folder with a PEFT adapter, which names its base"
+    BACKBONE = "a vision-language model without a policy around it, the base of an adapter"
 
-    def wrap_with_peft(
-        self, peft_config: Any = None, peft_cli_overrides: dict[str, Any] | None = None
-    ) -> Any:
-        """Freeze the policy and put adapters into it; LeRobot calls this for ``--peft.*``.
 
-        Works from the bare backbone too: the adapter then names ``vlm_model_name`` as its base.
+@dataclass(frozen=True)
+class Source:
+    """What is to be loaded.
 
-        Args:
-            peft_config: PEFT's config, or None for one of LeRobot's overrides over this policy's defaults.
-            peft_cli_overrides: LeRobot's ``--peft.*``.
+    Attributes:
+        kind: what ``name`` refers to.
+        name: a folder or Hub repo, as given.
+        folder: where it is on this machine; None for a backbone, which transformers finds by itself.
+        config: the options of the policy to build.
+        adapter: the folder of an adapter that the caller will put on top; None if there is none. LeRobot asks for
+            an adapter's base this way: with the base's name, and the adapter's path in the config.
+    """
 
-        Returns:
-            The ``PeftModel``.
+    kind: Kind
+    name: str
+    folder: Path | None
+    config: Any
+    adapter: Path | None
 
-        Raises:
-            ConfigError: for options an adapter makes inert, or adapters on the vocabulary.
-        """
-        overrides = peft_cli_overrides or {}
-        adapters.check_options(self.config, overrides)
-        if peft_config is None:
-            peft_config = self._build_peft_config(overrides)
-        elif overrides:
-            peft_config = self._apply_peft_cli_overrides(peft_config, overrides)
-        before = self.vlm.vocabulary
-        self.name_or_path = (
-            self.config.vlm_model_name
-        )  # LeRobot puts the trained policy's here, if there is one
-        wrapped = super().wrap_with_peft(adapters.complete(self, peft_config))
-        adapters.refuse_changed_vocabulary(self.vlm, before)
-        return wrapped
 
-    def _get_default_peft_targets(self) -> dict[str, Any]:
-        """Return PEFT options used unless ``--peft.*`` says otherwise."""
-        return {"target_modules": adapters.default_targets(self.vlm, vision=self.config.lora_vision)}
+def classify(name: str, config: Any, revision: str | None, download: dict[str, Any]) -> Source:
+    """Find what a name refers to, and check that the options fit it.
 
-    def _validate_peft_config(self, peft_config: Any) -> None:
-        """Allow training from the backbone: unlike most policies, this one has no random weights there."""
+    Args:
+        name: a folder or Hub repo.
+        config: the options to load it with; None takes its own.
+        revision: of the repo.
+        download: options of a download.
 
-    # ------------------------------------------------------------------ saving and loading
+    Raises:
+        CheckpointError: if there is no such checkpoint, or an option contradicts it.
+    """
+    adapter: Path | None = None
+    if (
+        config is not None
+        and config.use_peft
+        and config.pretrained_path
+        and name != str(config.pretrained_path)
+    ):
+        adapter = resolve_checkpoint(config.pretrained_path, revision=config.pretrained_revision, **download)
+        stored: Any = read_config(adapter)
+        check_fixed_options(stored, config)
+        if name == stored.vlm_model_name:
+            return Source(Kind.BACKBONE, name, None, config, adapter)
+    folder = resolve_checkpoint(name, revision=revision, **download)
+    stored = read_config(folder)
+    config = stored if config is None else config
+    check_fixed_options(stored, config)
+    kind = Kind.ADAPTER if adapters.is_adapter(folder) else Kind.POLICY
+    return Source(kind, name, folder, config, adapter)
 
-    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write config, weights, and the backbone's description: nothing else is needed to load.
 
-        What was written is read back before it takes the place of what is there.
+def load_policy(
+    policy_class: type[VLA0Policy],
+    name: str,
+    *,
+    config: Any,
+    revision: str | None,
+    strict: bool,
+    download: dict[str, Any],
+    **options: Any,
+) -> VLA0Policy:
+    """Load a policy in evaluation mode; see `VLA0Policy.from_pretrained`.
 
-        Args:
-            save_directory: the checkpoint's folder.
-            state_dict: weights gathered from several processes (FSDP); None writes this object's own.
+    Args:
+        policy_class: what to build.
+        name: a folder or Hub repo.
+        config: the options to load it with; None takes its own.
+        revision: of the repo.
+        strict: refuse missing and unexpected tensors; False only logs them.
+        download: options of a download.
+        **options: passed to the constructor.
+    """
+    # 1. What is it?
+    source = classify(name, config, revision, download)
 
-        Raises:
-            OutputError: if the disk is full or not writable.
-            CheckpointError: if what was written does not read back (see `policy_folder.check_written`).
-        """
-        tensors = plan_tensors(self, state_dict, self.config.save_dtype)
-        require_space(save_directory, total_bytes(tensors))
-        with new_files(save_directory) as partial:
-            self.config._save_pretrained(partial)
-            self.vlm.save_description(partial / VLM_FOLDER)
-            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(self))
-            check_written(partial, tensors, out=save_directory)
+    # 2. Build it.
+    if source.kind is Kind.BACKBONE:
+        policy = _on_backbone(policy_class, source, vlm_revision=revision, **options)
+    elif source.kind is Kind.ADAPTER:
+        policy = _with_adapter(policy_class, source, strict=strict, download=download, **options)
+        policy.config = source.config if source.adapter else policy.config
+    else:
+        policy = _from_weights(policy_class, source, strict=strict, **options)
 
-    def generate_model_card(
-        self,
-        dataset_repo_id: str | None = None,
-        model_type: str | None = None,
-        license: str | None = None,
-        tags: list[str] | None = None,
-        cfg: Any = None,
-        dataset_meta: Any = None,
-    ) -> ModelCard:
-        """Return the README of a published policy; LeRobot calls this on ``--policy.push_to_hub=true``."""
-        del model_type  # always this one
-        return build_model_card(
-            self.config,
-            dataset=dataset_repo_id,
-            license=license,
-            tags=tags,
-            training=cfg,
-            dataset_meta=dataset_meta,
-            adapter_base=getattr(self, "name_or_path", None),
-        )
+    # 3. Make it ready to act. A merged adapter's statistics were read when its base was loaded for it.
+    policy.to(policy.config.device)
+    policy.eval()
+    processors = source.adapter or (source.folder if source.kind is Kind.POLICY else None)
+    if processors is not None:
+        policy.use_checkpoint(processors)
+    if source.adapter is not None:
+        adapters.refuse_incomplete_adapter(policy, name)
+    return policy
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_name_or_path: str | Path,
-        *,
-        config: PreTrainedConfig | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        force_download: bool = False,
-        strict: bool = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a trained policy from a folder or the Hub, in evaluation mode.
 
-        All weights come from the checkpoint: the base model is neither needed nor looked for. An adapter (LoRA) is
-        loaded with its base and merged into it, in full precision even if it was trained on a 4-bit base; LeRobot's
-        commands instead ask for the base alone, with the adapter's config, and put the adapter on top.
+def _from_weights(
+    policy_class: type[VLA0Policy], source: Source, *, strict: bool, **options: Any
+) -> VLA0Policy:
+    """Build the policy of a folder that holds all weights, and read them into their place."""
+    assert source.folder is not None
+    description = source.folder / VLM_FOLDER
+    if strict:  # every weight is in the folder: until it is read it takes no memory
+        with init_empty_weights(include_buffers=False):
+            policy = policy_class(source.config, stored_vlm=description, **options)
+        policy.vlm.model.tie_weights()  # building without memory gave each name a parameter of its own
+    else:  # what the folder lacks stays as it was initialised
+        policy = policy_class(source.config, stored_vlm=description, **options)
+    load_weights(policy, source.folder, strict=strict, device=policy.config.device)
+    return policy
 
-        Args:
-            pretrained_name_or_path: a folder written by LeRobot, or a Hub repo id.
-            config: used instead of the checkpoint's own; what the weights and the saved prompt were made
-                for (``chunk_size``, ``n_bins``, cameras, ...) must agree with it.
-            revision: Hub revision.
-            local_files_only: do not ask the Hub.
-            cache_dir: Hub cache folder.
-            token: Hub token.
-            force_download: ignore the cache.
-            strict: refuse missing and unexpected tensors (default). False only logs them.
-            **kwargs: passed to the constructor (``dataset_stats``, ``dataset_meta``).
 
-        Raises:
-            CheckpointError: naming missing files, missing, unexpected or misshapen tensors.
-        """
-        download: dict[str, Any] = {
-            "local_files_only": local_files_only,
-            "cache_dir": cache_dir,
-            "token": token,
-            "force_download": force_download,
-        }
-        for unused in ("resume_download", "proxies"):
-            kwargs.pop(unused, None)
-        name = str(pretrained_name_or_path)
-        on_top: PreTrainedConfig | None = None  # config of the adapter that LeRobot will put on this policy
-        processors: Path | None = None  # its folder
-        if (
-            config is not None
-            and config.use_peft
-            and config.pretrained_path
-            and name != str(config.pretrained_path)
-        ):
-            processors = resolve_checkpoint(
-                config.pretrained_path, revision=config.pretrained_revision, **download
-            )
-            on_top = read_config(processors)
-            check_same_answer(on_top, config)
-        if config is not None and on_top is not None and name == getattr(on_top, "vlm_model_name", None):
-            policy = cls._from_backbone(name, config, vlm_revision=revision, **kwargs)
-        else:
-            folder = resolve_checkpoint(name, revision=revision, **download)
-            stored = read_config(folder)
-            config = stored if config is None else config
-            check_same_answer(stored, config)
-            if adapters.is_adapter(folder):
-                policy = cls._from_adapter(folder, config, strict=strict, **download, **kwargs)
-                if on_top is None:
-                    return policy
-                policy.config = config
-            else:
-                policy = cls._from_weights(folder, config, strict=strict, **kwargs)
-        policy.to(policy.config.device)
-        policy.eval()
-        policy.loaded(processors or folder)
-        if on_top is not None:
-            adapters.expect_adapter(policy, name)
-        return policy
+def _on_backbone(policy_class: type[VLA0Policy], source: Source, **options: Any) -> VLA0Policy:
+    """Build the policy that an adapter was trained on when that was the bare backbone."""
+    try:
+        return policy_class(source.config, **options)
+    except OSError as error:
+        raise CheckpointError(
+            f"the adapter was trained on the backbone {source.name!r}, and {source.config.vlm_model_name!r} could not "
+            f"be loaded ({error}). Say where it is now with --policy.vlm_model_name=..., or check the network and "
+            "HF_HUB_OFFLINE."
+        ) from error
 
-    @classmethod
-    def from_official(cls, source: str | Path, *, out: str | Path | None = None, **options: Any) -> Self:
-        """Load a checkpoint of the paper's or vla0-trl's layout, as ``vla0 import`` and `from_pretrained` do.
 
-        Args:
-            source: a folder or Hub repo id, such as ``ankgoyal/vla0-libero``.
-            out: the policy folder to make and keep; its processors are loaded from there. None imports to a
-                temporary folder, which needs the weights' size in disk space for a while.
-            **options: the fields of `lerobot_policy_vla0.tools.importing.checkpoint.ImportOptions`.
+def _with_adapter(
+    policy_class: type[VLA0Policy], source: Source, *, strict: bool, download: dict[str, Any], **options: Any
+) -> VLA0Policy:
+    """Load an adapter's base, put the adapter on it, and merge the two."""
+    assert source.folder is not None
+    base, revision = adapters.base_of(source.folder)
+    config = source.config
+    if config.quantization is not None:
+        logger.info("quantization=%s is dropped: an adapter is merged in full precision", config.quantization)
+    # As LeRobot does it: the base is asked for with the adapter's path in the config.
+    config = replace(
+        config, use_peft=True, pretrained_path=source.folder, quantization=None, lora_vision=False
+    )
+    policy = load_policy(
+        policy_class, base, config=config, revision=revision, strict=strict, download=download, **options
+    )
+    return adapters.merge_into(policy, source.folder)
 
-        Raises:
-            OutputError: if ``out`` is taken.
-            CheckpointError: naming what the checkpoint lacks.
-        """
-        from lerobot_policy_vla0.tools.importing.checkpoint import ImportOptions, import_checkpoint
 
-        with TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "policy" if out is None else Path(out)
-            import_checkpoint(source, folder, ImportOptions(**options))
-            return cls.from_pretrained(folder)
+# ------------------------------------------------------------------ saving
 
-    @classmethod
-    def _from_weights(cls, folder: Path, config: Any, *, strict: bool, **kwargs: Any) -> Self:
-        """Build the policy of a folder that holds all weights, and read them into their place."""
-        if strict:  # every weight is in the folder: until it is read it takes no memory
-            with init_empty_weights(include_buffers=False):
-                policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
-            policy.vlm.model.tie_weights()  # building without memory gave each name its own
-        else:  # what the folder lacks stays as it was initialised
-            policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
-        load_weights(policy, folder, strict=strict, device=policy.config.device)
-        return policy
 
-    @classmethod
-    def _from_backbone(cls, name: str, config: VLA0Config, **kwargs: Any) -> Self:
-        """Build the policy an adapter was trained on when that was the bare backbone ``name``."""
-        try:
-            return cls(config, **kwargs)
-        except OSError as error:
-            raise CheckpointError(
-                f"the adapter was trained on the backbone {name!r}, and {config.vlm_model_name!r} could not be loaded "
-                f"({error}). Say where it is now with --policy.vlm_model_name=..., or check the network and "
-                "HF_HUB_OFFLINE."
-            ) from error
+def save_policy(policy: VLA0Policy, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+    """Write config, weights, and the backbone's description: nothing else is needed to load.
 
-    @classmethod
-    def _from_adapter(cls, folder: Path, config: Any, **kwargs: Any) -> Self:
-        """Load an adapter's base, put the adapter on it, and merge the two."""
-        base, revision = adapters.base_of(folder)
-        if config.quantization is not None:
-            logger.info(
-                "quantization=%s is dropped: an adapter is merged in full precision", config.quantization
-            )
-        # As LeRobot does it: the base is asked for with the adapter's path in the config.
-        config = replace(config, use_peft=True, pretrained_path=folder, quantization=None, lora_vision=False)
-        policy = cls.from_pretrained(base, config=config, revision=revision, **kwargs)
-        return adapters.merge_into(policy, folder)
+    What was written is read back before it takes the place of what is there.
+
+    Args:
+        policy: the policy to save.
+        folder: the checkpoint's folder, which exists.
+        state_dict: weights gathered from several processes (FSDP); None writes the policy's own.
+
+    Raises:
+        OutputError: if the disk is full or not writable.
+        CheckpointError: if what was written does not read back (see `policy_folder.check_written`).
+    """
+    tensors = plan_tensors(policy, state_dict, policy.config.save_dtype)
+    require_space(folder, total_bytes(tensors))
+    with new_files(folder) as partial:
+        policy.config._save_pretrained(partial)
+        policy.vlm.save_description(partial / VLM_FOLDER)
+        write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(policy))
+        check_written(type(policy), partial, tensors, out=folder)

@@ -8,24 +8,19 @@ retraining, no guidance, and no jump where the chunks meet.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lerobot_policy_vla0.errors import ActionError, ConfigError
 
-if TYPE_CHECKING:
-    from lerobot_policy_vla0.text.codec import ActionCodec
-
-
 logger = logging.getLogger(__name__)
 
-#: So many chunks in a row that came too late to be executed are no accident.
-LATE_CHUNKS = 3
+#: One late chunk may be an accident; this many in a row mean that the policy is too slow.
+MOST_LATE_CHUNKS = 3
 
 
-class Deadline:
+class LateChunks:
     """Tells a late chunk from a policy that is too slow.
 
     LeRobot passes the longest delay ever seen, so one slow call (a busy disk) must not end the run; chunks that are
@@ -54,7 +49,7 @@ class Deadline:
             self._late = 0
             return
         self._late += 1
-        if self._late >= LATE_CHUNKS:
+        if self._late >= MOST_LATE_CHUNKS:
             raise ConfigError(
                 f"{self._late} chunks in a row took longer to compute (up to {inference_delay} control steps) than to "
                 f"execute (chunk_size={self.chunk_size}): the robot never moves. Use a larger chunk_size, a lower fps, "
@@ -68,17 +63,18 @@ class Deadline:
 
 
 def committed_steps(
-    codec: ActionCodec, left_over: Tensor | None, inference_delay: int | None, batch: int
+    left_over: Tensor | None, inference_delay: int | None, batch: int, *, chunk_size: int, action_dim: int
 ) -> Tensor | None:
     """Return the steps that will have been executed when the new chunk arrives.
 
     Args:
-        codec: of the policy.
         left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions not executed yet, ``T' >= 0``. LeRobot fills
             it up with rows of zeros; rows of zeros at its end are therefore no commitments.
         inference_delay: steps that will be executed while the model computes; the first so many rows of
             ``left_over`` are committed, fewer if it has fewer. May be longer than the chunk.
         batch: rows of the observation.
+        chunk_size: steps of a chunk.
+        action_dim: D.
 
     Returns:
         ``(B, n, D)`` in ``[-1, 1]`` with ``0 < n <= chunk_size``, or None if nothing is committed.
@@ -94,14 +90,14 @@ def committed_steps(
     if left_over is None or not inference_delay:
         return None
     rows = left_over.unsqueeze(0) if left_over.ndim == 2 else left_over
-    if rows.ndim != 3 or rows.shape[2] != codec.action_dim or rows.shape[0] not in (1, batch):
+    if rows.ndim != 3 or rows.shape[2] != action_dim or rows.shape[0] not in (1, batch):
         raise ActionError(
-            f"prev_chunk_left_over has shape {tuple(left_over.shape)}, expected (steps, {codec.action_dim}) or "
-            f"({batch}, steps, {codec.action_dim}): normalised actions of the chunk being executed."
+            f"prev_chunk_left_over has shape {tuple(left_over.shape)}, expected (steps, {action_dim}) or "
+            f"({batch}, steps, {action_dim}): normalised actions of the chunk being executed."
         )
     real = (rows != 0).any(2).any(0)  # (T',)
     length = int(real.nonzero().amax()) + 1 if bool(real.any()) else 0
-    rows = rows[:, : min(inference_delay, length, codec.chunk_size)].expand(batch, -1, -1)
+    rows = rows[:, : min(inference_delay, length, chunk_size)].expand(batch, -1, -1)
     if not bool(torch.isfinite(rows).all()):
         raise ActionError(
             f"prev_chunk_left_over has NaN or infinite values in its first {rows.shape[1]} steps, which the robot is "

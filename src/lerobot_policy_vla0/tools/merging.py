@@ -24,7 +24,7 @@ from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
 from lerobot_policy_vla0.backbone.tiny import TINY
 from lerobot_policy_vla0.checkpoints import adapters
 from lerobot_policy_vla0.checkpoints.files import (
-    check_same_answer,
+    check_fixed_options,
     current_name,
     read_config,
     resolve_checkpoint,
@@ -93,7 +93,7 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
     )
     with ExitStack() as files:
         description, merged = _open_merged(folder, config, files)
-        skeleton = build_skeleton(config, description)
+        skeleton = build_skeleton(VLA0Policy, config, description)
         dtype = getattr(torch, save_dtype or "float32")
         tensors = {name: _converted(source, dtype) for name, source in merged.items()}
         require_space(out, total_bytes(tensors))
@@ -108,7 +108,7 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
                 written, dataset=_dataset_of(folder), license=written.license, tags=written.tags
             ).save(partial / "README.md")
             write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
-            check_written(partial, tensors, out=out, processors=True)
+            check_written(VLA0Policy, partial, tensors, out=out, processors=True)
     logger.info("merged %s into %s", source, out)
     return out
 
@@ -132,15 +132,17 @@ def _open_merged(
         description, tensors = _open_backbone(name, revision, config, files)
     else:
         base = resolve_checkpoint(name, revision=revision)
-        check_same_answer(read_config(base), config)
+        check_fixed_options(read_config(base), config)
         if adapters.is_adapter(base):
             description, tensors = _open_merged(base, config, files)
         else:
             description = base / VLM_FOLDER
             reader = files.enter_context(ShardReader(find_shards(base)))
-            skeleton = build_skeleton(config, description)
+            skeleton = build_skeleton(VLA0Policy, config, description)
             tensors = match_tensors(skeleton, reader, base, rename=current_name)
-    return description, adapters.merged_tensors(build_skeleton(config, description), tensors, folder)
+    return description, adapters.merged_tensors(
+        build_skeleton(VLA0Policy, config, description), tensors, folder
+    )
 
 
 def _open_backbone(
@@ -151,7 +153,7 @@ def _open_backbone(
         return None, plan_tensors(VLA0Policy(config), None, None)
     try:
         model = resolve_checkpoint(name, revision=revision)
-        skeleton = build_skeleton(config, model)
+        skeleton = build_skeleton(VLA0Policy, config, model)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(
             f"the adapter was trained on the backbone {name!r}, which could not be opened ({error}). If it is a folder "

@@ -255,6 +255,8 @@ def _write_policy(
     folder: Path, layout: Layout, config: VLA0Config, stats: dict[str, dict[str, Tensor]], out: Path
 ) -> None:
     """Write config, backbone description, processors and weights to ``folder``, which is going to be ``out``."""
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+
     absent = [name for name in _MODEL_FILES if not (layout.model / name).is_file()]
     if absent:
         raise CheckpointError(
@@ -266,7 +268,7 @@ def _write_policy(
         pre, post = make_vla0_pre_post_processors(
             dataclasses.replace(config, vlm_model_name=str(layout.model)), stats
         )
-        skeleton = build_skeleton(config, layout.model)
+        skeleton = build_skeleton(VLA0Policy, config, layout.model)
     except Vla0Error:
         raise
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -286,7 +288,7 @@ def _write_policy(
         config._save_pretrained(folder)
         logger.info("copying %d tensors from %s", len(tensors), layout.model)
         write_stream(folder / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
-        check_written(folder, tensors, out=out, processors=True)
+        check_written(VLA0Policy, folder, tensors, out=out, processors=True)
 
 
 def _check_image_processor(model: Path, skeleton: Any) -> None:

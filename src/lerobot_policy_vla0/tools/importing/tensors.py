@@ -14,13 +14,13 @@ from lerobot_policy_vla0.checkpoints.policy_folder import match_tensors
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource
 
 if TYPE_CHECKING:
-    from lerobot_policy_vla0.checkpoints.saved_policy import SavedPolicy
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 
 #: The policy's own buffer: seed and number of training steps.
 AUGMENTATION_STATE = "augmentation.state"
 
 
-def plan_weights(skeleton: SavedPolicy, reader: ShardReader, model: Path) -> dict[str, TensorSource]:
+def plan_weights(skeleton: VLA0Policy, reader: ShardReader, model: Path) -> dict[str, TensorSource]:
     """Match the stored tensors with those of the policy.
 
     Args:

@@ -1,0 +1,155 @@
+"""Turns predicted chunks into the actions that are sent, in this order: averaging, snapping, limiting, queueing.
+
+Everything that has to be remembered between two queries of one episode is here, so that `reset` forgets all of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lerobot_policy_vla0.errors import ActionError
+from lerobot_policy_vla0.execution.ensembling import TemporalEnsembler, snap_binary
+from lerobot_policy_vla0.execution.realtime import LateChunks, committed_steps
+from lerobot_policy_vla0.execution.step_limit import ActionLimiter, step_limits
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """What the robot will do while the next chunk is computed (Real-Time Chunking).
+
+    Attributes:
+        steps: ``(B, n, D)`` in ``[-1, 1]``, the first ``n`` steps of the next chunk; None if nothing is committed.
+        ran_dry: the previous chunk has been executed to its end.
+    """
+
+    steps: Tensor | None
+    ran_dry: bool
+
+
+class ChunkExecutor:
+    """The state of one rollout: queued actions, earlier chunks, the last action, late chunks.
+
+    With relative actions a chunk is given and returned relative to the state of its own observation. Chunks of
+    different queries are comparable only relative to one origin; the caller passes the origin ``(B, D)`` of each
+    observation (see `relative`), and None for absolute actions.
+
+    Args:
+        config: of the policy, with its features.
+        span: ``(D,)`` what the normalised range [-1, 1] spans in the robot's units; None if it is not known yet.
+    """
+
+    def __init__(self, config: VLA0Config, span: Tensor | None) -> None:
+        self.config = config
+        self.queue: deque[Tensor] = deque()  # (B, D) each, in order of execution
+        self.limiter: ActionLimiter | None = None
+        self._ensembler = TemporalEnsembler(
+            n_chunks=config.ensemble_n_chunks,
+            n_action_steps=config.n_action_steps,
+            old_weight=config.ensemble_old_weight,
+        )
+        self._late_chunks = LateChunks(config.chunk_size)
+        # Limits in the robot's units wait for the checkpoint's statistics.
+        if config.max_action_step_unit != "robot" or span is not None:
+            self.set_limits(span)
+
+    def set_limits(self, span: Tensor | None) -> None:
+        """Convert ``max_action_step`` to normalised actions.
+
+        Raises:
+            StatsError: if the limits are in the robot's units and ``span`` is None.
+        """
+        limits = self.config.step_limits
+        if limits is not None:
+            unit = self.config.max_action_step_unit
+            self.limiter = ActionLimiter(step_limits(limits, unit, span))
+
+    @property
+    def waits_for_statistics(self) -> bool:
+        """Whether there are limits in the robot's units that could not be converted yet."""
+        return self.limiter is None and self.config.max_action_step is not None
+
+    def reset(self) -> None:
+        """Forget queued actions, earlier chunks and the last action, so that no stale motion is left."""
+        self.queue.clear()
+        self._ensembler.reset()
+        self._late_chunks.reset()
+        if self.limiter is not None:
+            self.limiter.reset()
+
+    def next_action(self, predict: Callable[[], Tensor], rows: int, origin: Tensor | None) -> Tensor:
+        """Return the next action ``(B, D)`` of each row; ask for a chunk if the queue is empty.
+
+        Args:
+            predict: returns a chunk ``(B, T, D)`` for the current observation.
+            rows: B of the current observation.
+            origin: of the current observation.
+
+        Raises:
+            ActionError: if the batch size changes within an episode.
+        """
+        if self.queue and len(self.queue[0]) != rows:
+            raise ActionError(
+                f"the batch has {rows} rows, but the queued actions were predicted for {len(self.queue[0])}. "
+                "Call policy.reset() when the number of environments changes."
+            )
+        if not self.queue:
+            chunk = predict()
+            if origin is not None:
+                chunk = chunk - origin.unsqueeze(1)
+            actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
+            # The queue is executed in order: limiting it here is limiting what is sent.
+            self.queue.extend(self._limit(actions).unbind(1))
+        action = self.queue.popleft()
+        return action if origin is None else action + origin
+
+    def commit(self, left_over: Tensor | None, inference_delay: int | None, rows: int) -> Commitment:
+        """Return which steps of the previous chunk will begin the next one; see `realtime`.
+
+        Args:
+            left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions of the previous chunk not executed yet.
+            inference_delay: control steps that pass while the next chunk is computed.
+            rows: B of the current observation.
+
+        Raises:
+            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late to be executed.
+            ActionError: if ``left_over`` has a wrong shape or NaN/Inf.
+        """
+        self._late_chunks.check(left_over, inference_delay)
+        config = self.config
+        steps = committed_steps(
+            left_over, inference_delay, rows, chunk_size=config.chunk_size, action_dim=config.action_dim
+        )
+        return Commitment(steps, ran_dry=left_over is not None and not bool(left_over.any()))
+
+    def continue_chunk(self, chunk: Tensor, commitment: Commitment, origin: Tensor | None) -> Tensor:
+        """Return a chunk ``(B, T, D)`` as it may be executed after ``commitment``, without queue or averaging.
+
+        Args:
+            chunk: ``(B, T, D)``, beginning with the committed steps.
+            commitment: from `commit`.
+            origin: of the chunk's observation.
+        """
+        chunk = snap_binary(chunk, self.config.binary_action_indices)
+        steps = commitment.steps
+        if origin is None:
+            return self._limit(chunk, executed=steps, continues=commitment.ran_dry)
+        origin = origin.unsqueeze(1)
+        executed = None if steps is None else steps - origin
+        return self._limit(chunk - origin, executed=executed, continues=commitment.ran_dry) + origin
+
+    def _limit(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
+        """Return ``(B, T, D)`` held to ``max_action_step``; see `ActionLimiter.apply`."""
+        if self.config.max_action_step is None:
+            return actions
+        if self.limiter is None:
+            self.set_limits(None)  # raises: the limits still wait for statistics
+        assert self.limiter is not None
+        return self.limiter.apply(actions, executed=executed, continues=continues)
