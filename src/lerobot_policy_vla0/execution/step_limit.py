@@ -43,7 +43,10 @@ def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) 
     >>> step_limits([5.0, 5.0], "robot", torch.tensor([100.0, 4.0])).tolist()  # of 4 degrees, 5 is no limit
     [0.10000000149011612, inf]
     """
-    wanted = torch.tensor([math.inf if limit is None else limit for limit in limits], dtype=torch.float64)
+    # On the CPU also where a policy is built without numbers, on the meta device.
+    wanted = torch.tensor(
+        [math.inf if limit is None else limit for limit in limits], dtype=torch.float64, device="cpu"
+    )
     if unit == "robot":
         if span is None:
             raise StatsError(
