@@ -187,16 +187,19 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def load_weights(model: nn.Module, folder: Path, *, strict: bool = True) -> None:
+def load_weights(
+    model: nn.Module, folder: Path, *, strict: bool = True, device: str | torch.device = "cpu"
+) -> None:
     """Load ``model.safetensors``, or the shards of ``model.safetensors.index.json``, into a model.
 
-    Names and shapes are checked before anything is overwritten. One tensor at a time is read, and converted to the
-    precision of the model.
+    Names and shapes are checked before anything is allocated or overwritten. Each tensor is read where it stays, a part
+    at a time, and converted to the precision of the model: beside the weights there is one part.
 
     Args:
-        model: the model to fill; tied weights are stored once.
+        model: the model to fill; tied weights are stored once. Its parameters may be on the ``meta`` device.
         folder: the checkpoint.
-        strict: refuse missing and unexpected tensors; False only logs them.
+        strict: refuse missing and unexpected tensors; False only logs them, and then no parameter may be on ``meta``.
+        device: where parameters on ``meta`` get their memory; others stay where they are.
 
     Raises:
         CheckpointError: naming what is missing, unexpected or misshapen, the shard included.
@@ -225,13 +228,15 @@ def load_weights(model: nn.Module, folder: Path, *, strict: bool = True) -> None
                     f"{folder} stores different values for {name} and {kept}, which are one tensor in this model "
                     "(tie_word_embeddings in vlm/config.json). It was saved by another model."
                 )
-    by_file: dict[Path, list[str]] = {}
-    for name in stored_as.keys() & state.keys():
-        by_file.setdefault(stored[stored_as[name]], []).append(name)
-    for file, names in by_file.items():
-        with safe_open(file, framework="pt") as tensors, torch.no_grad():
-            for name in sorted(names):
-                state[name].copy_(tensors.get_tensor(stored_as[name]))
+    _allocate(model, device)
+    state = model.state_dict()
+    with torch.no_grad():
+        # One file after the other, and each tensor once: of tied ones the name that is kept, if both are stored.
+        for name in sorted(
+            stored_as.keys() & state.keys(), key=lambda name: (stored[stored_as[name]].name, stored_as[name])
+        ):
+            if name not in tied or tied[name] not in stored_as:
+                _read_into(state[name], stored[stored_as[name]], stored_as[name])
 
 
 #: Tensors that an earlier version saved under another name.
@@ -275,6 +280,41 @@ def _read(stored: dict[str, Path], name: str) -> Tensor:
     with safe_open(stored[name], framework="pt") as tensors:
         tensor: Tensor = tensors.get_tensor(name)
         return tensor
+
+
+#: Bytes of a file that are mapped at once.
+_PART = 2**26
+
+
+def _read_into(target: Tensor, file: Path, name: str) -> None:
+    """Copy a stored tensor into one of the same shape, of any precision, on any device.
+
+    safetensors maps the file, and what was touched of a mapping counts as memory of this process until it is closed:
+    with the whole file open to the end, that is a second copy of the weights. So each part has a mapping of its own.
+    """
+    if target.ndim == 0:
+        with safe_open(file, framework="pt") as tensors:
+            target.copy_(tensors.get_tensor(name))
+        return
+    for_row = max(1, target[:1].numel() * target.element_size())
+    step = max(1, _PART // for_row)
+    for start in range(0, target.shape[0], step):
+        with safe_open(file, framework="pt") as tensors:
+            target[start : start + step].copy_(tensors.get_slice(name)[start : start + step])
+
+
+def _allocate(model: nn.Module, device: str | torch.device) -> None:
+    """Give parameters that are on ``meta`` memory, not yet written; what is one parameter stays one."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, empty in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not empty.is_meta:
+                continue
+            if id(empty) not in made:
+                made[id(empty)] = nn.Parameter(
+                    torch.empty_like(empty, device=device), requires_grad=empty.requires_grad
+                )
+            setattr(module, name, made[id(empty)])
 
 
 def _names_in(file: Path) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+from accelerate import init_empty_weights
 from huggingface_hub import ModelCard
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -194,8 +195,7 @@ class SavedPolicy(PreTrainedPolicy):
                     return policy
                 policy.config = config
             else:
-                policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
-                load_weights(policy, folder, strict=strict)
+                policy = cls._from_weights(folder, config, strict=strict, **kwargs)
         policy.to(policy.config.device)
         policy.eval()
         policy.loaded(processors or folder)
@@ -223,6 +223,18 @@ class SavedPolicy(PreTrainedPolicy):
             folder = Path(temporary) / "policy" if out is None else Path(out)
             import_checkpoint(source, folder, ImportOptions(**options))
             return cls.from_pretrained(folder)
+
+    @classmethod
+    def _from_weights(cls, folder: Path, config: Any, *, strict: bool, **kwargs: Any) -> Self:
+        """Build the policy of a folder that holds all weights, and read them into their place."""
+        if strict:  # every weight is in the folder: until it is read it takes no memory
+            with init_empty_weights(include_buffers=False):
+                policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
+            policy.vlm.model.tie_weights()  # building without memory gave each name its own
+        else:  # what the folder lacks stays as it was initialised
+            policy = cls(config, stored_vlm=folder / VLM_FOLDER, **kwargs)
+        load_weights(policy, folder, strict=strict, device=policy.config.device)
+        return policy
 
     @classmethod
     def _from_backbone(cls, name: str, config: VLA0Config, **kwargs: Any) -> Self:
