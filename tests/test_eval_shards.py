@@ -19,7 +19,7 @@ from tiny import make_config, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.commands import main
-from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.errors import EvaluationError, LiberoError
 from lerobot_policy_vla0.evaluation import folder, shards
 from lerobot_policy_vla0.evaluation.folder import fingerprint, read_evaluation
 from lerobot_policy_vla0.evaluation.runs import read_run
@@ -92,6 +92,26 @@ def _outcomes(path: Path) -> list[Any]:
     tasks = json.loads(path.read_text())["per_task"]
     keys = ("sum_rewards", "max_rewards", "successes")
     return [[task["task_group"], task["task_id"], *(task["metrics"][key] for key in keys)] for task in tasks]
+
+
+def test_a_simulator_that_is_not_set_up_stops_what_is_missing_and_not_what_is_finished(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+
+    def refuse(values: dict[str, str]) -> None:
+        looked_at.append(values["env.type"])
+        raise LiberoError("not set up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "check_before_start", refuse)
+        with pytest.raises(LiberoError, match="not set up"):
+            evaluate(tmp_path / "out", arguments(stub))
+    assert looked_at == ["metaworld"] and not (tmp_path / "out").exists()
+    assert evaluate(tmp_path / "out", arguments(stub)).complete
+    monkeypatch.setattr(shards, "check_before_start", refuse)
+    assert len(evaluate(tmp_path / "out", arguments(stub)).skipped) == 2
+    assert looked_at == ["metaworld"]
 
 
 def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
