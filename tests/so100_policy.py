@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from patience import be_patient
 from tiny import make_config, make_restless, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
@@ -18,8 +19,6 @@ from lerobot_policy_vla0.testing.so100 import BusLog, CameraSettings, SO100Emula
 TOP = "observation.images.top"
 #: Range of every joint, in degrees (percent for the gripper).
 LOW, HIGH = 0.0, 60.0
-#: Attempts to connect.
-CONNECTS = 10
 
 
 def save_policy(
@@ -78,27 +77,16 @@ class Rollout:
     def __call__(
         self, policy: Path, *arguments: str, camera: CameraSettings | None = None, task: str = "wave"
     ) -> None:
-        # LeRobot gives a servo 50 ms to answer each of the hundred exchanges of a connect, and does not ask twice. On a
-        # machine too busy for that nothing has been tested yet: try again.
-        for attempt in range(CONNECTS):
-            try:
-                return self._run(
-                    policy, *arguments, camera=camera or CameraSettings("top", 64, 48, 30), task=task
-                )
-            except (ConnectionError, RuntimeError):
-                if self.log.reads or attempt == CONNECTS - 1:
-                    raise
-
-    def _run(self, policy: Path, *arguments: str, camera: CameraSettings, task: str) -> None:
         from lerobot.scripts.lerobot_rollout import main
 
+        be_patient()
         self._lines.clear()
         listener = logging.Handler(logging.INFO)
         listener.emit = lambda record: self._lines.append(record.getMessage())  # type: ignore[method-assign]
         # LeRobot replaces the root logger's handlers.
         loggers = [logging.getLogger(name) for name in ("lerobot", "lerobot_policy_vla0")]
         with (
-            SO100Emulator(self._folder, camera=camera) as emulator,
+            SO100Emulator(self._folder, camera=camera or CameraSettings("top", 64, 48, 30)) as emulator,
             BusLog(emulator.followers[0]) as self.log,
             pytest.MonkeyPatch.context() as patch,
         ):

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import REPO
 from tiny import SMALL, make_dataset
+from waiting import LONG, has_ended, wait_until
 
 from lerobot_policy_vla0.ablation import training
 from lerobot_policy_vla0.ablation.plan import Training, read_plan
@@ -155,7 +156,7 @@ while step < steps:
         sys.exit("out of memory")
     hang = out.parent / "hang"
     if hang.exists():
-        time.sleep(60)
+        time.sleep(900)
     folder = out / "checkpoints" / f"{step:06d}"
     (folder / "training_state").mkdir(parents=True)
     (folder / "pretrained_model").mkdir()
@@ -219,7 +220,7 @@ def test_a_training_can_be_stopped(stub: Training, tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(EvaluationError, match="was stopped"):
         train(stub, folder, {}, None, stop)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < LONG  # it hangs for longer
 
 
 def test_a_training_ends_when_its_parent_is_killed(stub: Training, tmp_path: Path) -> None:
@@ -234,20 +235,13 @@ def test_a_training_ends_when_its_parent_is_killed(stub: Training, tmp_path: Pat
     )
     parent = subprocess.Popen([sys.executable, "-c", program])
     log = folder / "run-1.log"
-    end = time.monotonic() + 120
-    while not (log.exists() and log.read_text()):  # the training is at work
-        assert parent.poll() is None and time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: (log.exists() and log.read_text()) or parent.poll() is not None)
+    assert parent.poll() is None  # the training is at work
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
     assert len(children) == 1
     parent.kill()
     parent.wait()
-    while (
-        Path(f"/proc/{children[0]}").exists()
-        and "Z" not in Path(f"/proc/{children[0]}/stat").read_text().split()[2]
-    ):
-        assert time.monotonic() < end, "the training outlived its parent"
-        time.sleep(0.1)
+    wait_until(lambda: has_ended(int(children[0])), lambda: "the training outlived its parent")
 
 
 # ---------------------------------------------------------------- all of it
