@@ -21,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import warnings
 from typing import Any
 
 MODULES = (
@@ -47,6 +48,8 @@ def main() -> None:
         with contextlib.suppress(ImportError):  # an extra that is not installed
             importlib.import_module(name)
     importlib.import_module("patience").be_patient()
+    # The only other thread is pyarrow's allocator's, which knows what to do about forks.
+    warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
     gc.collect()
     gc.freeze()  # or collecting garbage in a fork would copy all of it
     listener = socket.socket(socket.AF_UNIX)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from patience import be_patient
 from tiny import make_config, make_restless, make_stats
+from waiting import LONG
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.testing.so100 import BusLog, CameraSettings, SO100Emulator
@@ -19,6 +23,8 @@ from lerobot_policy_vla0.testing.so100 import BusLog, CameraSettings, SO100Emula
 TOP = "observation.images.top"
 #: Range of every joint, in degrees (percent for the gripper).
 LOW, HIGH = 0.0, 60.0
+#: Signals that LeRobot's rollout handles.
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def save_policy(
@@ -75,12 +81,20 @@ class Rollout:
         return "\n".join(self._lines)
 
     def __call__(
-        self, policy: Path, *arguments: str, camera: CameraSettings | None = None, task: str = "wave"
+        self,
+        policy: Path,
+        *arguments: str,
+        camera: CameraSettings | None = None,
+        task: str = "wave",
+        goals: int = 3,
     ) -> None:
+        """Run it, and interrupt it after so many goals: how long they take depends on the machine."""
         from lerobot.scripts.lerobot_rollout import main
 
         be_patient()
         self._lines.clear()
+        # LeRobot's commands leave their own handlers behind.
+        handlers = {number: signal.getsignal(number) for number in HANDLED}
         listener = logging.Handler(logging.INFO)
         listener.emit = lambda record: self._lines.append(record.getMessage())  # type: ignore[method-assign]
         # LeRobot replaces the root logger's handlers.
@@ -94,7 +108,7 @@ class Rollout:
                 "--strategy.type=base",
                 f"--policy.path={policy}",
                 *emulator.robot_options(),
-                "--duration=0.4",
+                f"--duration={LONG}",
                 "--fps=10",
                 "--return_to_initial_position=false",
                 "--play_sounds=false",
@@ -104,9 +118,22 @@ class Rollout:
             patch.setattr(sys, "argv", ["lerobot-rollout", *options])
             for logger in loggers:
                 logger.addHandler(listener)
+            over = threading.Event()
+            interrupt = threading.Thread(target=self._interrupt, args=(over, goals))
+            interrupt.start()
             try:
                 main()
             finally:
+                over.set()
+                interrupt.join()
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
                 for logger in loggers:
                     logger.removeHandler(listener)
             self.torque = emulator.followers[0].torque()
+
+    def _interrupt(self, over: threading.Event, goals: int) -> None:
+        """Press Ctrl-C once."""
+        while not over.wait(0.01):
+            if len(self.log.goals) >= goals:
+                return os.kill(os.getpid(), signal.SIGINT)

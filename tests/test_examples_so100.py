@@ -58,7 +58,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     )
     wait_until(lambda: options.exists() or process.poll() is not None)
     assert options.exists(), process.communicate()[1]
-    settings = {"FPS": FPS, "EPISODES": 1, "EPISODE_S": 2, "RESET_S": 0, "STEPS": 2}
+    settings = {"FPS": FPS, "EPISODES": 1, "EPISODE_S": 3, "RESET_S": 0, "STEPS": 2}
     scripts = preloaded_scripts(
         folder / "bin", "vla0", "lerobot-record", "lerobot-train", "lerobot-rollout", "lerobot-replay"
     )
@@ -90,7 +90,7 @@ def test_the_scripts_run_in_their_order(environment: dict[str, str]) -> None:
     run = Path(environment["RUN"])
     recorded = LeRobotDataset("local/so100", root=run / "dataset")
     assert (recorded.num_episodes, recorded.fps) == (1, FPS)
-    assert recorded.num_frames > FPS // 2  # a busy machine records fewer than 2 * FPS
+    assert 2 < recorded.num_frames <= 3 * FPS + 1  # a busy machine records fewer
     assert (run / "train" / "checkpoints" / "000002" / "pretrained_model" / "model.safetensors").is_file()
 
     rolled_out = LeRobotDataset("local/rollout_so100", root=run / "rollout")

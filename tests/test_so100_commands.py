@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from commands import BIN, fresh, preloaded
 from conftest import REPO
-from waiting import wait_until
+from waiting import LONG, wait_until
 
 from lerobot_policy_vla0.commands import main
 from lerobot_policy_vla0.testing.so100 import JOINTS, BusLog, CameraSettings, SO100Emulator
@@ -25,7 +25,7 @@ from lerobot_policy_vla0.testing.so100.console import obey
 STEP = 360 / 4095  # degrees per encoder step
 FPS = 20
 #: Steps per chunk, and a rate at which a chunk lasts longer than it takes to compute on a busy machine.
-CHUNK, ROLLOUT_FPS = 12, 10
+CHUNK, ROLLOUT_FPS = 12, 5
 
 needs_sdk = pytest.mark.skipif(
     not (BIN / "lerobot-record").exists(), reason="pip install 'lerobot[core_scripts]'"
@@ -163,7 +163,7 @@ def test_the_recorded_pictures_change_with_the_arm(recording: Recording) -> None
 @needs_sdk
 @pytest.mark.sim
 def test_a_replay_sends_what_was_recorded_and_the_arm_follows(recording: Recording) -> None:
-    _, actions, states, episodes = columns(recording.root)
+    _, actions, _, episodes = columns(recording.root)
     robot = [option for option in recording.emulator.robot_options() if "cameras" not in option]
     with BusLog(recording.emulator.followers[0]) as log:
         command(
@@ -177,12 +177,12 @@ def test_a_replay_sends_what_was_recorded_and_the_arm_follows(recording: Recordi
                 "--play_sounds=false",
             )
         )
-    recorded, seen = actions[episodes == 1], states[episodes == 1]
+    recorded = actions[episodes == 1]
     assert len(log.goals) == len(recorded)
     # LeRobot truncates to whole steps. The gripper is in percent of its 1470 steps, below a step of the others.
     assert np.abs(np.array([goal.pose for goal in log.goals]) - recorded).max() <= 1.01 * STEP
-    # The follower passes where it passed; what differs is the moment a loop of 20 Hz looks.
-    assert np.abs(np.array([goal.seen for goal in log.goals]) - seen)[FPS // 2 :].mean() < 3
+    # The follower passes where it passed, a step behind or on its way there.
+    assert np.abs(np.array([goal.seen for goal in log.goals])[1:] - recorded[:-1])[FPS // 4 :].mean() < 8
     # At the end it has arrived, within a step of rounding.
     assert np.abs(recording.emulator.followers[0].pose() - recorded[-1]).mean() < 5
     assert not recording.emulator.followers[0].torque()
@@ -215,11 +215,12 @@ def policy(recording: Recording) -> Path:
 @pytest.mark.sim
 @pytest.mark.parametrize(("inference", "process"), [("sync", fresh), ("rtc", preloaded)])
 def test_a_rollout_sends_goals_in_the_range_of_the_recording(
-    recording: Recording, policy: Path, inference: str, process: Any
+    recording: Recording, policy: Path, inference: str, process: Any, tmp_path: Path
 ) -> None:
     _, actions, *_ = columns(recording.root)
-    with BusLog(recording.emulator.followers[0]) as log:
-        command(
+    with (
+        BusLog(recording.emulator.followers[0]) as log,
+        subprocess.Popen(
             process(
                 BIN / "lerobot-rollout",
                 "--strategy.type=base",
@@ -228,14 +229,21 @@ def test_a_rollout_sends_goals_in_the_range_of_the_recording(
                 "--policy.device=cpu",
                 *recording.emulator.robot_options(),
                 "--task=wave",
-                "--duration=4",
                 f"--fps={ROLLOUT_FPS}",
                 "--return_to_initial_position=false",
                 "--play_sounds=false",
-            )
-        )
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=(tmp_path / "log.txt").open("w"),
+            stderr=subprocess.STDOUT,
+        ) as rollout,
+    ):
+        # Until the policy was asked more than once, however long that takes.
+        wait_until(lambda: len(log.goals) > CHUNK or rollout.poll() is not None)
+        rollout.send_signal(signal.SIGINT)
+        assert rollout.wait(timeout=LONG) == 0, (tmp_path / "log.txt").read_text()[-4000:]
     goals = np.array([goal.pose for goal in log.goals])
-    assert len(goals) > CHUNK  # however busy the machine: the policy was asked more than once
+    assert len(goals) > CHUNK
     # And the arm is where it was told to go, or on its way.
     assert np.abs(recording.emulator.followers[0].pose() - goals[-1]).mean() < 5
     assert (goals >= actions.min(axis=0) - 1.01 * STEP).all()
