@@ -362,3 +362,146 @@ def test_offline_without_assets_the_fix_is_named(
     err = capsys.readouterr().err
     assert "the Hub could not be asked for lerobot/libero-assets" in err
     assert "vla0 libero-setup --assets DIR --link" in err
+
+
+def test_a_cache_folder_that_hf_libero_would_download_into_is_no_assets(
+    package: Path, home: Path, hub: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / ".cache" / "libero" / "assets").mkdir(parents=True)  # what a failed download leaves
+    hub += ["scenes/libero_tabletop_base_style.xml", *(MODEL_PLACES[3].format(name) for name in ALL_THINGS)]
+    assert main(["libero-setup"]) == 0
+    assert "on the Hub (lerobot/libero-assets)" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ before our commands start it
+
+
+def eval_arguments(tmp_path: Path) -> list[str]:
+    """Return a `vla0 eval` of one task."""
+    (tmp_path / "policy").mkdir(exist_ok=True)
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    own = [f"--policy.path={tmp_path / 'policy'}", "--env.type=libero", "--env.task=libero_spatial"]
+    return ["eval", "--retries=0", "--out", str(tmp_path / "out"), "--", *own, "--env.task_ids=[0]"]
+
+
+@needs_libero
+def test_a_new_user_is_told_what_to_run_before_libero_asks_its_question(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(eval_arguments(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert f"vla0 eval: error: LIBERO is not set up: there is no {home / '.libero' / 'config.yaml'}" in err
+    assert "EOFError: EOF when reading a line" in err  # what a search would be for
+    assert "Run once: vla0 libero-setup" in err
+    assert not (tmp_path / "out").exists() and not (home / ".libero").exists()
+
+
+@needs_libero
+@pytest.mark.parametrize("kind", ["libero", "libero_plus"])
+def test_the_variable_names_the_folder_that_is_looked_at(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path / "empty"))
+    with pytest.raises(LiberoError, match=rf"there is no {tmp_path}/empty/config.yaml"):
+        libero_setup.check_before_start({"env.type": kind, "env.task": "libero_goal"})
+
+
+def test_without_libero_an_evaluation_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(libero_setup.importlib.util, "find_spec", lambda name: None)
+    assert main(eval_arguments(tmp_path)) == 2
+    assert 'LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"' in capsys.readouterr().err
+
+
+def test_missing_assets_are_named_before_the_start(
+    package: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    libero_setup.write_config(package, home / ".libero")
+    make_assets(package / "assets", "libero_goal_thing")
+    assert main(eval_arguments(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"libero_spatial cannot run: {package / 'assets'} has what 0 of its tasks load, and 1 are asked for"
+        in err
+    )
+    assert "it lacks libero_spatial_thing/" in err and "vla0 libero-setup --assets DIR --link" in err
+    assert not (tmp_path / "out").exists()
+    libero_setup.check_before_start({"env.type": "libero", "env.task": "libero_goal"})
+
+
+def test_assets_of_the_tasks_asked_for_are_enough(package: Path, home: Path) -> None:
+    libero_setup.write_config(package, home / ".libero")
+    make_assets(package / "assets", "libero_goal_thing")
+    (package / "bddl_files" / "libero_goal" / "another.bddl").write_text(bddl("ghost"))
+    asked = {"env.type": "libero", "env.task": "libero_goal"}
+    libero_setup.check_before_start(asked | {"env.task_ids": "[1]"})
+    with pytest.raises(LiberoError, match=r"what 1 of its tasks load, and 2 are asked for: it lacks ghost/"):
+        libero_setup.check_before_start(asked)
+    with pytest.raises(LiberoError, match=r"what 1 of its tasks load, and 2 are asked for"):
+        libero_setup.check_before_start(asked | {"env.task_ids": "[0, 1]"})
+
+
+def test_offline_without_assets_nothing_starts(
+    package: Path,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    libero_setup.write_config(package, home / ".libero")
+    (home / ".cache" / "libero" / "assets").mkdir(parents=True)  # what a failed download leaves
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert main(eval_arguments(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert "the Hub could not be asked for lerobot/libero-assets" in err
+    assert "vla0 libero-setup --assets DIR --link" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_a_network_libero_fetches_its_assets_itself(package: Path, home: Path, hub: list[str]) -> None:
+    libero_setup.write_config(package, home / ".libero")
+    hub += ["scenes/libero_tabletop_base_style.xml", *(MODEL_PLACES[3].format(name) for name in ALL_THINGS)]
+    libero_setup.check_before_start({"env.type": "libero", "env.task": "libero_goal,libero_10"})
+
+
+def test_a_configuration_of_another_installation_stops_an_evaluation(package: Path, home: Path) -> None:
+    (home / ".libero").mkdir()
+    (home / ".libero" / "config.yaml").write_text("bddl_files: /old")
+    with pytest.raises(LiberoError, match=r"config.yaml is not LIBERO's configuration: it lacks assets, "):
+        libero_setup.check_before_start({"env.type": "libero", "env.task": "libero_goal"})
+
+
+def test_other_simulators_need_no_libero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libero_setup.importlib.util, "find_spec", lambda name: None)
+    libero_setup.check_before_start({"env.type": "metaworld"})
+    libero_setup.check_before_start({})
+
+
+def test_task_ids_that_are_no_list_are_named(package: Path, home: Path) -> None:
+    libero_setup.write_config(package, home / ".libero")
+    make_assets(package / "assets", "libero_goal_thing")
+    for wrong in ("3", "[0", '["a"]'):
+        with pytest.raises(LiberoError, match=r"--env.task_ids=.* is not a list of indices such as \[0,3\]"):
+            libero_setup.check_before_start(
+                {"env.type": "libero", "env.task": "libero_goal", "env.task_ids": wrong}
+            )
+
+
+@needs_libero
+@pytest.mark.parametrize(
+    ("train", "play"),
+    [
+        ({}, {"env.type": "libero", "env.task": "libero_10"}),
+        ({"env.type": "libero", "env.task": "libero_10", "env_eval_freq": 10}, {"env.type": "metaworld"}),
+    ],
+)
+def test_an_ablation_says_so_before_it_trains(
+    train: dict[str, object], play: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {"seeds": [0], "train": {"steps": 1, **train}, "eval": play, "factors": {"a": {"b": {}}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert main(["ablate", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "vla0 ablate: error: LIBERO is not set up" in err and "Run once: vla0 libero-setup" in err
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,9 @@ from threading import Event
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.ablation.plan import Evaluation, Plan, Training
 from lerobot_policy_vla0.tools.ablation.training import finished_policy, train
+from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME
 from lerobot_policy_vla0.tools.evaluation.shards import device_settings, evaluate
+from lerobot_policy_vla0.tools.libero.setup import check_before_start
 
 #: Environment variables and ``--policy.device`` of a process.
 Place = tuple[dict[str, str], str | None]
@@ -58,10 +60,13 @@ def sweep(
 
     Raises:
         EvaluationError: ``jobs`` or a device makes no sense.
+        LiberoError: something that is missing would start LIBERO, and it is not set up; nothing was trained.
     """
     if jobs < 1:
         raise EvaluationError(f"--jobs={jobs}: at least one has to run")
     places: list[Place] = [(device_settings(d), d.partition(":")[0]) for d in devices] or [({}, None)]
+    for seed in plan.seeds:
+        _check_simulators(plan, seed, out)
     failed: list[str] = []
     for seed in plan.seeds:
         trainings = plan.trainings(seed)
@@ -72,6 +77,18 @@ def sweep(
                 if evaluation.training in some:
                     failed += _evaluate(evaluation, plan, out, jobs, devices, say)
     return failed
+
+
+def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
+    """Check now what an evaluation would only find out after its training."""
+    for training in plan.trainings(seed):
+        # LeRobot starts the simulator in training only to evaluate on the way.
+        evaluates = training.arguments.get("env_eval_freq") != "0"
+        if evaluates and finished_policy(training_folder(out, training)) is None:
+            check_before_start(training.arguments)
+    for evaluation in plan.evaluations(seed):
+        if not (evaluation_folder(out, evaluation) / FILE_NAME).exists():
+            check_before_start(evaluation.arguments)
 
 
 def _evaluate(

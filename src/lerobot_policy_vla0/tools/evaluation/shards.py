@@ -31,6 +31,7 @@ from lerobot_policy_vla0.tools.evaluation.folder import (
     open_evaluation,
 )
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
+from lerobot_policy_vla0.tools.libero.setup import check_before_start
 from lerobot_policy_vla0.tools.reporting.pages import clock
 from lerobot_policy_vla0.tools.workers import Worker, last_lines, start_worker
 
@@ -101,6 +102,7 @@ def evaluate(
     Raises:
         EvaluationError: the arguments contradict each other or those the folder was begun with, or another ``vla0
             eval`` is at work in it.
+        LiberoError: LIBERO would be started and is not set up; says what to run.
     """
     if n_workers < 1:
         raise EvaluationError(f"--shards={n_workers}: at least one process has to run")
@@ -120,6 +122,8 @@ def evaluate(
         values["policy.device"] = kind
     shards = plan_shards(values, episodes_per_shard)
     check_usable(out)
+    if not (out / FILE_NAME).exists():
+        check_before_start(values)
     with _exclusive(out):
         evaluation = open_evaluation(out, values, shards)
         outcome = _run_all(evaluation, n_workers, devices, retries, say)

@@ -153,12 +153,20 @@ def task_files(bddl: str, assets: Assets) -> dict[str, bool]:
 
 
 def suite_files(bddl_files: Path, suite: str, assets: Assets) -> dict[str, bool]:
-    """Return the asset files all tasks of a suite load, and whether each is there.
+    """Return the asset files all tasks of a suite load, and whether each is there; see `suite_tasks`."""
+    return {name: there for files in suite_tasks(bddl_files, suite, assets) for name, there in files.items()}
+
+
+def suite_tasks(bddl_files: Path, suite: str, assets: Assets) -> list[dict[str, bool]]:
+    """Return for each task of a suite the asset files it loads, and whether each is there.
 
     Args:
         bddl_files: LIBERO's folder of task files, one folder per suite.
         suite: such as ``libero_spatial``.
         assets: where to look.
+
+    Returns:
+        In the order of the files' names, which is not the order of LIBERO's task numbers.
 
     Raises:
         LiberoError: there are no task files, or see `task_files`.
@@ -166,7 +174,4 @@ def suite_files(bddl_files: Path, suite: str, assets: Assets) -> dict[str, bool]
     tasks = sorted((bddl_files / suite).glob("*.bddl"))
     if not tasks:
         raise LiberoError(f"{bddl_files / suite} holds no task files (*.bddl). Reinstall hf-libero.")
-    files: dict[str, bool] = {}
-    for task in tasks:
-        files |= task_files(task.read_text(encoding="utf-8"), assets)
-    return files
+    return [task_files(task.read_text(encoding="utf-8"), assets) for task in tasks]

@@ -1,13 +1,16 @@
 """Make LIBERO start without questions: its configuration file, and the place it looks for its assets in.
 
-Knows where hf-libero 0.1.x looks and in which order. Never imports it (the first import asks on the terminal),
-downloads nothing, and replaces nothing that exists. Which files a suite needs, `libero_assets.py` works out.
+Also says before a command starts LIBERO that this was not done. Knows where hf-libero 0.1.x looks and in which order.
+Never imports it (the first import asks on the terminal), downloads nothing, and replaces nothing that exists. Which
+files a suite needs, `libero_assets.py` works out.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import yaml
 
 from lerobot_policy_vla0.errors import LiberoError
 from lerobot_policy_vla0.output_files import write_text
-from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, suite_files
+from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, suite_files, suite_tasks
 
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 HUB_REPO = "lerobot/libero-assets"
@@ -90,18 +93,28 @@ def write_config(package: Path, folder: Path) -> bool:
     Raises:
         LiberoError: the file there is unreadable or loads other task files; it is left as it is.
     """
-    wanted = {
+    file = folder / "config.yaml"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump({key: str(path) for key, path in _wanted(package).items()}))
+        return True
+    _check_config(package, file)
+    return False
+
+
+def _wanted(package: Path) -> dict[str, Path]:
+    return {
         "benchmark_root": package,
         "bddl_files": package / "bddl_files",
         "init_states": package / "init_files",
         "datasets": package.parent / "datasets",
         "assets": package / "assets",
     }
-    file = folder / "config.yaml"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump({key: str(path) for key, path in wanted.items()}))
-        return True
+
+
+def _check_config(package: Path, file: Path) -> None:
+    """Refuse a configuration that is unreadable or loads other task files than the installed ones."""
+    wanted = _wanted(package)
     fix = f"It was left as it is: move it away, or choose another folder (--config-dir DIR, or {CONFIG_VARIABLE})."
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -117,7 +130,6 @@ def write_config(package: Path, folder: Path) -> bool:
     ]
     if different:
         raise LiberoError(f"{file} is for another installation of LIBERO ({'; '.join(different)}). {fix}")
-    return False
 
 
 def link_assets(package: Path, given: Path) -> Path | None:
@@ -162,7 +174,10 @@ def link_assets(package: Path, given: Path) -> Path | None:
 
 def assets_folder(package: Path) -> Path | None:
     """Return the folder hf-libero loads assets from, in its order; None if it would have to download them."""
-    return next((path for path in (package / "assets", cache_folder()) if path.exists()), None)
+    if (package / "assets").exists():
+        return package / "assets"
+    complete = all((cache_folder() / name).exists() for name in CACHE_FOLDERS)
+    return cache_folder() if complete else None
 
 
 def hub_files() -> frozenset[str]:
@@ -229,3 +244,62 @@ def set_up(
         files = suite_files(package / "bddl_files", suite, source)
         setup.missing[suite] = [name for name, is_there in files.items() if not is_there]
     return setup
+
+
+def check_before_start(arguments: Mapping[str, str]) -> None:
+    """Refuse arguments of a LeRobot command that would start LIBERO where it is not set up. Writes nothing.
+
+    Without its configuration LIBERO asks a question on its first import and fails where nobody answers; without
+    assets it fails at the first reset, after the policy was loaded.
+
+    Args:
+        arguments: by name, such as ``env.type``. Those of another simulator pass.
+
+    Raises:
+        LiberoError: LIBERO is not installed or not set up, or lacks assets of the tasks asked for; says what to run.
+    """
+    kind = arguments.get("env.type")
+    if kind not in ("libero", "libero_plus"):
+        return
+    package = find_package()
+    file = config_folder() / "config.yaml"
+    if not file.exists():
+        raise LiberoError(
+            f"LIBERO is not set up: there is no {file}, so it would ask for a folder on its first import and end with "
+            f"`EOFError: EOF when reading a line`. Run once: vla0 libero-setup (or let {CONFIG_VARIABLE} name the "
+            "folder that holds the file)."
+        )
+    _check_config(package, file)
+    if kind == "libero_plus":
+        return  # it brings assets of its own, which are not known here
+    for suite in filter(None, map(str.strip, arguments.get("env.task", "").split(","))):
+        if (package / "bddl_files" / suite).is_dir():  # otherwise LeRobot says which suites there are
+            _check_assets(package, suite, arguments.get("env.task_ids"))
+
+
+def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
+    folder = assets_folder(package)
+    source = Assets(folder) if folder is not None else Assets(names=hub_files())
+    tasks = suite_tasks(package / "bddl_files", suite, source)
+    # Which file is which task number only LIBERO itself knows, so the complete ones are counted.
+    complete = sum(all(files.values()) for files in tasks)
+    asked = len(tasks) if task_ids is None else _count(task_ids)
+    if complete < asked:
+        lacks = sorted({name for files in tasks for name, is_there in files.items() if not is_there})
+        more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+        raise LiberoError(
+            f"{suite} cannot run: {folder or HUB_REPO} has what {complete} of its tasks load, and {asked} are asked "
+            f"for: it lacks {', '.join(lacks[:3])}{more}. `vla0 libero-setup` lists what is missing. Fetch it with "
+            f"`hf download {HUB_REPO} --repo-type dataset --local-dir DIR` and run: vla0 libero-setup --assets DIR "
+            "--link"
+        )
+
+
+def _count(task_ids: str) -> int:
+    try:
+        ids = json.loads(task_ids)
+    except ValueError:
+        ids = None
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise LiberoError(f"--env.task_ids={task_ids} is not a list of indices such as [0,3]")
+    return len(set(ids))
