@@ -1,6 +1,8 @@
 # The same commands for a person and for CI. `make` alone lists them.
 VENV ?= .venv
 ARGS ?=
+# Test processes; part of the tests is over before a second one has imported everything.
+JOBS ?= $(if $(ARGS),0,auto)
 PY := $(VENV)/bin/python
 export VENV
 
@@ -20,8 +22,9 @@ setup: ## environment in .venv with everything tests and demo need (again: does 
 demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, on a CPU, offline
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/metaworld/demo.sh $(ARGS)
 
-test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows)
-	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest $(ARGS)
+test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows; JOBS=0: one process)
+	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest \
+	  $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --maxprocesses 8 --dist loadfile) $(ARGS)
 
 check: setup ## lint, formatting, types, and that documents match the code
 	$(PY) -m ruff check .

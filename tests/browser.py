@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from torchvision.io import decode_png, read_file
+from waiting import LONG
 
 NAMES = (
     "chromium-headless-shell",
@@ -48,11 +49,11 @@ def open_page(page: Path, folder: Path) -> str:
     command = _command(folder / "profile")
     picture = folder / "screen.png"
     shot = [*command, f"--screenshot={picture}", "--window-size=1000,1600", page.resolve().as_uri()]
-    subprocess.run(shot, check=True, capture_output=True, timeout=120)
+    subprocess.run(shot, check=True, capture_output=True, timeout=LONG)
     pixels = decode_png(read_file(str(picture)))[:3].float()  # (3, H, W)
     assert pixels.shape == (3, 1600, 1000)
     background = pixels[:, :5, :5].mean((1, 2), keepdim=True)
     drawn = ((pixels - background).abs().amax(0) > 60).float().mean()
     assert drawn > 0.01, f"{drawn:.2%} of the page is drawn on"
     dump = [*command, "--dump-dom", page.resolve().as_uri()]
-    return subprocess.run(dump, check=True, capture_output=True, timeout=120).stdout.decode()
+    return subprocess.run(dump, check=True, capture_output=True, timeout=LONG).stdout.decode()

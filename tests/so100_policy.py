@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from patience import be_patient
 from tiny import make_config, make_restless, make_stats
+from waiting import LONG
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.tools.so100_emulator import BusLog, CameraSettings, SO100Emulator
@@ -18,8 +23,8 @@ from lerobot_policy_vla0.tools.so100_emulator import BusLog, CameraSettings, SO1
 TOP = "observation.images.top"
 #: Range of every joint, in degrees (percent for the gripper).
 LOW, HIGH = 0.0, 60.0
-#: Attempts to connect.
-CONNECTS = 10
+#: Signals that LeRobot's rollout handles.
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def save_policy(
@@ -76,29 +81,26 @@ class Rollout:
         return "\n".join(self._lines)
 
     def __call__(
-        self, policy: Path, *arguments: str, camera: CameraSettings | None = None, task: str = "wave"
+        self,
+        policy: Path,
+        *arguments: str,
+        camera: CameraSettings | None = None,
+        task: str = "wave",
+        goals: int = 3,
     ) -> None:
-        # LeRobot gives a servo 50 ms to answer each of the hundred exchanges of a connect, and does not ask twice. On a
-        # machine too busy for that nothing has been tested yet: try again.
-        for attempt in range(CONNECTS):
-            try:
-                return self._run(
-                    policy, *arguments, camera=camera or CameraSettings("top", 64, 48, 30), task=task
-                )
-            except (ConnectionError, RuntimeError):
-                if self.log.reads or attempt == CONNECTS - 1:
-                    raise
-
-    def _run(self, policy: Path, *arguments: str, camera: CameraSettings, task: str) -> None:
+        """Run it, and interrupt it after so many goals: how long they take depends on the machine."""
         from lerobot.scripts.lerobot_rollout import main
 
+        be_patient()
         self._lines.clear()
+        # LeRobot's commands leave their own handlers behind.
+        handlers = {number: signal.getsignal(number) for number in HANDLED}
         listener = logging.Handler(logging.INFO)
         listener.emit = lambda record: self._lines.append(record.getMessage())  # type: ignore[method-assign]
         # LeRobot replaces the root logger's handlers.
         loggers = [logging.getLogger(name) for name in ("lerobot", "lerobot_policy_vla0")]
         with (
-            SO100Emulator(self._folder, camera=camera) as emulator,
+            SO100Emulator(self._folder, camera=camera or CameraSettings("top", 64, 48, 30)) as emulator,
             BusLog(emulator.followers[0]) as self.log,
             pytest.MonkeyPatch.context() as patch,
         ):
@@ -106,7 +108,7 @@ class Rollout:
                 "--strategy.type=base",
                 f"--policy.path={policy}",
                 *emulator.robot_options(),
-                "--duration=0.4",
+                f"--duration={LONG}",
                 "--fps=10",
                 "--return_to_initial_position=false",
                 "--play_sounds=false",
@@ -116,9 +118,22 @@ class Rollout:
             patch.setattr(sys, "argv", ["lerobot-rollout", *options])
             for logger in loggers:
                 logger.addHandler(listener)
+            over = threading.Event()
+            interrupt = threading.Thread(target=self._interrupt, args=(over, goals))
+            interrupt.start()
             try:
                 main()
             finally:
+                over.set()
+                interrupt.join()
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
                 for logger in loggers:
                     logger.removeHandler(listener)
             self.torque = emulator.followers[0].torque()
+
+    def _interrupt(self, over: threading.Event, goals: int) -> None:
+        """Press Ctrl-C once."""
+        while not over.wait(0.01):
+            if len(self.log.goals) >= goals:
+                return os.kill(os.getpid(), signal.SIGINT)

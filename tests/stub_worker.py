@@ -39,7 +39,7 @@ def main() -> None:
             raise RuntimeError("no such policy")
         if what == "hang":
             (out / "pid").write_text(str(os.getpid()))
-            time.sleep(300)
+            time.sleep(3600)
         if what == "half":
             (out / "eval_info.json").write_text(text[: len(text) // 2])
         if what == "wrong":

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import REPO
 from tiny import make_config, make_stats
+from waiting import LONG, has_ended, wait_until
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.errors import EvaluationError, LiberoError
@@ -72,20 +72,6 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for processor in make_vla0_pre_post_processors(config, make_stats(low=-2.0, high=2.0)):
         processor.save_pretrained(checkpoint)
     return checkpoint
-
-
-def _wait_for(condition: Any, seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.1)
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def _outcomes(path: Path) -> list[Any]:
@@ -147,11 +133,11 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
         assert parent.stdout is not None
         first_line = parent.stdout.readline()
         assert first_line.startswith("[1/2] scored_00_episodes0000-0001: ")
-        _wait_for(reached.exists)
+        wait_until(reached.exists)
         parent.send_signal(signal.SIGKILL)
     assert not (out / "eval_info.json").exists()
     worker = int(reached.read_text())
-    _wait_for(lambda: _ended(worker), 20)  # it is not left behind
+    wait_until(lambda: has_ended(worker))  # it is not left behind
     left = read_run("unfinished", [out])
     assert [skipped.path.name for skipped in left.skipped] == ["scored_00_episodes0002-0003"]
     assert {episode.seed for episode in left.episodes} == {5, 6}
@@ -165,7 +151,7 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     assert "killed by SIGKILL without a complete result" in said[1] and "trying once more" in said[1]
 
     # lerobot-eval itself was never interrupted.
-    assert whole.wait(240) == 0, (tmp_path / "whole.log").read_text()[-4000:]
+    assert whole.wait(LONG) == 0, (tmp_path / "whole.log").read_text()[-4000:]
     expected = _outcomes(tmp_path / "whole" / "eval_info.json")
     assert len({reward for task in expected for reward in task[2]}) >= 4  # the outcomes do differ by seed
     assert _outcomes(out / "eval_info.json") == expected
@@ -252,12 +238,12 @@ def test_an_interrupted_command_takes_its_workers_along(
     hanging = out / "shards/reach-v3_00_episodes0003-0005/attempt-1/pid"
 
     def interrupt(line: str) -> None:
-        _wait_for(hanging.exists, 60)
+        wait_until(hanging.exists)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(out, arguments(stub), n_workers=2, episodes_per_shard=3, say=interrupt)
-    assert _ended(int(hanging.read_text()))
+    assert has_ended(int(hanging.read_text()))
 
     monkeypatch.delenv("STUB_ACCIDENTS")
     command = ["eval", "--shards=2", "--episodes-per-shard=3", f"--out={out}", "--", *arguments(stub)]

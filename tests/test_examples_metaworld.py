@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from waiting import LONG, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "metaworld"))
 
@@ -281,14 +281,12 @@ def test_a_killed_recording_goes_on_and_equals_an_uninterrupted_one(
     command += ["--root", root, "--repo-id", "local/two"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = tmp_path / "dataset.staging" / TASK / f"seed_{SEED}.npz"
-    deadline = time.monotonic() + 300
-    while not first.is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: first.is_file() or process.poll() is not None)
+    assert process.poll() is None
     workers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=LONG)
     assert alive == []
     assert not root.exists()
 

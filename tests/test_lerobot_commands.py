@@ -235,15 +235,17 @@ def test_fine_tuning_from_a_checkpoint_starts_from_its_weights(
 
 def test_importing_the_plugin_is_cheap() -> None:
     code = (
-        "import time, lerobot.configs.policies, lerobot.processor, lerobot.optim\n"
+        "import time\n"
         "start = time.process_time()\n"
+        "import lerobot.configs.policies, lerobot.processor, lerobot.optim\n"
+        "middle = time.process_time()\n"
         "import lerobot_policy_vla0, sys\n"
-        "print(time.process_time() - start)\n"
+        "print((time.process_time() - middle) / (middle - start))\n"
         "print('transformers.models.qwen2_5_vl.modeling_qwen2_5_vl' in sys.modules)\n"
         "print('lerobot_policy_vla0.modeling_vla0' in sys.modules)\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert float(out[0]) < 0.5
+    assert float(out[0]) < 0.05  # of what LeRobot's own imports take, however fast the machine
     assert out[1:] == ["False", "False"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from conftest import REPO
 from fsdp_worker import NO_JITTER, ROWS, STEPS
 from safetensors.torch import load_file
 from tiny import make_batch, make_config, make_dataset
+from waiting import free_port
 
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.errors import ActionError
@@ -34,12 +34,6 @@ COMPARABLE = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def run(command: list[str], **environment: str) -> str:
     """Run a command to its end in processes of their own; return what it printed."""
     finished = subprocess.run(
@@ -49,7 +43,6 @@ def run(command: list[str], **environment: str) -> str:
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
-        timeout=300,
     )
     assert finished.returncode == 0, finished.stderr[-4000:]
     return finished.stdout + finished.stderr

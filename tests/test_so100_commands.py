@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +14,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import BIN, fresh, preloaded
 from conftest import REPO
+from waiting import LONG, wait_until
 
 from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.so100_emulator import JOINTS, BusLog, CameraSettings, SO100Emulator
 from lerobot_policy_vla0.tools.so100_emulator.console import obey
 
-BIN = Path(sys.executable).parent
 STEP = 360 / 4095  # degrees per encoder step
 FPS = 20
+#: Steps per chunk, and a rate at which a chunk lasts longer than it takes to compute on a busy machine.
+CHUNK, ROLLOUT_FPS = 12, 5
 
 needs_sdk = pytest.mark.skipif(
     not (BIN / "lerobot-record").exists(), reason="pip install 'lerobot[core_scripts]'"
 )
 
 
-def command(name: str, *arguments: str) -> str:
-    """Run a console script without a terminal and return what it logged."""
+def command(command: list[str]) -> str:
+    """Run a command without a terminal and return what it logged."""
     finished = subprocess.run(
-        [BIN / name, *arguments],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout[-4000:]
@@ -84,7 +85,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         camera = None
     folder = tmp_path_factory.mktemp("so100")
     with SO100Emulator(folder, camera=camera) as emulator:
-        command("lerobot-record", *record_arguments(emulator, folder / "data", episodes=2))
+        command(fresh(BIN / "lerobot-record", *record_arguments(emulator, folder / "data", episodes=2)))
         yield Recording(emulator, folder / "data", camera is not None)
 
 
@@ -108,13 +109,14 @@ def test_the_recorded_dataset_loads_and_the_arm_moves_in_it(recording: Recording
     data, actions, states, episodes = columns(recording.root)
     assert data.meta.total_episodes == 2
     assert data.meta.features["action"]["names"] == [f"{joint}.pos" for joint in JOINTS]
-    assert len(actions) >= 0.8 * 2 * 2 * FPS  # two episodes of two seconds, on a busy machine
+    assert len(actions) <= 2 * 2 * FPS + 2  # two episodes of two seconds
     for episode in (0, 1):
         mine = episodes == episode
+        assert mine.sum() > FPS // 2  # a busy machine records fewer
         assert (np.ptp(actions[mine], axis=0) > 5).all()
         assert (np.ptp(states[mine], axis=0) > 5).all()
-        # Past the start, the follower is where the leader was a moment ago: less than 100 degrees/s times the lag.
-        assert np.abs(states[mine] - actions[mine])[FPS // 2 :].mean() < 8
+        # Past the start, the follower is where the leader was a frame ago, or on its way, however long the frame took.
+        assert np.abs(states[mine][1:] - actions[mine][:-1])[FPS // 4 :].mean() < 8
     assert data[0]["task"] == "wave"
 
 
@@ -146,7 +148,9 @@ def test_the_recorded_pictures_change_with_the_arm(recording: Recording) -> None
     if not recording.with_camera:
         pytest.skip("no camera without pyzmq: pip install pyzmq")
     data, *_ = columns(recording.root)
-    pictures = [data[index]["observation.images.top"].numpy() for index in (0, 15, 30)]
+    pictures = [
+        data[index]["observation.images.top"].numpy() for index in (0, len(data) // 5, 2 * len(data) // 5)
+    ]
     assert pictures[0].shape == (3, 48, 64)
     for first, second in [(0, 1), (1, 2)]:
         # Whenever the leader is caught: 1.9 % or more of the pixels, over two minutes of its waving.
@@ -159,24 +163,26 @@ def test_the_recorded_pictures_change_with_the_arm(recording: Recording) -> None
 @needs_sdk
 @pytest.mark.sim
 def test_a_replay_sends_what_was_recorded_and_the_arm_follows(recording: Recording) -> None:
-    _, actions, states, episodes = columns(recording.root)
+    _, actions, _, episodes = columns(recording.root)
     robot = [option for option in recording.emulator.robot_options() if "cameras" not in option]
     with BusLog(recording.emulator.followers[0]) as log:
         command(
-            "lerobot-replay",
-            *robot,
-            "--dataset.repo_id=local/so100",
-            f"--dataset.root={recording.root}",
-            "--dataset.episode=1",
-            f"--dataset.fps={FPS}",
-            "--play_sounds=false",
+            fresh(
+                BIN / "lerobot-replay",
+                *robot,
+                "--dataset.repo_id=local/so100",
+                f"--dataset.root={recording.root}",
+                "--dataset.episode=1",
+                f"--dataset.fps={FPS}",
+                "--play_sounds=false",
+            )
         )
-    recorded, seen = actions[episodes == 1], states[episodes == 1]
+    recorded = actions[episodes == 1]
     assert len(log.goals) == len(recorded)
     # LeRobot truncates to whole steps. The gripper is in percent of its 1470 steps, below a step of the others.
     assert np.abs(np.array([goal.pose for goal in log.goals]) - recorded).max() <= 1.01 * STEP
-    # The follower passes where it passed; what differs is the moment a loop of 20 Hz looks.
-    assert np.abs(np.array([goal.seen for goal in log.goals]) - seen)[FPS // 2 :].mean() < 3
+    # The follower passes where it passed, a step behind or on its way there.
+    assert np.abs(np.array([goal.seen for goal in log.goals])[1:] - recorded[:-1])[FPS // 4 :].mean() < 8
     # At the end it has arrived, within a step of rounding.
     assert np.abs(recording.emulator.followers[0].pose() - recorded[-1]).mean() < 5
     assert not recording.emulator.followers[0].torque()
@@ -189,43 +195,55 @@ def policy(recording: Recording) -> Path:
         pytest.skip("a policy needs pictures, the camera pyzmq: pip install pyzmq")
     output = recording.root.parent / "policy"
     command(
-        "lerobot-train",
-        f"--config_path={REPO / 'configs' / 'debug.yaml'}",
-        "--dataset.repo_id=local/so100",
-        f"--dataset.root={recording.root}",
-        f"--output_dir={output}",
-        "--policy.chunk_size=12",
-        "--policy.n_action_steps=12",
-        "--policy.ensemble_n_chunks=1",
-        "--steps=2",
-        "--save_freq=2",
+        preloaded(
+            BIN / "lerobot-train",
+            f"--config_path={REPO / 'configs' / 'debug.yaml'}",
+            "--dataset.repo_id=local/so100",
+            f"--dataset.root={recording.root}",
+            f"--output_dir={output}",
+            f"--policy.chunk_size={CHUNK}",
+            f"--policy.n_action_steps={CHUNK}",
+            "--policy.ensemble_n_chunks=1",
+            "--steps=2",
+            "--save_freq=2",
+        )
     )
     return output / "checkpoints" / "000002" / "pretrained_model"
 
 
 @needs_sdk
 @pytest.mark.sim
-@pytest.mark.parametrize("inference", ["sync", "rtc"])
+@pytest.mark.parametrize(("inference", "process"), [("sync", fresh), ("rtc", preloaded)])
 def test_a_rollout_sends_goals_in_the_range_of_the_recording(
-    recording: Recording, policy: Path, inference: str
+    recording: Recording, policy: Path, inference: str, process: Any, tmp_path: Path
 ) -> None:
     _, actions, *_ = columns(recording.root)
-    with BusLog(recording.emulator.followers[0]) as log:
-        command(
-            "lerobot-rollout",
-            "--strategy.type=base",
-            f"--inference.type={inference}",
-            f"--policy.path={policy}",
-            "--policy.device=cpu",
-            *recording.emulator.robot_options(),
-            "--task=wave",
-            "--duration=4",
-            f"--fps={FPS}",
-            "--return_to_initial_position=false",
-            "--play_sounds=false",
-        )
+    with (
+        BusLog(recording.emulator.followers[0]) as log,
+        subprocess.Popen(
+            process(
+                BIN / "lerobot-rollout",
+                "--strategy.type=base",
+                f"--inference.type={inference}",
+                f"--policy.path={policy}",
+                "--policy.device=cpu",
+                *recording.emulator.robot_options(),
+                "--task=wave",
+                f"--fps={ROLLOUT_FPS}",
+                "--return_to_initial_position=false",
+                "--play_sounds=false",
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=(tmp_path / "log.txt").open("w"),
+            stderr=subprocess.STDOUT,
+        ) as rollout,
+    ):
+        # Until the policy was asked more than once, however long that takes.
+        wait_until(lambda: len(log.goals) > CHUNK or rollout.poll() is not None)
+        rollout.send_signal(signal.SIGINT)
+        assert rollout.wait(timeout=LONG) == 0, (tmp_path / "log.txt").read_text()[-4000:]
     goals = np.array([goal.pose for goal in log.goals])
-    assert len(goals) >= 2 * FPS  # of 4 * FPS, on a busy machine
+    assert len(goals) > CHUNK
     # And the arm is where it was told to go, or on its way.
     assert np.abs(recording.emulator.followers[0].pose() - goals[-1]).mean() < 5
     assert (goals >= actions.min(axis=0) - 1.01 * STEP).all()
@@ -234,9 +252,9 @@ def test_a_rollout_sends_goals_in_the_range_of_the_recording(
 
 
 def record_into_a_fault(emulator: SO100Emulator, root: Path, fault: str) -> tuple[int, str]:
-    """Record, have an accident half a second into the second episode; return status and what was said."""
+    """Record, have an accident a few frames into the second episode; return status and what was said."""
     process = subprocess.Popen(
-        [BIN / "lerobot-record", *record_arguments(emulator, root, episodes=3)],
+        preloaded(BIN / "lerobot-record", *record_arguments(emulator, root, episodes=3)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -244,12 +262,14 @@ def record_into_a_fault(emulator: SO100Emulator, root: Path, fault: str) -> tupl
     )
     assert process.stdout is not None
     said = []
-    for line in process.stdout:
-        said.append(line)
-        if "Recording episode 1" in line:
-            time.sleep(0.5)
-            obey(emulator, fault)
-    return process.wait(timeout=60), "".join(said)
+    with BusLog(emulator.followers[0]) as log:
+        for line in process.stdout:
+            said.append(line)
+            if "Recording episode 1" in line:
+                end = len(log.goals) + 3
+                wait_until(lambda end=end: len(log.goals) >= end or process.poll() is not None)
+                obey(emulator, fault)
+    return process.wait(), "".join(said)
 
 
 @needs_sdk
@@ -274,16 +294,13 @@ def test_a_fault_ends_the_recording_by_name_and_what_was_saved_loads(
         pytest.importorskip("zmq", reason="pip install pyzmq")
         camera = CameraSettings("top", 64, 48, 30)
     with SO100Emulator(tmp_path, camera=camera) as emulator:
-        for attempt in range(3):
-            root = tmp_path / f"data{attempt}"
-            status, said = record_into_a_fault(emulator, root, fault)
-            if "Recording episode 0" in said:
-                break  # else the bus was late on a busy machine: LeRobot connects without a second try
+        root = tmp_path / "data"
+        status, said = record_into_a_fault(emulator, root, fault)
     assert re.search(message, said), said[-4000:]
     assert status == 1, said[-4000:]
     data, actions, *_ = columns(root)
     assert data.meta.total_episodes == 1
-    assert len(actions) == len(data) > FPS
+    assert len(actions) == len(data) > FPS // 2  # a busy machine records fewer than 2 * FPS
 
 
 def test_the_command_prints_options_obeys_and_ends_cleanly(tmp_path: Path) -> None:
@@ -318,11 +335,9 @@ def test_the_command_prints_options_obeys_and_ends_cleanly(tmp_path: Path) -> No
     assert (tmp_path / "calibration" / "leader.json").is_file()
     process.stdin.write("dance\nunplug follower\n")
     process.stdin.flush()
-    deadline = time.monotonic() + 10
-    while os.path.lexists(tmp_path / "ports" / "follower") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not os.path.lexists(tmp_path / "ports" / "follower"))
     process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=10)
+    out, errors = process.communicate()
     assert process.returncode == 0, errors
     assert out.endswith("# ended\n")
     assert "cannot do 'dance'" in errors

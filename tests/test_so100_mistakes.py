@@ -48,7 +48,8 @@ def test_a_camera_the_policy_misses_is_refused(rollout: Rollout, tmp_path: Path)
 
 
 def test_no_task_and_a_stretched_picture_are_said_and_the_arm_moves(rollout: Rollout, tmp_path: Path) -> None:
-    rollout(save_policy(tmp_path / "policy"), camera=CameraSettings("top", 96, 96, 30), task="")
+    policy = save_policy(tmp_path / "policy")
+    rollout(policy, camera=CameraSettings("top", 96, 96, 30), task="")
     assert "the task is empty, so the model gets no instruction. Pass --task=..." in rollout.said
     assert f"{TOP}: images are 96x96, the policy was trained with 64x48" in rollout.said
     assert "the model sees a stretched picture" in rollout.said

@@ -30,7 +30,7 @@ class ScoredEnv(ToyEnv):
             Path(file).write_text(str(os.getpid()))
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(300)
+            time.sleep(3600)
         return super().reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -1,0 +1,38 @@
+"""Stands for a program that runs in a fork of `fork_server`: ``fork_client.py SOCKET PROGRAM ARGUMENTS...``.
+
+Starts in milliseconds. Its files, environment and folder are the program's; it passes signals on and ends as the
+program ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+
+
+def main() -> None:
+    """Have the program run, and end with its status."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(sys.argv[1])
+    request = {"command": sys.argv[2:], "environment": dict(os.environ), "folder": os.getcwd()}
+    data = json.dumps(request).encode()
+    socket.send_fds(connection, [struct.pack("I", len(data))], [0, 1, 2])
+    connection.sendall(data)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
+    answer = connection.recv(4)
+    if len(answer) != 4:
+        sys.exit("the fork server is gone")
+    (status,) = struct.unpack("i", answer)
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
