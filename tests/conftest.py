@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from helpers.gpu_files import GpuFilesOnly
+from helpers.paths import REPO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REPO = Path(__file__).resolve().parents[1]
-
 #: Programs for processes of their own; importing them has effects.
-collect_ignore = ["libero_worker.py"]
+collect_ignore = ["helpers/libero_worker.py"]
 
 # The same examples on every run, and none of them too slow: how fast the machine is says nothing about the code.
 hypothesis.settings.register_profile(
@@ -51,15 +51,6 @@ def fresh_accelerator() -> Iterator[None]:
     state = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
-
-
-class GpuFilesOnly:
-    """Leaves files without a `gpu` test unread: a machine with a GPU may lack what the others import."""
-
-    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
-        if collection_path.suffix == ".py" and "mark.gpu" not in collection_path.read_text(encoding="utf-8"):
-            return True
-        return None
 
 
 def pytest_configure(config: pytest.Config) -> None:

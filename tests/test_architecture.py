@@ -132,3 +132,14 @@ def test_the_documented_order_is_this_one() -> None:
     assert documented, "docs/architecture.md has no line 'errors ▸ ... ▸ tools'"
     rooms = [re.split(r",\s*", step.strip()) for step in documented[0].split("▸")]
     assert rooms == [list(line) for line in ORDER]
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several of them need is in tests/helpers."""
+    wrong = []
+    for path in sorted((SOURCE.parents[1] / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path.name}: {name}" for name in names if name.split(".")[-1].startswith("test_")]
+    assert not wrong, wrong

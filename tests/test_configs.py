@@ -11,7 +11,7 @@ import draccus
 import numpy as np
 import pytest
 import yaml
-from conftest import REPO
+from helpers.paths import REPO
 from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_vla0 import VLA0Config

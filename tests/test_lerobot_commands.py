@@ -7,55 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import toy_env  # noqa: F401 - registers --env.type=toy
-from conftest import REPO
+from helpers import toy_env  # noqa: F401 - registers --env.type=toy
+from helpers.commands import DEBUG, evaluate, train, train_arguments
+from helpers.tiny import make_dataset
 from safetensors.torch import load_file
-from tiny import make_dataset
 
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, SharedPolicyError, StatsError
-
-DEBUG = f"--config_path={REPO / 'configs' / 'debug.yaml'}"
 
 
 @pytest.fixture(scope="session")
 def dataset_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of three episodes of eight frames."""
     return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
-
-
-def train_arguments(root: Path, output: Path, *, steps: int, save: int) -> list[str]:
-    """Return the arguments of a short, offline training run."""
-    return [
-        "--dataset.repo_id=local/tiny",
-        f"--dataset.root={root}",
-        f"--output_dir={output}",
-        f"--steps={steps}",
-        f"--save_freq={save}",
-    ]
-
-
-def run(main: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call a LeRobot command in this process, as its console script does."""
-    monkeypatch.setattr(sys, "argv", ["lerobot", *arguments])
-    main()
-
-
-def train(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run ``lerobot-train`` in this process."""
-    from lerobot.scripts.lerobot_train import main
-
-    run(main, arguments, monkeypatch)
-
-
-def evaluate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run ``lerobot-eval`` in this process."""
-    from lerobot.scripts.lerobot_eval import main
-
-    run(main, arguments, monkeypatch)
 
 
 @pytest.fixture(scope="session")

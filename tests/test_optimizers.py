@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny import make_config
 from lerobot.optim.optimizers import AdamWConfig, OptimizerConfig
-from tiny import make_config
 
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.optimizers import AdamW8bitConfig, FusedAdamWConfig

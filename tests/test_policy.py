@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CAMERA, make_batch, make_config, make_raw_batch, make_stats
+from helpers.tiny import CAMERA, make_batch, make_config, make_raw_batch, make_stats
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy, make_vla0_pre_post_processors

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from libero_policy import Libero, Scribe
-from libero_policy import libero as libero_of
-from libero_protocol import (
+from helpers.libero_policy import Libero, Scribe
+from helpers.libero_policy import libero as libero_of
+from helpers.libero_protocol import (
     ACTION_MAX,
     ACTION_MIN,
     DECODED,

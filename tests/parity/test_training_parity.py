@@ -11,9 +11,9 @@ from unittest import mock
 
 import pytest
 import torch
-from libero_policy import Libero
-from libero_policy import libero as libero_of
-from libero_protocol import (
+from helpers.libero_policy import Libero
+from helpers.libero_policy import libero as libero_of
+from helpers.libero_protocol import (
     END,
     HIDDEN,
     NEWLINE,
@@ -41,8 +41,8 @@ IDS = [id_ for _, id_ in PROMPT]
 def forward(policy: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """The loss, and what transformers' model was called with.
 
-    Row by row, as the paper's code calls it; tests/test_shared_prefix.py holds the layout that computes what rows
-    have in common once equal to this one.
+    Row by row, as the paper's code calls it; tests/backbone/test_shared_prefix.py holds the layout that computes what
+    rows have in common once equal to this one.
     """
     seen: dict[str, Any] = {}
 

@@ -1,0 +1,536 @@
+"""decoding/fast.py and speculative.py: the reference decoder's tokens, whatever the draft, in fewer passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.decoding_cases import (
+    N_BINS,
+    Problem,
+    bushy,
+    fast,
+    make_request,
+    near_ties,
+    random_problem,
+    reference,
+    scripted,
+    speculative,
+    trained_policy,
+)
+from helpers.tiny import make_batch, make_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.decoding import speculative as speculative_module
+from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.fast import FastDecoder
+from lerobot_policy_vla0.decoding.passes import Feed
+from lerobot_policy_vla0.decoding.report import DecodeReport
+from lerobot_policy_vla0.decoding.request import DecodeRequest
+from lerobot_policy_vla0.decoding.speculative import nearest_with_prefix
+from lerobot_policy_vla0.errors import ConfigError, DecodeError
+
+
+@pytest.fixture(scope="module")
+def policy() -> VLA0Policy:
+    return trained_policy()
+
+
+def check_equal(decoder: FastDecoder, problem: Problem, oracle: tuple[Tensor, DecodeReport]) -> int:
+    """Compare one decode with the oracle's; return the number of excused near-ties."""
+    ids = decoder.decode(problem.request)
+    assert decoder.last is not None
+    # Scores of some units, in float32: a sum in another order moves them by 1e-6.
+    flips = near_ties(oracle[1], decoder.last, tolerance=1e-5)
+    if not flips:
+        torch.testing.assert_close(ids, oracle[0], rtol=0, atol=0)
+    return flips
+
+
+# ---------------------------------------------------------------- equality
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_fast_and_speculative_write_the_reference_tokens_in_random_problems(
+    policy: VLA0Policy, block: int
+) -> None:
+    tied, answers = 0, set()
+    for seed in range(block * 20, block * 20 + 20):
+        problem = random_problem(policy, seed)
+        oracle = reference(policy, problem)
+        answers.add(tuple(oracle[0][0].tolist()))
+        flips = check_equal(fast(policy, problem), problem, oracle)
+        decoder = speculative(policy, problem, width=[1, 2, 3, 7, 16, 64][seed % 6])
+        flips += check_equal(decoder, problem, oracle)
+        flips += check_equal(decoder, problem, oracle)  # now with the right answer as its draft
+        tied += flips > 0
+    assert len(answers) > 15, "the answers hardly vary: nothing is compared"
+    assert tied <= 1, f"the oracle was undecided in {tied} of 20 problems"
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.05])
+@pytest.mark.parametrize("n_bins", N_BINS)
+def test_no_draft_changes_the_answer(policy: VLA0Policy, n_bins: int, penalty: float) -> None:
+    problem = Problem(make_request(policy, n_bins, 3), (3, 4), n_bins, penalty)
+    oracle = reference(policy, problem)
+    codec_numbers = np.array([_numbers(trace.symbols) for trace in oracle[1].traces])
+    rng = np.random.default_rng(n_bins)
+    scripts = {
+        "right": codec_numbers,
+        "wrong": (codec_numbers + 1 + rng.integers(0, n_bins, codec_numbers.shape)) % (n_bins + 1),
+        "short": np.zeros_like(codec_numbers),
+        "long": np.full_like(codec_numbers, n_bins),
+        "off by one": np.clip(codec_numbers + rng.integers(-1, 2, codec_numbers.shape), 0, n_bins),
+        "random": rng.integers(0, n_bins + 1, codec_numbers.shape),
+    }
+    passes = {}
+    for name, script in scripts.items():
+        decoder = scripted(policy, problem, script, width=64)
+        assert check_equal(decoder, problem, oracle) == 0, name
+        assert decoder.last is not None
+        passes[name] = decoder.last.passes
+    assert passes["right"] <= 3, "prefill, the whole answer in one pass, and at most its last token"
+    assert passes["right"] <= min(passes.values())
+
+
+def test_drafts_with_branches_settle_the_same_tokens(policy: VLA0Policy) -> None:
+    moved = 0
+    for seed in range(24):
+        problem = random_problem(policy, 1000 + seed)
+        oracle = reference(policy, problem)
+        decoder = bushy(policy, problem, np.array([_numbers(t.symbols) for t in oracle[1].traces]), seed)
+        kept = decoder.runner.keep
+
+        def count(*arguments: Any, kept: Any = kept) -> None:
+            nonlocal moved
+            moved += 1
+            kept(*arguments)
+
+        decoder.runner.keep = count  # type: ignore[method-assign]
+        assert check_equal(decoder, problem, oracle) == 0
+    assert moved > 20, "accepted tokens never stood behind a wrong branch"
+
+
+def test_passes_over_fixed_memory_give_the_same_tokens(policy: VLA0Policy) -> None:
+    """What CUDA graphs capture, run uncaptured: fixed widths, every column attended to."""
+    for seed in range(16):
+        problem = random_problem(policy, 2000 + seed)
+        oracle = reference(policy, problem)
+        decoder = speculative(policy, problem, width=[3, 16, 64][seed % 3])
+        decoder.runner.static = True
+        assert check_equal(decoder, problem, oracle) == 0
+        assert check_equal(decoder, problem, oracle) == 0
+        other = Problem(
+            make_request(policy, seed, len(problem.request.ids), same_task=True),
+            problem.shape,
+            problem.n_bins,
+            problem.penalty,
+        )
+        assert check_equal(decoder, other, reference(policy, other)) == 0
+
+
+@pytest.mark.parametrize("width", [5, 33, 40, 100])
+def test_widths_between_the_captured_ones_fit_the_cache(policy: VLA0Policy, width: int) -> None:
+    """A finished row stays at the end of its answer while a pass of the captured width runs over the others."""
+    request = make_request(policy, 1, 2, same_task=True)
+    filled = 128 - request.ids.shape[1]  # a prompt that leaves no slack in the cache
+    space = policy.vlm.tokens.space
+    request = DecodeRequest(
+        torch.cat([request.ids[:, :3], torch.full((2, filled), space), request.ids[:, 3:]], 1),
+        torch.ones(2, 128, dtype=torch.bool),
+        request.pixel_values,
+        request.grid_thw,
+        # One row has as good as finished its longest answer, the other has hardly begun.
+        torch.tensor([[[999, 999]] * 15, [[0, 0]] * 15]),
+    )
+    problem = Problem(request, (16, 2), 999, 1.0)
+    decoder = speculative(policy, problem, width=width)
+    decoder.runner.static = True
+    assert check_equal(decoder, problem, reference(policy, problem)) == 0
+
+
+def test_a_wrapped_projection_is_asked_in_full(policy: VLA0Policy) -> None:
+    class Wrapped(torch.nn.Linear):
+        """Adds to its weight's product, as an adapter does."""
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return super().forward(hidden) + hidden.sum(-1, keepdim=True) * torch.linspace(
+                0, 1, self.out_features
+            )
+
+    changed = trained_policy(steps=5)
+    head = changed.vlm.model.lm_head
+    wrapped = Wrapped(head.in_features, head.out_features, bias=False)
+    wrapped.weight = head.weight
+    changed.vlm.model.lm_head = wrapped
+    for seed in range(5):
+        problem = random_problem(changed, seed)
+        assert check_equal(speculative(changed, problem), problem, reference(changed, problem)) == 0
+
+
+def test_training_frees_what_decoding_held() -> None:
+    config = make_config()
+    built = VLA0Policy(config).eval()
+    built.predict_action_chunk(make_batch(config))
+    assert built.last_decode is not None
+    built.train()
+    assert built.last_decode is None
+    built.predict_action_chunk(make_batch(config))  # decoding in between leaves training mode as it was
+    assert built.training and built.last_decode is not None
+
+
+def test_weights_cast_once_equal_weights_cast_in_every_pass(policy: VLA0Policy) -> None:
+    for seed in range(6):
+        problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            plain = fast(policy, problem)
+            static = fast(policy, problem)
+            static.runner.static = True
+            assert torch.equal(plain.decode(problem.request), static.decode(problem.request))
+        assert static.runner.weights.cast
+        assert all(w.dtype == torch.bfloat16 for w in static.runner.weights.cast.values())
+        assert not plain.runner.weights.cast
+        assert all(p.dtype == torch.float32 for p in policy.vlm.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captured_passes_write_the_reference_tokens(dtype: str) -> None:
+    trained = trained_policy().to("cuda")
+    flips = 0
+    for seed in range(40):
+        problem = random_problem(trained, seed).to("cuda")
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            _, oracle = reference(trained, problem)
+            decoder = speculative(trained, problem, width=None)
+            for _ in range(2):
+                decoder.decode(problem.request)
+                assert decoder.last is not None
+                flips += near_ties(oracle, decoder.last, tolerance=1e-4 if dtype == "float32" else 0.25)
+        assert decoder.runner._static_passes or oracle.tokens == oracle.committed
+    assert flips <= (2 if dtype == "float32" else 40)
+
+
+def test_committed_beginnings_of_every_length_are_kept_and_continued_as_the_reference_does(
+    policy: VLA0Policy,
+) -> None:
+    rng = np.random.default_rng(0)
+    for length in range(6):
+        given_bins = torch.from_numpy(rng.integers(0, 251, (3, length, 2)))
+        problem = Problem(make_request(policy, length, 3, given_bins), (5, 2), 250, 1.05)
+        oracle = reference(policy, problem)
+        for decoder in (fast(policy, problem), speculative(policy, problem)):
+            assert check_equal(decoder, problem, oracle) == 0
+            assert decoder.last is not None
+            for row, trace in zip(given_bins.flatten(1).tolist(), decoder.last.traces, strict=True):
+                assert _numbers(trace.symbols)[: 2 * length] == row
+            if length == 5:
+                assert decoder.last.passes == 0, "nothing to ask the model"
+
+
+def test_consecutive_steps_resets_batch_changes_and_two_policies_at_once(policy: VLA0Policy) -> None:
+    other = trained_policy(steps=10)
+    problems = {
+        batch: [Problem(make_request(policy, 100 + k, batch), (4, 3), 100, 1.0) for k in range(4)]
+        for batch in (1, 3)
+    }
+    decoders = [(p, speculative(p, problems[1][0], width=None)) for p in (policy, other)]
+    differ = 0
+    for batch in (1, 3, 1):
+        for problem in problems[batch]:
+            for owner, decoder in decoders:
+                assert check_equal(decoder, problem, reference(owner, problem)) == 0
+            differ += decoders[0][1].last.traces[0].symbols != decoders[1][1].last.traces[0].symbols  # type: ignore[union-attr]
+        for _, decoder in decoders:
+            decoder.reset()
+    assert differ, "both policies answer alike: nothing is compared"
+
+
+def test_weights_changed_between_two_answers_are_noticed(policy: VLA0Policy) -> None:
+    trained = trained_policy(steps=5)
+    problem = Problem(make_request(trained, 7, 2), (4, 3), 100, 1.0)
+    decoder = speculative(trained, problem)
+    check_equal(decoder, problem, reference(trained, problem))
+    before = decoder.decode(problem.request)
+    assert decoder.last is not None and decoder.last.reused > 10, "the system prompt is computed once"
+    trained.load_state_dict(policy.state_dict())
+    assert check_equal(decoder, problem, reference(trained, problem)) == 0
+    assert decoder.last.reused == 0
+    assert before.tolist() != decoder.decode(problem.request).tolist()
+
+
+def test_a_new_task_keeps_the_system_prompt_and_nothing_else(policy: VLA0Policy) -> None:
+    decoder = None
+    for seed in range(6):
+        problem = Problem(make_request(policy, seed, 1), (2, 2), 100, 1.0)
+        decoder = decoder or speculative(policy, problem)
+        assert check_equal(decoder, problem, reference(policy, problem)) == 0
+        assert decoder.last is not None
+        assert (decoder.last.reused > 10) == (seed > 0)
+
+
+def test_bfloat16_differs_at_near_ties_only(policy: VLA0Policy) -> None:
+    flips = 0
+    for seed in range(20):
+        problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            oracle = reference(policy, problem)
+            decoder = speculative(policy, problem)
+            decoder.decode(problem.request)
+        assert decoder.last is not None
+        # A bfloat16 has 8 bits: scores near 16 are 0.06 apart, and a sum in another order moves them by a few steps.
+        flips += near_ties(oracle[1], decoder.last, tolerance=0.25)
+    assert flips <= 8, f"{flips} of 40 answers flipped at near-ties"
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_sampling_follows_the_reference_distribution(policy: VLA0Policy) -> None:
+    """One number of one digit: its probabilities are known from the oracle's scores."""
+    problem = Problem(make_request(policy, 3, 1), (1, 1), 9, 1.05)
+    temperature = 1.7
+    scores = reference(policy, problem)[1].traces[0].scores[0]
+    assert scores is not None
+    wanted = torch.from_numpy(scores / temperature).softmax(0).numpy()
+    torch.manual_seed(0)
+    many = 2000
+    request = make_request(policy, 3, 1)
+    repeated = DecodeRequest(
+        request.ids.expand(many, -1),
+        request.mask.expand(many, -1),
+        request.pixel_values.repeat(many, 1),
+        request.grid_thw.expand(many, -1),
+    )
+    decoder = FastDecoder(
+        policy.vlm, problem.grammar(policy.vlm), temperature=temperature, **problem.options()
+    )
+    digits = [policy.vlm.tokens.digits.index(int(i)) for i in decoder.decode(repeated)[:, 0]]
+    share = np.bincount(digits, minlength=10) / many
+    # Five standard deviations of a share of 2,000 draws.
+    assert np.all(np.abs(share - wanted[:10]) < 5 * np.sqrt(wanted[:10] / many) + 1e-3), (share, wanted)
+    assert (share > 0).sum() > 2, "one digit only: nothing was drawn"
+
+
+# ---------------------------------------------------------------- what a decode reports
+
+
+def test_report_counts_and_probabilities_equal_the_reference(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 11, 3), (3, 2), 100, 1.0)
+    _, oracle = reference(policy, problem)
+    decoder = speculative(policy, problem)
+    decoder.decode(problem.request)
+    report = decoder.last
+    assert report is not None
+    assert report.tokens == oracle.tokens == sum(len(t.symbols) for t in oracle.traces)
+    assert 0 < report.passes < oracle.passes
+    assert 0 <= report.accepted <= report.drafted
+    np.testing.assert_allclose(report.number_probability, oracle.number_probability, atol=1e-5)
+    np.testing.assert_allclose(report.leading_digit_entropy, oracle.leading_digit_entropy, atol=1e-4)
+    assert report.number_probability.shape == (3, 3, 2)
+    assert (oracle.leading_digit_entropy > 0.01).any() and (oracle.number_probability < 0.99).any()
+
+    # By hand for the first number of the first row.
+    trace = oracle.traces[0]
+    length = len(str(_numbers(trace.symbols)[0])) + 1
+    product = 1.0
+    for symbol, scores in zip(trace.symbols[:length], trace.scores[:length], strict=True):
+        assert scores is not None
+        product *= math.exp(scores[symbol]) / sum(math.exp(s) for s in scores if math.isfinite(s))
+    assert oracle.number_probability[0, 0, 0] == pytest.approx(product, rel=1e-5)
+
+
+def test_damaged_weights_raise_in_every_decoder_and_name_the_rows(policy: VLA0Policy) -> None:
+    broken = trained_policy(steps=1)
+    problem = Problem(make_request(broken, 1, 2), (2, 2), 100, 1.0)
+    with torch.no_grad():
+        broken.vlm.model.lm_head.weight.fill_(float("nan"))
+    for decoder in (fast(broken, problem), speculative(broken, problem)):
+        with pytest.raises(DecodeError, match=r"NaN or infinite in batch rows \[0, 1\]"):
+            decoder.decode(problem.request)
+    with pytest.raises(DecodeError, match=r"NaN or infinite in batch rows \[0, 1\]"):
+        reference(broken, problem)
+
+
+def test_memory_does_not_grow_over_500_chunks(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 5, 1), (1, 2), 9, 1.0)
+    decoder = speculative(policy, problem, width=8)
+    decoder.decode(problem.request)
+    before = _live_bytes()
+    for _ in range(500):
+        decoder.decode(problem.request)
+    assert _live_bytes() <= before + 100_000
+
+
+def _live_bytes() -> int:
+    import gc
+
+    gc.collect()
+    return sum(t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor)
+
+
+# ---------------------------------------------------------------- drafts and widths
+
+
+@given(target=st.integers(0, 99_999), n_bins=st.integers(1, 99_999), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_guess_after_a_mismatch_is_the_nearest_legal_number(
+    target: int, n_bins: int, data: st.DataObject
+) -> None:
+    target = min(target, n_bins)
+    prefix = str(data.draw(st.integers(0, n_bins)))[: data.draw(st.integers(0, 5))]
+    got = nearest_with_prefix(target, prefix, n_bins)
+    assert got.startswith(prefix) and 0 <= int(got) <= n_bins and str(int(got)) == got
+    legal = [
+        v for v in range(max(0, target - 300), min(n_bins, target + 300) + 1) if str(v).startswith(prefix)
+    ]
+    if legal:
+        assert abs(int(got) - target) == min(abs(v - target) for v in legal)
+
+
+class FakeClock:
+    """A clock that passes move on.
+
+    Args:
+        cost: seconds of a pass of a width.
+        capture: seconds that a width's first pass takes on top.
+        disturbed: the number of the pass, from 0 on, during which something else runs for ten seconds.
+    """
+
+    def __init__(
+        self, cost: Callable[[int], float], *, capture: float = 0.0, disturbed: int | None = None
+    ) -> None:
+        self.cost, self.capture, self.disturbed = cost, capture, disturbed
+        self.now = 100.0
+        self.ran: list[int] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, width: int) -> None:
+        self.now += self.cost(width) + self.capture * (width not in self.ran)
+        self.now += 10.0 * (len(self.ran) == self.disturbed)
+        self.ran.append(width)
+
+
+def growing(per_token: float) -> Callable[[float], Callable[[int], float]]:
+    """Return what makes a pass's cost of its cost at width 0."""
+    return lambda seconds: lambda width: seconds * (1 + per_token * width)
+
+
+@pytest.mark.parametrize("capture", [0.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.0001, 0.005, 0.5])
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [
+        pytest.param(growing(0.0), 64, id="flat"),
+        pytest.param(growing(0.02), 24, id="growing"),
+        pytest.param(growing(50.0), 1, id="proportional"),
+    ],
+)
+def test_the_width_follows_what_passes_cost_relative_to_each_other(
+    shape: Callable[[float], Callable[[int], float]], width: int, seconds: float, capture: float
+) -> None:
+    clock = FakeClock(shape(seconds), capture=capture)
+    times = measure_widths(clock.run, clock)
+    assert clock.ran == [1, 1, 8, 8, 32, 32, 64, 64], "slow passes are measured as fast ones are"
+    assert times == pytest.approx({w: shape(seconds)(w) for w in WIDTHS}, rel=1e-6, abs=1e-9)
+    assert best_width(times, acceptance=0.9) == width
+
+
+@pytest.mark.parametrize(("capture", "after_the_widest"), [(0.0, 64), (3.0, 32)])
+@pytest.mark.parametrize("seconds", [0.0001, 0.005, 0.5])
+def test_one_disturbed_pass_does_not_switch_drafts_off(
+    seconds: float, capture: float, after_the_widest: int
+) -> None:
+    chosen = []
+    for disturbed in range(8):
+        clock = FakeClock(lambda _: seconds, capture=capture, disturbed=disturbed)
+        chosen.append(best_width(measure_widths(clock.run, clock), acceptance=0.9))
+    assert chosen == [64] * 7 + [after_the_widest]
+
+
+@pytest.mark.parametrize(
+    ("per_token", "width", "siblings"), [(0.007, 32, True), (0.05, 16, True), (50.0, 1, False)]
+)
+def test_a_decoder_drafts_as_wide_as_its_device_allows(
+    policy: VLA0Policy, monkeypatch: pytest.MonkeyPatch, per_token: float, width: int, siblings: bool
+) -> None:
+    clock = FakeClock(growing(per_token)(0.426))
+    monkeypatch.setattr(speculative_module, "measure_widths", lambda run: measure_widths(run, clock))
+    problem = Problem(make_request(policy, 5, 1), (4, 3), 1000, 1.0)
+    oracle = reference(policy, problem)
+    decoder = speculative(policy, problem, width=None)
+    score = decoder.runner.score
+
+    def timed(feed: Feed) -> NDArray[Any]:
+        clock.run(feed.symbols.shape[1])
+        return score(feed)
+
+    decoder.runner.score = timed  # type: ignore[method-assign]
+    assert check_equal(decoder, problem, oracle) == 0
+    assert (decoder.width, decoder._siblings) == (width, siblings)
+    assert clock.ran[:8] == [1, 1, 8, 8, 32, 32, 64, 64]
+
+
+def test_every_width_is_captured_before_the_second_answer(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 5, 1), (4, 3), 1000, 1.0)
+    decoder = speculative(policy, problem, width=None)
+    decoder.runner.static = True
+    decoder.decode(problem.request)
+    captured = dict(decoder.runner._static_passes)
+    assert sorted(captured) == list(WIDTHS)
+    decoder.decode(problem.request)
+    assert decoder.runner._static_passes == captured
+
+
+def test_the_width_grows_with_the_share_of_right_guesses() -> None:
+    times = {1: 1.0, 8: 1.1, 32: 3.0}
+    assert [best_width(times, share) for share in (0.0, 0.8, 0.999)] == [1, 8, 32]
+    share = Acceptance(prior=0.5, weight=2)
+    for _ in range(200):
+        share.add(accepted=9, drafted=10)
+    assert share.rate == pytest.approx(0.9, abs=0.01)
+
+
+def test_policy_chooses_the_decoder_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    for options, name in (
+        ({}, "speculative"),
+        ({"decoder": "fast"}, "fast"),
+        ({"decoder": "reference"}, "reference"),
+        ({"temperature": 0.5}, "fast"),
+    ):
+        config = make_config(**options)  # type: ignore[arg-type]
+        built = VLA0Policy(config).eval()
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            built.predict_action_chunk(make_batch(config))
+        assert f"decoder: {name} on cpu" in caplog.text
+        assert built.last_decode is not None and built.last_decode.decoder == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "magic"}, "decoder='magic' must be one of"),
+        ({"decoder": "speculative", "temperature": 1.0}, "checks drafts against the greedy choice"),
+        ({"draft_width": 0}, "draft_width=0 must be at least 1"),
+        ({"draft_width": 8, "decoder": "fast"}, "draft_width=8 has no effect with decoder='fast'"),
+    ],
+)
+def test_contradicting_decoder_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(**options)  # type: ignore[arg-type]
+
+
+def _numbers(symbols: list[int]) -> list[int]:
+    text = "".join("0123456789 "[s] for s in symbols if s <= 10)
+    return [int(word) for word in text.split()]

@@ -1,0 +1,105 @@
+"""LeRobot's commands: in this process, in a fork that has imported LeRobot, or in a fresh process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.paths import REPO
+
+#: The smallest training configuration.
+DEBUG = f"--config_path={REPO / 'configs' / 'debug.yaml'}"
+#: Where console scripts are.
+BIN = Path(sys.executable).parent
+_HERE = Path(__file__).parent
+
+
+def preloaded(*program: str | Path) -> list[str]:
+    """Return what runs a Python program without importing LeRobot again; see `fork_server`.
+
+    LeRobot is patient with the emulated arm there: see `patience`.
+
+    Args:
+        *program: a file, ``-m MODULE`` or ``-c CODE``, and its arguments.
+    """
+    return [sys.executable, "-I", "-S", str(_HERE / "fork_client.py"), _server(), *map(str, program)]
+
+
+def fresh(*program: str | Path) -> list[str]:
+    """Return what runs a Python file in a process that imports everything itself, patient as above."""
+    return [sys.executable, str(_HERE / "patience.py"), *map(str, program)]
+
+
+def preloaded_scripts(folder: Path, *names: str) -> Path:
+    """Put stand-ins for console scripts into a folder, for programs that look for them on their PATH; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(preloaded(BIN / name))} "$@"\n')
+        script.chmod(0o755)
+    return folder
+
+
+@functools.cache
+def _server() -> str:
+    """Start the server of this process; returns where it listens."""
+    folder = tempfile.mkdtemp(prefix="vla0-fork-")
+    address = os.path.join(folder, "socket")
+    server = subprocess.Popen(
+        [sys.executable, str(_HERE / "fork_server.py"), address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the tests
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def end() -> None:
+        server.stdin.close()  # type: ignore[union-attr]
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    assert server.stdout.readline() == b"ready\n", "the fork server did not start"
+    return address
+
+
+def train_arguments(root: Path, output: Path, *, steps: int, save: int) -> list[str]:
+    """Return the arguments of a short, offline training run."""
+    return [
+        "--dataset.repo_id=local/tiny",
+        f"--dataset.root={root}",
+        f"--output_dir={output}",
+        f"--steps={steps}",
+        f"--save_freq={save}",
+    ]
+
+
+def run(main: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call a LeRobot command in this process, as its console script does."""
+    monkeypatch.setattr(sys, "argv", ["lerobot", *arguments])
+    main()
+
+
+def train(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``lerobot-train`` in this process."""
+    from lerobot.scripts.lerobot_train import main
+
+    run(main, arguments, monkeypatch)
+
+
+def evaluate(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``lerobot-eval`` in this process."""
+    from lerobot.scripts.lerobot_eval import main
+
+    run(main, arguments, monkeypatch)

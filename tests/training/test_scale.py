@@ -1,0 +1,217 @@
+"""Many processes compute what one does; the launch configuration for sharded training holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.fsdp_worker import NO_JITTER, ROWS, STEPS
+from helpers.paths import REPO
+from helpers.tiny import make_batch, make_config, make_dataset
+from helpers.waiting import free_port
+from safetensors.torch import load_file
+
+from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.errors import ActionError
+
+FSDP_CONFIG = REPO / "configs" / "accelerate_fsdp.yaml"
+#: Every process draws its own crops, jitter and masks, so that comparing needs them off; one digit per number gives
+#: every process as many tokens, so that the mean of their means is the mean.
+COMPARABLE = (
+    "--policy.crop_ratio=1",
+    "--policy.brightness=0",
+    "--policy.contrast=0",
+    "--policy.saturation=0",
+    "--policy.hue=0",
+    "--policy.action_mask_max_ratio=0",
+    "--policy.n_bins=9",
+)
+
+
+def run(command: list[str], **environment: str) -> str:
+    """Run a command to its end in processes of their own; return what it printed."""
+    finished = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return finished.stdout + finished.stderr
+
+
+def arguments(root: Path, output: Path, batch: int) -> list[str]:
+    """Return the arguments of a short, offline run of ``lerobot-train``."""
+    return [
+        f"--config_path={REPO / 'configs' / 'debug.yaml'}",
+        "--dataset.repo_id=local/tiny",
+        f"--dataset.root={root}",
+        f"--output_dir={output}",
+        "--steps=3",
+        "--save_freq=3",
+        f"--batch_size={batch}",
+        *COMPARABLE,
+    ]
+
+
+def losses_in(log: str) -> list[float]:
+    return [float(value) for value in re.findall(r"\bloss:(\d+\.\d+)", log)]
+
+
+def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return sum(float((first[k] - second[k]).double().pow(2).sum()) for k in first) ** 0.5
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real ``lerobot-train``, here with batch 4 and under ``accelerate launch`` with twice batch 2."""
+    from lerobot.scripts.lerobot_train import main
+
+    root = make_dataset(tmp_path / "data")
+    monkeypatch.setattr(sys, "argv", ["lerobot-train", *arguments(root, tmp_path / "one", batch=4)])
+    logged: list[str] = []
+    monkeypatch.setattr("logging.info", lambda message, *rest: logged.append(str(message)))
+    main()
+    monkeypatch.undo()
+    # Without --multi_gpu accelerate starts one process; LeRobot puts both on the CPU for --policy.device=cpu.
+    launch = [
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
+    log = run(
+        [
+            "-m",
+            "accelerate.commands.launch",
+            *launch,
+            f"--main_process_port={free_port()}",
+            "-m",
+            "lerobot.scripts.lerobot_train",
+            *arguments(root, tmp_path / "two", batch=2),
+        ]
+    )
+    assert "Effective batch size: 2 x 2 = 4" in log
+    losses, shared_losses = losses_in("\n".join(logged)), losses_in(log)
+    assert len(losses) == 3
+    assert shared_losses == pytest.approx(losses, abs=2e-3)  # the log has three decimals
+    weights, shared_weights = (
+        load_file(tmp_path / run / "checkpoints/000003/pretrained_model/model.safetensors")
+        for run in ("one", "two")
+    )
+    # AdamW turns rounding in gradients near zero into steps of full size, so weights are compared as a whole.
+    start = VLA0Policy(make_config(n_bins=9)).state_dict()
+    keys = [key for key in weights if key != "augmentation.state"]
+    moved = distance({k: start[k] for k in keys}, {k: weights[k] for k in keys})
+    assert moved > 0
+    apart = distance({k: weights[k] for k in keys}, {k: shared_weights[k] for k in keys})
+    assert apart < 0.02 * moved
+    assert torch.equal(weights["augmentation.state"], shared_weights["augmentation.state"])
+
+
+# ---------------------------------------------------------------- sharded
+
+
+def launch_environment() -> dict[str, str]:
+    """Return what accelerate's launcher makes of the configuration file, for the processes it would start."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(FSDP_CONFIG), "--num_processes", "2", "script.py"]
+    )
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.use_fsdp
+    environment: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return environment
+
+
+def test_the_fsdp_configuration_loads_and_leaves_the_precision_to_the_policy() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(FSDP_CONFIG))
+    assert config.distributed_type == "FSDP"
+    environment = launch_environment()
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert environment["FSDP_VERSION"] == "1"
+    assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
+
+
+def test_lerobot_leaves_autocast_bfloat16_to_the_launch_configuration() -> None:
+    """LeRobot names accelerate's precision by `policy.dtype`; a value it does not know must not become one."""
+    import inspect
+
+    from lerobot.scripts import lerobot_train
+
+    source = inspect.getsource(lerobot_train)
+    assert (
+        'mixed_precision = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}.get(policy_dtype)'
+        in source
+    )
+
+
+def test_autocast_bfloat16_computes_as_bfloat16_does() -> None:
+    losses = []
+    for dtype in ("bfloat16", "autocast_bfloat16", "float32"):
+        torch.manual_seed(0)
+        policy = VLA0Policy(make_config(dtype=dtype)).eval()
+        losses.append(policy(make_batch(policy.config))[0].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_actions_rounded_on_their_way_are_refused() -> None:
+    policy = VLA0Policy(make_config()).train()
+    batch = make_batch(policy.config)
+    batch["action"] = batch["action"].bfloat16()
+    with pytest.raises(ActionError, match=r"torch\.bfloat16.*--policy\.dtype=autocast_bfloat16"):
+        policy(batch)
+
+
+def test_sharded_training_equals_training_in_one_piece(tmp_path: Path) -> None:
+    """Two processes with FSDP as the YAML sets it up, LeRobot's way of gathering weights, and our loader."""
+    environment = launch_environment()
+    run(
+        [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            f"--master_port={free_port()}",
+            str(REPO / "tests" / "helpers" / "fsdp_worker.py"),
+            str(tmp_path),
+        ],
+        **{key: value for key, value in environment.items() if key.startswith(("FSDP_", "ACCELERATE_"))},
+        PYTHONPATH=os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]),
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["units"] == ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "VLA0Policy"]
+
+    torch.manual_seed(0)
+    policy = VLA0Policy(
+        make_config(n_bins=9, crop_ratio=1.0, action_mask_max_ratio=0.0, hue=0.0, **NO_JITTER)
+    )
+    batch = make_batch(policy.config, batch=ROWS)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    policy.train()
+    losses = []
+    for _ in range(STEPS):
+        loss, _ = policy(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert result["losses"] == pytest.approx(losses, rel=1e-5)
+    again = VLA0Policy.from_pretrained(tmp_path)
+    for key, tensor in policy.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
