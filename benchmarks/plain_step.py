@@ -21,7 +21,7 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.backbone.prefix_attention import base_attention
+from lerobot_policy_vla0.backbone.shared_prefix import base_attention
 from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN
 
 TEMPLATE = (

@@ -22,7 +22,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
 
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy
-from lerobot_policy_vla0.observations.cameras import select_cameras
+from lerobot_policy_vla0.observations.batches import select_cameras
 from lerobot_policy_vla0.observations.images import encode_images
 from lerobot_policy_vla0.training.masking import draw_mask
 

@@ -28,8 +28,7 @@ from plain_step import PlainStep
 from lerobot_policy_vla0 import VLA0Config, VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.backbone.shared_prefix import common_prefix
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
-from lerobot_policy_vla0.observations.batches import read_images
-from lerobot_policy_vla0.observations.cameras import image_problems
+from lerobot_policy_vla0.observations.batches import image_problems, read_images
 from lerobot_policy_vla0.observations.images import encode_images
 from lerobot_policy_vla0.tools.inspection.cost import memory_table, vlm_config_3b
 from lerobot_policy_vla0.training.masking import apply_mask, draw_mask

@@ -29,7 +29,7 @@ from train_step import (
 
 from gpu_parts.figures import Figures
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.backbone.prefix_attention import base_attention
+from lerobot_policy_vla0.backbone.shared_prefix import base_attention
 
 #: Everything held in bfloat16, the arithmetic too: a 3B model, its gradients and AdamW's moments fit 40 GB.
 FULL = {"dtype": "bfloat16", "param_dtype": "bfloat16"}

@@ -59,13 +59,14 @@ from lerobot_policy_vla0.execution.thread_guard import ThreadGuard
 from lerobot_policy_vla0.observations.batches import (
     check_robot,
     grey_batch,
+    image_problems,
     n_rows,
     note_image_sizes,
+    raise_for_problems,
     read_images,
     read_padding,
     read_prompt,
 )
-from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems
 from lerobot_policy_vla0.observations.images import encode_images
 from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.training.augmentation import AugmentationState

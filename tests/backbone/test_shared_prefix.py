@@ -15,8 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
-from lerobot_policy_vla0.backbone.prefix_attention import base_attention, can_share_prefix, use_own_attention
-from lerobot_policy_vla0.backbone.shared_prefix import common_prefix, pack
+from lerobot_policy_vla0.backbone.shared_prefix import (
+    base_attention,
+    can_share_prefix,
+    common_prefix,
+    pack,
+    use_own_attention,
+)
 
 PAD, STOP = 0, 9
 TASKS = ["push", "pull the lever", "push", "open"]

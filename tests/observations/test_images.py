@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.errors import CameraError, ConfigError, ImageError
 from lerobot_policy_vla0.observations import color_jitter
-from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems, select_cameras
+from lerobot_policy_vla0.observations.batches import image_problems, raise_for_problems, select_cameras
 from lerobot_policy_vla0.observations.images import (
     ImageSettings,
     encode_images,

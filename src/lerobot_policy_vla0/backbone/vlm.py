@@ -15,8 +15,13 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from lerobot_policy_vla0.backbone import loading as backbones
 from lerobot_policy_vla0.backbone.patch_embedding import use_matrix_product
-from lerobot_policy_vla0.backbone.prefix_attention import PrefixLayout, can_share_prefix, use_own_attention
-from lerobot_policy_vla0.backbone.shared_prefix import PackedBatch, pack
+from lerobot_policy_vla0.backbone.shared_prefix import (
+    PackedBatch,
+    PrefixLayout,
+    can_share_prefix,
+    pack,
+    use_own_attention,
+)
 from lerobot_policy_vla0.backbone.tiny import TINY
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.text.codec import ActionTokens

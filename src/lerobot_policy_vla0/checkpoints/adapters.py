@@ -20,8 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lerobot_policy_vla0.checkpoints.files import shown
-from lerobot_policy_vla0.checkpoints.weight_stream import TensorSource
+from lerobot_policy_vla0.checkpoints.weight_stream import TensorSource, shown
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:

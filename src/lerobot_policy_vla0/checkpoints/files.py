@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from draccus.utils import DraccusException
 from huggingface_hub import snapshot_download
-from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.constants import CONFIG_NAME
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from lerobot.configs.policies import PreTrainedConfig
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from lerobot_policy_vla0.checkpoints.weight_stream import find_tensors, shown
 from lerobot_policy_vla0.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def load_weights(
     Raises:
         CheckpointError: naming what is missing, unexpected or misshapen, the shard included.
     """
-    stored = _stored_tensors(folder)
+    stored = find_tensors(folder)
     state = model.state_dict()
     tied = tied_names(model)
     stored_as = {_RENAMED.get(name, name): name for name in stored}
@@ -223,39 +224,6 @@ def current_name(name: str) -> str:
     return _RENAMED.get(name, name)
 
 
-def _stored_tensors(folder: Path) -> dict[str, Path]:
-    """Return the file of each tensor of a checkpoint."""
-    index = folder / SAFETENSORS_INDEX_FILE
-    whole = folder / SAFETENSORS_SINGLE_FILE
-    if whole.is_file():
-        return dict.fromkeys(_names_in(whole), whole)
-    if not index.is_file():
-        raise CheckpointError(
-            f"{folder} has no {SAFETENSORS_SINGLE_FILE} and no {SAFETENSORS_INDEX_FILE}; it holds "
-            f"{sorted(p.name for p in folder.iterdir())}. Point to a folder such as "
-            ".../checkpoints/last/pretrained_model."
-        )
-    try:
-        listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}): download or copy it again.") from error
-    shards = sorted(set(listed.values()))
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{folder} lacks {len(absent)} of the {len(shards)} shards {SAFETENSORS_INDEX_FILE} lists: "
-            f"{shown(absent)}. Download or copy them again."
-        )
-    found = {name: folder / shard for shard in shards for name in _names_in(folder / shard)}
-    misplaced = [name for name, shard in listed.items() if found.get(name) != folder / shard]
-    if misplaced:
-        raise CheckpointError(
-            f"the shards of {folder} do not hold what {SAFETENSORS_INDEX_FILE} lists: {shown(misplaced)}. They belong "
-            "to another checkpoint or are incomplete: download or copy them again."
-        )
-    return found
-
-
 def _read(stored: dict[str, Path], name: str) -> Tensor:
     with safe_open(stored[name], framework="pt") as tensors:
         tensor: Tensor = tensors.get_tensor(name)
@@ -297,16 +265,6 @@ def _allocate(model: nn.Module, device: str | torch.device) -> None:
             setattr(module, name, made[id(empty)])
 
 
-def _names_in(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            return list(stored.keys())
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}); it is truncated or damaged. Download or copy it again."
-        ) from error
-
-
 def _check_shapes(
     state: dict[str, Tensor], stored: dict[str, Path], stored_as: dict[str, str], folder: Path
 ) -> None:
@@ -322,10 +280,3 @@ def _check_shapes(
                     wrong.append(f"{name} is {shape}, expected {tuple(state[name].shape)}")
     if wrong:
         raise CheckpointError(f"{folder} does not fit the model: {shown(wrong)}.")
-
-
-def shown(names: Any, limit: int = 8) -> str:
-    """Return names for a message, sorted; after ``limit`` of them how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return (", ".join(listed[:limit]) or "none") + more

@@ -21,8 +21,8 @@ from lerobot.processor import NormalizerProcessorStep
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
-from lerobot_policy_vla0.checkpoints.files import read_config, shown
-from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, storable
+from lerobot_policy_vla0.checkpoints.files import read_config
+from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, shown, storable
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_action_stats, check_stats, read_action_stats
 from lerobot_policy_vla0.errors import CheckpointError

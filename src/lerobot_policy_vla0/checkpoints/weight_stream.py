@@ -1,7 +1,7 @@
 """Reads the tensors of safetensors files one at a time, and writes such a file one tensor at a time.
 
 At no moment is more than one tensor in memory, so a model of any size is copied on a machine of any size.
-Nothing is converted: bfloat16 stays bfloat16. Knows nothing about models or policies.
+Nothing is converted: bfloat16 stays bfloat16.
 """
 
 from __future__ import annotations
@@ -56,40 +56,97 @@ class TensorSource:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+def find_tensors(folder: Path) -> dict[str, Path]:
+    """Return the safetensors file of each tensor of a policy.
+
+    Raises:
+        CheckpointError: as `find_shards`; also naming tensors that are not where the index says.
+    """
+    found = {name: shard for shard in find_shards(folder) for name in _names_in(shard)}
+    listed = _read_index(folder)
+    misplaced = [name for name, shard in listed.items() if found.get(name) != folder / shard]
+    if misplaced:
+        raise CheckpointError(
+            f"the shards of {folder} do not hold what {SAFETENSORS_INDEX_FILE} lists: {shown(misplaced)}. They belong "
+            "to another checkpoint or are incomplete: download or copy them again."
+        )
+    return found
+
+
 def find_shards(folder: Path) -> list[Path]:
-    """Return the safetensors files of a Hugging Face model folder, from its index if it has one.
+    """Return the safetensors files of a policy or a Hugging Face model.
+
+    Args:
+        folder: holds one file with all tensors, or the shards that its index lists.
 
     Raises:
         CheckpointError: naming the files that are absent, or an index that cannot be read.
     """
-    single, index = folder / SAFETENSORS_SINGLE_FILE, folder / SAFETENSORS_INDEX_FILE
-    if single.is_file():  # before the index, as transformers has it
-        return [single]
+    listed = _read_index(folder)
+    if not listed:
+        return [folder / SAFETENSORS_SINGLE_FILE]
+    shards = sorted(set(listed.values()))
+    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {len(absent)} of the {len(shards)} shards {SAFETENSORS_INDEX_FILE} lists: "
+            f"{shown(absent)}. Download or copy them again."
+        )
+    return [folder / shard for shard in shards]
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return the shard of each tensor; empty if one file holds them all, which wins over an index."""
+    index = folder / SAFETENSORS_INDEX_FILE
+    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        return {}
     if not index.is_file():
         raise CheckpointError(
             f"{folder} has neither {SAFETENSORS_SINGLE_FILE} nor {SAFETENSORS_INDEX_FILE}; it holds "
-            f"{sorted(p.name for p in folder.iterdir())}. Download the weights (*.safetensors); pickled weights "
-            "(*.bin, *.pth) are not read."
+            f"{sorted(p.name for p in folder.iterdir())}. Point to a folder such as "
+            ".../checkpoints/last/pretrained_model, or download the weights (*.safetensors); pickled weights (*.bin, "
+            "*.pth) are not read."
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        listed: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{index} is not a readable index of weights ({type(error).__name__}: {error}). Download it again."
         ) from error
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    outside = {name for name in listed.values() if not isinstance(name, str) or Path(name).name != name}
     if outside:
         raise CheckpointError(
-            f"{index} names {outside}, which are not files beside it. Download the checkpoint again from a "
-            "source you trust."
+            f"{index} names {sorted(map(str, outside))}, which are not files beside it. Download the checkpoint again "
+            "from a source you trust."
         )
-    shards = [folder / name for name in names]
-    absent = [shard.name for shard in shards if not shard.is_file()]
-    if absent:
+    return listed
+
+
+def open_shard(file: Path) -> Any:
+    """Open a safetensors file.
+
+    Raises:
+        CheckpointError: if it is no such file, or only a part of one.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{folder} lacks {absent}, which its {SAFETENSORS_INDEX_FILE} lists. Download the missing files."
-        )
-    return shards
+            f"{file} cannot be read ({error}); it is truncated or damaged, or a Git LFS pointer. Download or copy it "
+            "again."
+        ) from error
+
+
+def _names_in(file: Path) -> list[str]:
+    with open_shard(file) as stored:
+        return list(stored.keys())
+
+
+def shown(names: Any, limit: int = 8) -> str:
+    """Return names for a message, sorted; after ``limit`` of them how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return (", ".join(listed[:limit]) or "none") + more
 
 
 class ShardReader:
@@ -115,21 +172,15 @@ class ShardReader:
             raise
 
     def _open(self, shard: Path) -> None:
-        try:
-            file: Any = self._stack.enter_context(safe_open(shard, framework="pt"))
-            # Whole tensors are read, not mapped: what is mapped counts as this process's memory until another needs it.
-            stream = self._stack.enter_context(shard.open("rb"))
-            size = int.from_bytes(stream.read(8), "little")
-            begins = {
-                name: 8 + size + item["data_offsets"][0]
-                for name, item in json.loads(stream.read(size)).items()
-                if name != "__metadata__"
-            }
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{shard} cannot be read ({error}); it is truncated or damaged, or a Git LFS pointer. Download or "
-                "copy it again."
-            ) from error
+        file = self._stack.enter_context(open_shard(shard))
+        # Whole tensors are read, not mapped: what is mapped counts as this process's memory until another needs it.
+        stream = self._stack.enter_context(shard.open("rb"))
+        size = int.from_bytes(stream.read(8), "little")
+        begins = {
+            name: 8 + size + item["data_offsets"][0]
+            for name, item in json.loads(stream.read(size)).items()
+            if name != "__metadata__"
+        }
         for name in file.keys():  # noqa: SIM118 - not a dict
             described = file.get_slice(name)
             stored_as = str(described.get_dtype())

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.backbone.prefix_attention import base_attention
+from lerobot_policy_vla0.backbone.shared_prefix import base_attention
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.cuda_graph import StaticPass, static_width
 from lerobot_policy_vla0.decoding.request import DecodeRequest

@@ -529,7 +529,7 @@ def other_pixels(root: Path) -> None:
 NORM = "model.layers.0.input_layernorm.weight"
 EMBEDDING = "model.embed_tokens.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "absent shard": (without(Path("model_last", SECOND)), f"model_last lacks ['{SECOND}']"),
+    "absent shard": (without(Path("model_last", SECOND)), f"lists: {SECOND}. Download"),
     "truncated shard": (cut(f"model_last/{SECOND}", 20_000), f"{SECOND} cannot be read"),
     "truncated header": (cut(f"model_last/{SECOND}", 5), f"{SECOND} cannot be read"),
     "damaged index": (cut("model_last/model.safetensors.index.json", 30), "not a readable index of weights"),

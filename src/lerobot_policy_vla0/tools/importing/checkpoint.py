@@ -33,7 +33,7 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, find_shards, write_stream
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, ConfigError, Vla0Error
-from lerobot_policy_vla0.observations.cameras import CAMERA_PREFIX
+from lerobot_policy_vla0.observations.batches import CAMERA_PREFIX
 from lerobot_policy_vla0.output_files import new_folder, refuse_existing, require_space
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
 from lerobot_policy_vla0.tools.importing.card import LICENSE, write_card

@@ -19,7 +19,7 @@ from torch import Tensor
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import check_stats
 from lerobot_policy_vla0.errors import DatasetError
-from lerobot_policy_vla0.observations.cameras import image_problems, raise_for_problems, select_cameras
+from lerobot_policy_vla0.observations.batches import image_problems, raise_for_problems, select_cameras
 from lerobot_policy_vla0.observations.images import box_window, evaluation_window, tile, transform
 from lerobot_policy_vla0.text.prompt import PromptEncoder
 from lerobot_policy_vla0.tools.inspection.actions import (
