@@ -1,7 +1,7 @@
 # The same commands for a person and for CI. `make` alone lists them.
 VENV ?= .venv
 ARGS ?=
-# Test processes; part of the tests is over before a second one has imported everything.
+# Processes that share the tests, up to four. A few tests are over before a second process has imported everything.
 JOBS ?= $(if $(ARGS),0,auto)
 PY := $(VENV)/bin/python
 export VENV
@@ -24,7 +24,7 @@ demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, 
 
 test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows; JOBS=0: one process)
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest \
-	  $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --maxprocesses 8 --dist loadfile) $(ARGS)
+	  $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --maxprocesses 4 --dist loadfile) $(ARGS)
 
 check: setup ## lint, formatting, types, and that documents match the code
 	$(PY) -m ruff check .

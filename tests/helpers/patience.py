@@ -13,7 +13,8 @@ import sys
 from typing import Any
 
 #: Milliseconds that LeRobot waits in addition to its own for a servo's answer, and for a picture.
-SERVO_MS, PICTURE_MS = 1000, 4000
+#: Its camera gives up after five seconds without one, whatever is asked for here.
+SERVO_MS, PICTURE_MS = 1000, 2000
 #: A picture older than this is a fault: LeRobot's own second, and the patience.
 STALE_MS = 1000 + PICTURE_MS
 
