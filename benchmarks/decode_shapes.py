@@ -30,7 +30,7 @@ from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 #: LIBERO's protocol: 8 steps of 7 numbers up to 1000, two cameras tiled to 448 x 224, a prompt of about 208 tokens.
 CHUNK, DIMS, N_BINS, GRID, TEXT = 8, 7, 1000, (16, 32), 80
-#: Tokens of the longest answer: every number with the separator or end after it, and the newline that ends a turn.
+#: Tokens of the longest answer: every number with the separator or the end after it, and the newline of a turn's end.
 MAX_ANSWER = CHUNK * DIMS * (len(str(N_BINS)) + 1) + 1
 
 
@@ -73,11 +73,6 @@ def make_request(vlm: VLM, batch: int, device: torch.device) -> DecodeRequest:
     return DecodeRequest(ids, torch.ones_like(ids, dtype=torch.bool), patches, grid)
 
 
-def make_grammar(vlm: VLM, device: torch.device) -> AnswerGrammar:
-    """Return the grammar of a chunk of LIBERO's size."""
-    return AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
-
-
 class Passes:
     """What one batch can be timed on: the vision tower, the prefill, a pass of any width.
 
@@ -90,7 +85,7 @@ class Passes:
 
     def __init__(self, vlm: VLM, batch: int, device: torch.device, max_width: int) -> None:
         self.vlm = vlm
-        grammar = make_grammar(vlm, device)
+        grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
         self.runner = PassRunner(vlm, grammar, max_width=max_width)
         self.request = make_request(vlm, batch, device)
         self._starts = np.zeros(batch, dtype=np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 import decode_shapes
 import numpy as np
 import torch
-from decode_shapes import CHUNK, DIMS, MAX_ANSWER, N_BINS, Passes, make_grammar, milliseconds
+from decode_shapes import CHUNK, DIMS, MAX_ANSWER, N_BINS, Passes, milliseconds
 from hardware import copy_bandwidth, percentiles, synchronise
 
 from gpu_parts.figures import Figures
@@ -20,6 +20,7 @@ from gpu_parts.scripted import Chunks, ScriptedRunner
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter
+from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
 ACCEPTANCE = Path(__file__).resolve().parents[1] / "results" / "decode_demo_bfloat16.json"
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -54,9 +55,10 @@ def passes(figures: Figures, name: str, repeats: int) -> None:
 # ------------------------------------------------------------------ whole chunks
 
 
-def _speculative(vlm: VLM, device: torch.device, draft_width: int | None = None) -> Any:
-    grammar, shape = make_grammar(vlm, device), (CHUNK, DIMS)
-    drafter = PreviousChunkDrafter(grammar, shape=shape, draft_width=draft_width)
+def _decoder(vlm: VLM, device: torch.device, *, drafts: bool, draft_width: int | None = None) -> Any:
+    grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
+    shape = (CHUNK, DIMS)
+    drafter = PreviousChunkDrafter(grammar, shape=shape, draft_width=draft_width) if drafts else None
     return FastDecoder(vlm, grammar, shape=shape, drafter=drafter)
 
 
@@ -72,7 +74,7 @@ def surprise_for(vlm: VLM, device: torch.device, wanted: float, width: int, chun
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
-        decoder = _speculative(vlm, device, width)
+        decoder = _decoder(vlm, device, drafts=True, draft_width=width)
         decoder.runner = ScriptedRunner(None)
         script = Chunks(1, (CHUNK, DIMS), N_BINS, middle)
         taken = []
@@ -103,7 +105,7 @@ def chunk(figures: Figures, name: str, repeats: int, acceptance: Path = ACCEPTAN
         request = decode_shapes.make_request(vlm, batch, device)
 
         def speculative(batch: int = batch, request: Any = request) -> dict[str, Any]:
-            decoder = _speculative(vlm, device)
+            decoder = _decoder(vlm, device, drafts=True)
             decoder.decode(request)  # measures how wide a pass pays, on passes as they are
             decoder.reset()
             decoder.runner = ScriptedRunner(decoder.runner)
@@ -130,7 +132,7 @@ def chunk(figures: Figures, name: str, repeats: int, acceptance: Path = ACCEPTAN
             }
 
         def fast(request: Any = request) -> dict[str, Any]:
-            decoder: Any = FastDecoder(vlm, make_grammar(vlm, device), shape=(CHUNK, DIMS))
+            decoder = _decoder(vlm, device, drafts=False)
             decoder.decode(request)
             times = []
             for _ in range(max(repeats // 5, 1)):

@@ -64,9 +64,8 @@ class PreviousChunkDrafter:
     def begin(self, request: DecodeRequest, rows: list[Row]) -> None:
         """Guess the answer: the previous chunk, shifted by the steps executed since."""
         steps, dims = self.shape
-        if self._rows and all(
-            row.done for row in self._rows
-        ):  # unfinished after an error: keep the chunk before
+        # The last answer is the previous chunk, unless an error left it unfinished.
+        if self._rows and all(row.done for row in self._rows):
             self._previous = np.array([row.numbers for row in self._rows]).reshape(-1, steps, dims)
         self._rows = rows
         self._passes = 0
