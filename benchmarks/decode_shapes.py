@@ -30,7 +30,7 @@ from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 #: LIBERO's protocol: 8 steps of 7 numbers up to 1000, two cameras tiled to 448 x 224, a prompt of about 208 tokens.
 CHUNK, DIMS, N_BINS, GRID, TEXT = 8, 7, 1000, (16, 32), 80
-#: Tokens of the longest answer: every number with its separator, and the end.
+#: Tokens of the longest answer: every number with the separator or the end after it, and the newline of a turn's end.
 MAX_ANSWER = CHUNK * DIMS * (len(str(N_BINS)) + 1) + 1
 
 
@@ -86,7 +86,7 @@ class Passes:
     def __init__(self, vlm: VLM, batch: int, device: torch.device, max_width: int) -> None:
         self.vlm = vlm
         grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
-        self.runner = PassRunner(vlm, grammar, max_answer=MAX_ANSWER, max_width=max_width)
+        self.runner = PassRunner(vlm, grammar, max_width=max_width)
         self.request = make_request(vlm, batch, device)
         self._starts = np.zeros(batch, dtype=np.int64)
 

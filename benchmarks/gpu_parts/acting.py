@@ -19,7 +19,7 @@ from gpu_parts.kernels import kernels_of
 from gpu_parts.scripted import Chunks, ScriptedRunner
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.decoding.fast import FastDecoder
-from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
+from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter
 from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
 ACCEPTANCE = Path(__file__).resolve().parents[1] / "results" / "decode_demo_bfloat16.json"
@@ -55,9 +55,11 @@ def passes(figures: Figures, name: str, repeats: int) -> None:
 # ------------------------------------------------------------------ whole chunks
 
 
-def _decoder(kind: type[Any], vlm: VLM, device: torch.device, **options: Any) -> Any:
+def _decoder(vlm: VLM, device: torch.device, *, drafts: bool, draft_width: int | None = None) -> Any:
     grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
-    return kind(vlm, grammar, shape=(CHUNK, DIMS), max_answer=MAX_ANSWER, **options)
+    shape = (CHUNK, DIMS)
+    drafter = PreviousChunkDrafter(grammar, shape=shape, draft_width=draft_width) if drafts else None
+    return FastDecoder(vlm, grammar, shape=shape, drafter=drafter)
 
 
 def recorded_passes(acceptance: Path) -> tuple[float, int]:
@@ -72,7 +74,7 @@ def surprise_for(vlm: VLM, device: torch.device, wanted: float, width: int, chun
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
-        decoder = _decoder(SpeculativeDecoder, vlm, device, n_bins=N_BINS, draft_width=width)
+        decoder = _decoder(vlm, device, drafts=True, draft_width=width)
         decoder.runner = ScriptedRunner(None)
         script = Chunks(1, (CHUNK, DIMS), N_BINS, middle)
         taken = []
@@ -80,7 +82,7 @@ def surprise_for(vlm: VLM, device: torch.device, wanted: float, width: int, chun
             decoder.runner.script = script.next()
             decoder.decode(request)
             taken.append(decoder.last.passes)
-        if np.mean(taken[1:]) < wanted:  # the first chunk has nothing to go by
+        if np.mean(taken[1:]) < wanted:  # without the first chunk, which has no previous one
             low = middle
         else:
             high = middle
@@ -103,7 +105,7 @@ def chunk(figures: Figures, name: str, repeats: int, acceptance: Path = ACCEPTAN
         request = decode_shapes.make_request(vlm, batch, device)
 
         def speculative(batch: int = batch, request: Any = request) -> dict[str, Any]:
-            decoder = _decoder(SpeculativeDecoder, vlm, device, n_bins=N_BINS)
+            decoder = _decoder(vlm, device, drafts=True)
             decoder.decode(request)  # measures how wide a pass pays, on passes as they are
             decoder.reset()
             decoder.runner = ScriptedRunner(decoder.runner)
@@ -124,13 +126,13 @@ def chunk(figures: Figures, name: str, repeats: int, acceptance: Path = ACCEPTAN
             return {
                 **_times(times),
                 "passes": round(float(np.mean(taken)), 1),
-                "width": decoder.width,
+                "width": decoder.drafter.width,
                 "tokens": round(tokens / repeats / batch, 1),
                 "floor_ms": round(float(np.mean(taken)) * floor, 2),
             }
 
         def fast(request: Any = request) -> dict[str, Any]:
-            decoder = _decoder(FastDecoder, vlm, device)
+            decoder = _decoder(vlm, device, drafts=False)
             decoder.decode(request)
             times = []
             for _ in range(max(repeats // 5, 1)):

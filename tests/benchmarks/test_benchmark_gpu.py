@@ -27,8 +27,6 @@ from gpu_parts.figures import NOT_MEASURED, PENDING, Figures
 from gpu_parts.kernels import busy_and_span
 from gpu_parts.scripted import Chunks, ScriptedRunner
 
-from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
-
 CPU = torch.device("cpu")
 #: In two parts: `pytest -m gpu` reads files with this word, and none of the tests here is for it.
 MARKED = "@pytest.mark." + "gpu\n"
@@ -153,7 +151,7 @@ def test_minus_m_gpu_reads_only_files_with_such_tests(tmp_path: Path) -> None:
 def test_a_scripted_model_writes_its_script_through_the_real_decoder() -> None:
     vlm = decode_shapes.build("tiny", CPU)
     request = decode_shapes.make_request(vlm, 2, CPU)
-    decoder = acting._decoder(SpeculativeDecoder, vlm, CPU, n_bins=decode_shapes.N_BINS, draft_width=16)
+    decoder = acting._decoder(vlm, CPU, drafts=True, draft_width=16)
     decoder.runner = ScriptedRunner(decoder.runner)
     chunks = Chunks(2, (decode_shapes.CHUNK, decode_shapes.DIMS), decode_shapes.N_BINS, 0.2)
     for _ in range(3):
@@ -170,7 +168,7 @@ def test_surprises_are_chosen_for_the_recorded_passes() -> None:
     table = json.loads(acting.ACCEPTANCE.read_text())["n_action_steps_1"]["speculative"]
     assert wanted == pytest.approx(56 * table["passes_per_varying_number"])
     surprise = acting.surprise_for(vlm, CPU, wanted, width)
-    decoder = acting._decoder(SpeculativeDecoder, vlm, CPU, n_bins=decode_shapes.N_BINS, draft_width=width)
+    decoder = acting._decoder(vlm, CPU, drafts=True, draft_width=width)
     decoder.runner = ScriptedRunner(None)
     chunks = Chunks(1, (decode_shapes.CHUNK, decode_shapes.DIMS), decode_shapes.N_BINS, surprise, seed=1)
     request = decode_shapes.make_request(vlm, 1, CPU)

@@ -35,7 +35,7 @@ from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.passes import Feed
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import DecodeRequest
-from lerobot_policy_vla0.decoding.speculative import nearest_with_prefix
+from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter, nearest_with_prefix
 from lerobot_policy_vla0.errors import ConfigError, DecodeError
 
 
@@ -477,7 +477,8 @@ def test_a_decoder_drafts_as_wide_as_its_device_allows(
 
     decoder.runner.score = timed  # type: ignore[method-assign]
     assert check_equal(decoder, problem, oracle) == 0
-    assert (decoder.width, decoder._siblings) == (width, siblings)
+    assert isinstance(decoder.drafter, PreviousChunkDrafter)
+    assert (decoder.drafter.width, decoder.drafter._siblings) == (width, siblings)
     assert clock.ran[:8] == [1, 1, 8, 8, 32, 32, 64, 64]
 
 

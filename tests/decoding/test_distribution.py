@@ -29,8 +29,7 @@ def decode(
     """Return a decoder that has just answered a request."""
     numbers = shape[0] * shape[1]
     grammar = AnswerGrammar(n_bins=n_bins, n_numbers=numbers, tokens=policy.vlm.tokens)
-    limit = numbers * (len(str(n_bins)) + 1) + 1
-    decoder = FastDecoder(policy.vlm, grammar, shape=shape, max_answer=limit, **options)
+    decoder = FastDecoder(policy.vlm, grammar, shape=shape, **options)
     decoder.decode(request)
     return decoder, grammar
 
@@ -42,7 +41,7 @@ def measure(
     answers: list[list[int]],
     **options: Any,
 ) -> list[NDArray[Any]]:
-    return NumberDistributions(policy.vlm, grammar, max_answer=64, **options).measure(request, answers)
+    return NumberDistributions(policy.vlm, grammar, **options).measure(request, answers)
 
 
 @torch.no_grad()
@@ -92,9 +91,7 @@ def test_every_number_has_the_probability_of_its_spelling(
     decoder, grammar = decode(policy, request, n_bins=n_bins, shape=shape, repetition_penalty=penalty)
     assert decoder.last is not None
     answer = decoder.last.traces[0].symbols
-    (belief,) = measure(
-        policy, request, grammar, [answer], n_bins=n_bins, min_mass=0.0, repetition_penalty=penalty
-    )
+    (belief,) = measure(policy, request, grammar, [answer], min_mass=0.0, repetition_penalty=penalty)
     oracle = spelled_out(policy, request, grammar, answer, n_bins=n_bins, penalty=penalty)
     np.testing.assert_allclose(oracle.sum(1), 1.0, atol=1e-6)
     np.testing.assert_allclose(belief, oracle, atol=2e-5)
@@ -110,7 +107,7 @@ def test_answers_of_a_batch_in_narrow_passes_get_what_they_get_alone(
     bins = [[4, 4, 44, 0, 100, 7], [0, 0, 0, 0, 0, 0], [99, 10, 100, 100, 12, 31]]
     answers = [spell(row, 6) for row in bins]
     wide, narrow = (
-        np.stack(measure(policy, request, grammar, answers, n_bins=100, min_mass=min_mass, max_width=width))
+        np.stack(measure(policy, request, grammar, answers, min_mass=min_mass, max_width=width))
         for width in (512, 5)
     )
     np.testing.assert_allclose(wide.sum(-1), 1.0, atol=1e-9)
@@ -123,7 +120,7 @@ def test_answers_of_a_batch_in_narrow_passes_get_what_they_get_alone(
             request.pixel_values[row * patches : (row + 1) * patches],
             request.grid_thw[row : row + 1],
         )
-        (belief,) = measure(policy, alone, grammar, [answer], n_bins=100, min_mass=min_mass)
+        (belief,) = measure(policy, alone, grammar, [answer], min_mass=min_mass)
         np.testing.assert_allclose(wide[row], belief, atol=1e-5)
 
 
@@ -138,8 +135,8 @@ def test_what_is_not_followed_is_spread_over_what_it_can_begin(policy: VLA0Polic
     decoder, grammar = decode(policy, request, n_bins=100, shape=(1, 1))
     assert decoder.last is not None
     answer = decoder.last.traces[0].symbols
-    (exact,) = measure(policy, request, grammar, [answer], n_bins=100, min_mass=0.0)
-    (coarse,) = measure(policy, request, grammar, [answer], n_bins=100, min_mass=1.0)
+    (exact,) = measure(policy, request, grammar, [answer], min_mass=0.0)
+    (coarse,) = measure(policy, request, grammar, [answer], min_mass=1.0)
     for digit in range(1, 10):
         if digit == answer[0]:
             continue
@@ -172,7 +169,7 @@ def test_nan_weights_are_an_error(policy: VLA0Policy) -> None:
         weight[policy.vlm.tokens.digits[3]] = torch.nan
     try:
         with pytest.raises(DecodeError, match=r"NaN or infinite in batch rows \[0\]"):
-            measure(policy, request, grammar, [decoder.last.traces[0].symbols], n_bins=10)
+            measure(policy, request, grammar, [decoder.last.traces[0].symbols])
     finally:
         with torch.no_grad():
             weight.copy_(kept)

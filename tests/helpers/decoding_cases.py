@@ -18,9 +18,8 @@ from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
 from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import DecodeRequest
-from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
+from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter
 from lerobot_policy_vla0.observations.images import encode_images
-from lerobot_policy_vla0.text.codec import ActionCodec
 from lerobot_policy_vla0.text.grammar import END, AnswerGrammar
 from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings
 
@@ -55,14 +54,7 @@ class Problem:
 
     def options(self) -> dict[str, Any]:
         """Return what every decoder takes."""
-        codec = ActionCodec(
-            _NO_TOKENS, n_bins=self.n_bins, chunk_size=self.shape[0], action_dim=self.shape[1]
-        )
-        return {
-            "shape": self.shape,
-            "max_answer": codec.max_answer_length,
-            "repetition_penalty": self.penalty,
-        }
+        return {"shape": self.shape, "repetition_penalty": self.penalty}
 
     def grammar(self, vlm: VLM) -> AnswerGrammar:
         """Return the grammar, on the backbone's device."""
@@ -80,9 +72,6 @@ class Problem:
             for name, value in vars(self.request).items()
         }
         return dataclasses.replace(self, request=DecodeRequest(**moved))
-
-
-_NO_TOKENS: Any = None  # the codec needs them for writing ids only
 
 
 def make_request(
@@ -125,7 +114,7 @@ def random_problem(policy: VLA0Policy, seed: int) -> Problem:
     )
 
 
-class ScriptedDecoder(SpeculativeDecoder):
+class ScriptedDrafter(PreviousChunkDrafter):
     """Guesses what it is told to: right answers, wrong ones, numbers of other lengths."""
 
     script: np.ndarray  # (B, N) guesses
@@ -134,12 +123,12 @@ class ScriptedDecoder(SpeculativeDecoder):
         return int(self.script[index, len(numbers)])
 
 
-class BushyDecoder(ScriptedDecoder):
+class BushyDrafter(ScriptedDrafter):
     """Grows branches at random; the script is one branch of many, and seldom the first."""
 
     rng: np.random.Generator
 
-    def _draft(self, index: int, row: Row, room: int) -> Draft:
+    def _draft_row(self, index: int, row: Row, room: int) -> Draft:
         draft = Draft()
         right = self._chain(index, row.numbers, row.partial, room)
         splits = sorted(int(k) for k in self.rng.integers(0, len(right) + 1, 2))
@@ -162,14 +151,12 @@ class BushyDecoder(ScriptedDecoder):
         return draft
 
 
-def bushy(policy: VLA0Policy, problem: Problem, script: np.ndarray, seed: int) -> BushyDecoder:
+def bushy(policy: VLA0Policy, problem: Problem, script: np.ndarray, seed: int) -> FastDecoder:
     """Return a decoder whose drafts are trees with the script ``(B, N)`` among their branches."""
-    decoder = BushyDecoder(
-        policy.vlm, problem.grammar(policy.vlm), n_bins=problem.n_bins, draft_width=32, **problem.options()
-    )
-    decoder.script = script
-    decoder.rng = np.random.default_rng(seed)
-    return decoder
+    drafter = BushyDrafter(problem.grammar(policy.vlm), shape=problem.shape, draft_width=32)
+    drafter.script = script
+    drafter.rng = np.random.default_rng(seed)
+    return with_drafter(policy, problem, drafter)
 
 
 def reference(policy: VLA0Policy, problem: Problem) -> tuple[Tensor, DecodeReport]:
@@ -185,20 +172,24 @@ def fast(policy: VLA0Policy, problem: Problem) -> FastDecoder:
     return FastDecoder(policy.vlm, problem.grammar(policy.vlm), **problem.options())
 
 
-def speculative(policy: VLA0Policy, problem: Problem, width: int | None = 16) -> SpeculativeDecoder:
+def with_drafter(policy: VLA0Policy, problem: Problem, drafter: PreviousChunkDrafter) -> FastDecoder:
+    """Return the decoder of a problem that checks a drafter's guesses."""
+    return FastDecoder(policy.vlm, problem.grammar(policy.vlm), drafter=drafter, **problem.options())
+
+
+def speculative(policy: VLA0Policy, problem: Problem, width: int | None = 16) -> FastDecoder:
     """Return the speculative decoder of a problem."""
-    return SpeculativeDecoder(
-        policy.vlm, problem.grammar(policy.vlm), n_bins=problem.n_bins, draft_width=width, **problem.options()
+    grammar = problem.grammar(policy.vlm)
+    return with_drafter(
+        policy, problem, PreviousChunkDrafter(grammar, shape=problem.shape, draft_width=width)
     )
 
 
-def scripted(policy: VLA0Policy, problem: Problem, script: np.ndarray, width: int = 16) -> ScriptedDecoder:
+def scripted(policy: VLA0Policy, problem: Problem, script: np.ndarray, width: int = 16) -> FastDecoder:
     """Return a speculative decoder with the given guesses ``(B, N)``."""
-    decoder = ScriptedDecoder(
-        policy.vlm, problem.grammar(policy.vlm), n_bins=problem.n_bins, draft_width=width, **problem.options()
-    )
-    decoder.script = script
-    return decoder
+    drafter = ScriptedDrafter(problem.grammar(policy.vlm), shape=problem.shape, draft_width=width)
+    drafter.script = script
+    return with_drafter(policy, problem, drafter)
 
 
 def near_ties(expected: DecodeReport, got: DecodeReport, tolerance: float = 1e-4) -> int:

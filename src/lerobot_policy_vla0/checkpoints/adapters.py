@@ -359,27 +359,3 @@ def _peft() -> Any:
             "this checkpoint is a PEFT adapter, and PEFT is not installed: pip install 'lerobot_policy_vla0[lora]'."
         ) from error
     return peft
-
-
-# ------------------------------------------------------------------ decoding
-
-
-def adapter_layers(module: nn.Module) -> list[Any]:
-    """Return the layers PEFT put adapters into."""
-    return [layer for layer in module.modules() if hasattr(layer, "merged_adapters")]
-
-
-def adapter_state(layers: list[Any]) -> tuple[Any, ...]:
-    """Return what changes an adapted layer's result without touching a parameter's version.
-
-    Switching adapters off, choosing another, rescaling one, and merging (which writes behind autograd's back).
-    """
-    return tuple(
-        (
-            layer.disable_adapters,
-            tuple(layer.active_adapters),
-            tuple(layer.merged_adapters),
-            tuple(getattr(layer, "scaling", {}).values()),
-        )
-        for layer in layers
-    )

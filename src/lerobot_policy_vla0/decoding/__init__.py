@@ -1,5 +1,5 @@
 """Greedy decoding under the grammar.
 
-`reference` is the slow definition, every other decoder returns its tokens. `fast` settles what needs no pass of its
-own, `speculative` drafts, `passes` runs the model.
+`reference` defines the answer, and every other decoder returns its tokens. `fast` decodes with few passes,
+`speculative` makes drafts for it, `passes` runs the model.
 """

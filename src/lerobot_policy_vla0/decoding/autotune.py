@@ -1,7 +1,7 @@
-"""How wide a draft pays: measured pass times against the share of draft tokens that turn out right.
+"""Chooses the width of passes from measured pass times and the share of draft tokens that were right.
 
-A wider pass settles more tokens when the draft is good and costs more time, how much more depends on the
-device: little on a GPU that waits for weights, a lot on a CPU.
+A wider pass settles more tokens if the draft is good, and takes longer: a little on a GPU that waits for weights, a lot
+on a CPU.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-#: Widths captured, in tokens per row: a narrower feed is filled up with tokens nobody looks at.
+#: Widths that are captured, in tokens per row; a narrower feed is filled up with tokens whose scores are not used.
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-#: Those of them that are measured, however long they take: the others lie between.
+#: Widths that are measured; times of the others are interpolated.
 MEASURED = (1, 8, 32, 64)
+
+
+def captured_width(width: int) -> int:
+    """Return the narrowest captured width that holds ``width`` tokens, or ``width`` itself beyond the widest.
+
+    >>> captured_width(5), captured_width(64), captured_width(100)
+    (6, 64, 100)
+    """
+    return next((w for w in WIDTHS if w >= width), width)
 
 
 def measure_widths(
@@ -31,13 +40,13 @@ def measure_widths(
     """
     best = []
     for width in MEASURED:
-        # The first call of a width may allocate and capture; then the second is the faster one.
+        # The first call of a width may allocate and capture, so the faster of two counts.
         times = [clock()]
         for _ in range(2):
             run(width)
             times.append(clock())
         best.append(np.diff(times).min())
-    # A pass cannot take longer than a wider one: where it did, something else used the processor.
+    # A pass that took longer than a wider one was disturbed by something else on the processor.
     smooth = np.minimum.accumulate(best[::-1])[::-1]
     return dict(zip(WIDTHS, np.interp(WIDTHS, MEASURED, smooth).tolist(), strict=True))
 

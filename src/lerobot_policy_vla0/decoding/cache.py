@@ -1,8 +1,7 @@
-"""The decoder's key/value cache: allocated once, written at a column of each row's own.
+"""The decoder's key/value cache: it is allocated once, and every row is written at columns of its own.
 
-transformers' attention layers call `AnswerCache.update` and nothing else of a cache. Its own static cache
-appends every row at one common position; here the rows of a batch advance at different speeds, and a
-rejected draft is undone by overwriting it.
+transformers' own static cache appends to all rows at one position. Here the rows of a batch advance at different
+speeds, and a rejected draft is overwritten. transformers' attention layers call `AnswerCache.update` only.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from torch import Tensor
 class AnswerCache:
     """Keys and values of a batch, ``(B, heads, length, head_dim)`` per layer.
 
-    Which columns the next pass writes and how many it attends to is set by `place`, once for all layers.
-    Columns never written hold zeros; the caller's attention mask hides them.
+    `place` sets which columns the next pass writes and how many it attends to, once for all layers. Columns that were
+    never written hold zeros; the caller's attention mask hides them.
 
     Args:
         batch: rows.
@@ -40,7 +39,7 @@ class AnswerCache:
             columns: ``(B, W)`` int64, the columns of the pass's tokens.
             start: the first column if all rows write the same consecutive ones (a slice is faster than
                 an index), else None.
-            attended: columns the pass may look at, from the first on.
+            attended: columns the pass may attend to, from the first on.
         """
         self._columns = columns
         self._start = start
@@ -73,6 +72,6 @@ class AnswerCache:
             store[row, :, target] = store[row, :, source]  # the right side is a copy: overlap is safe
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns written before; positions are passed explicitly, so nobody needs it."""
+        """Return 0: transformers asks for a length, and does not use it where positions are passed explicitly."""
         del layer_idx
         return 0

@@ -1,9 +1,9 @@
 """A pass of fixed width over fixed memory, captured as a CUDA graph on an accelerator.
 
-A pass over a few tokens is a few hundred small kernels; starting them one by one takes longer than running them.
-A graph starts them all at once, but always on the same memory: inputs are written into one buffer, and the
-pass reads and writes the cache at columns computed on the device. Without an accelerator the same code runs
-uncaptured, slower than the ordinary pass; the tests compare the two there.
+A pass over a few tokens is a few hundred small kernels, and starting them one by one takes longer than running them.
+A graph starts them all at once, but always on the same memory: inputs are written into one buffer, and the pass reads
+and writes the cache at columns computed on the device. Without an accelerator the same code runs uncaptured. It is then
+slower than the ordinary pass; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -17,32 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.decoding.autotune import WIDTHS
-
 logger = logging.getLogger(__name__)
 
 #: Runs a pass on ids ``(B, W)``, starts ``(B,)``, depths ``(B, W)`` and visibility ``(B, W, W)`` bool.
 PassFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def static_width(width: int) -> int:
-    """Return the narrowest captured width that holds ``width`` tokens, or ``width`` itself beyond the widest.
-
-    >>> static_width(5), static_width(64), static_width(100)
-    (6, 64, 100)
-    """
-    return next((w for w in WIDTHS if w >= width), width)
-
-
 class StaticPass:
-    """One width of pass.
+    """A pass of one width.
 
     Args:
-        run: the pass; must read nothing but its arguments and memory that stays where it is.
+        run: the pass; it must read its arguments and memory that stays where it is, and nothing else.
         batch: rows.
         width: tokens per row.
         device: of the backbone.
-        spare: answer place of columns that no answer uses, for running the pass while capturing it.
+        spare: place in the answer from which no answer uses the columns; the pass runs there while it is captured.
     """
 
     def __init__(
@@ -66,7 +55,9 @@ class StaticPass:
         if cuda:
             try:
                 self._capture(spare)
-            except RuntimeError as error:  # a driver or library that cannot; the pass itself is the same
+            except (
+                RuntimeError
+            ) as error:  # a driver or a library cannot; the uncaptured pass gives the same logits
                 self._graph = None
                 logger.warning(
                     "decoder: a pass of width %d could not be captured as a CUDA graph (%s); it runs uncaptured, which "

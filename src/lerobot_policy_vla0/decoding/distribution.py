@@ -1,11 +1,9 @@
-"""How a model spreads its belief over the numbers of an answer, for reports; no decoder needs it.
+"""Probability of every value of every number of an answer, for reports; decoders do not use it.
 
-A decoder follows one path through the digits. Here every other number is asked for too: for each number of a
-given answer, the probability of all integers in ``[0, n_bins]`` after the numbers before it (teacher-forced), under
-the grammar. The digits of a number form a tree; branches are fed beside the answer in one pass, each seeing the
-answer up to its number and its own digits. Unlikely branches are not followed, but nothing is dropped.
-
-Knows symbols and passes; knows nothing about actions or units.
+A decoder follows one path through the digits. This module asks for all others too: for each number of a given answer,
+the probability of every integer in ``[0, n_bins]`` after the numbers before it (teacher-forced), under the grammar.
+The digits of a number form a tree. Its branches are fed beside the answer in one pass, and each attends to the answer
+before its number and to its own digits. An unlikely branch is not followed; its probability is spread over its values.
 """
 
 from __future__ import annotations
@@ -19,8 +17,9 @@ from numpy.typing import NDArray
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
+from lerobot_policy_vla0.decoding.fast import penalise
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
-from lerobot_policy_vla0.text.grammar import SEPARATOR, raise_non_finite_logits
+from lerobot_policy_vla0.text.grammar import SEPARATOR, check_finite
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.backbone.vlm import VLM
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The first digits of a number, its probability, and where the grammar stands after them."""
+    """The first digits of a number, their probability, and the grammar state after them."""
 
     number: int
     digits: tuple[int, ...]
-    mass: float
+    probability: float
     state: int
 
     @property
@@ -43,17 +42,24 @@ class _Prefix:
 
 
 class _Answer:
-    """One row: its answer, the belief found so far, and the prefixes still to be asked for."""
+    """One row: its answer, the probabilities found so far, and the prefixes that are still to be asked for.
 
-    def __init__(self, symbols: list[int], n_numbers: int, n_bins: int) -> None:
+    Args:
+        symbols: the answer, its end included.
+        written: ``(12,)`` bool, the symbols in the prompt.
+        grammar: of the answer.
+    """
+
+    def __init__(self, symbols: list[int], written: NDArray[Any], grammar: AnswerGrammar) -> None:
         self.symbols = symbols
+        self.written = written
         self.starts = [0]  # where each number begins
         for place, symbol in enumerate(symbols[:-1], start=1):
             if symbol == SEPARATOR:
                 self.starts.append(place)
-        if len(self.starts) != n_numbers:
-            raise ValueError(f"the answer has {len(self.starts)} numbers, expected {n_numbers}")
-        self.belief = np.zeros((n_numbers, n_bins + 1))
+        if len(self.starts) != grammar.n_numbers:
+            raise ValueError(f"the answer has {len(self.starts)} numbers, expected {grammar.n_numbers}")
+        self.probabilities = np.zeros((grammar.n_numbers, grammar.n_bins + 1))
         self.pending: deque[_Prefix] = deque()
 
     def place_of(self, prefix: _Prefix) -> int | None:
@@ -62,15 +68,15 @@ class _Answer:
         end = start + len(prefix.digits)
         return end if tuple(self.symbols[start:end]) == prefix.digits else None
 
-    def chain(self) -> Draft:
-        """Return all of the answer but its end, as the trunk that branches grow from."""
+    def trunk(self) -> Draft:
+        """Return the answer without its end as a draft, which branches are added to."""
         draft = Draft()
         draft.extend(self.symbols[:-1], ROOT, len(self.symbols))
         return draft
 
-    def grow(self, draft: Draft, prefix: _Prefix) -> int:
-        """Add a prefix to a draft that holds the chain; return the index of its last digit."""
-        node = self.starts[prefix.number] - 1  # the chain's tokens are numbered as the answer's; -1 is ROOT
+    def add_branch(self, draft: Draft, prefix: _Prefix) -> int:
+        """Add a prefix to a draft that holds the trunk; return the index of its last digit."""
+        node = self.starts[prefix.number] - 1  # the trunk's tokens have the answer's indices; -1 is ROOT
         for digit in prefix.digits:
             node = draft.add(digit, node)
         return node
@@ -82,9 +88,7 @@ class NumberDistributions:
     Args:
         vlm: the backbone.
         grammar: the legal answers; its tables live on the backbone's device.
-        n_bins: the top integer.
-        max_answer: tokens of the longest legal answer.
-        temperature: scores are divided by it if it is above 0; 0 leaves them as they are.
+        temperature: scores are divided by it if it is above 0.
         repetition_penalty: transformers' penalty, as in the decoders.
         min_mass: prefixes of at most this probability are not followed; theirs is spread evenly over the numbers they
             can begin. 0 follows all: exact, ``n_bins / 9`` tokens per number.
@@ -96,8 +100,6 @@ class NumberDistributions:
         vlm: VLM,
         grammar: AnswerGrammar,
         *,
-        n_bins: int,
-        max_answer: int,
         temperature: float = 0.0,
         repetition_penalty: float = 1.0,
         min_mass: float = 1e-3,
@@ -105,167 +107,132 @@ class NumberDistributions:
     ) -> None:
         self.grammar = grammar
         self.tables = grammar.host
-        self.n_bins = n_bins
         self.temperature = temperature
         self.repetition_penalty = repetition_penalty
         self.min_mass = min_mass
         self.max_width = max_width
-        self._runner = PassRunner(vlm, grammar, max_answer=max_answer, max_width=max_width)
-        self._runner.static = False  # every pass has a width of its own: nothing to capture
+        self._runner = PassRunner(vlm, grammar, max_width=max_width)
+        self._runner.static = False  # every pass has a width of its own, so none is captured
 
     @without_gradients
     def measure(self, request: DecodeRequest, answers: list[list[int]]) -> list[NDArray[Any]]:
         """Return, for each row, ``(T*D, n_bins + 1)`` float64: the probability of every value of every number.
 
         Args:
-            request: the prompts; its ``committed`` steps are not looked at.
+            request: the prompts; its ``committed`` steps are not used.
             answers: each row's answer as grammar symbols, its end included (`RowTrace.symbols`).
 
         Raises:
             DecodeError: if the model returns NaN/Inf logits.
         """
-        rows = [_Answer(symbols, self.tables.n_numbers, self.n_bins) for symbols in answers]
-        seen = self._seen(request)
-        trunks = [row.chain() for row in rows]
-        scores = self._runner.prefill(request, self._feed(trunks))  # (B, 1 + W, 12)
-        used = np.arange(scores.shape[1]) <= np.array([[len(trunk)] for trunk in trunks])
-        self._check(scores, used)
+        # 1. The prefill scores every place of the answers.
+        written = self.grammar.occurring(request.ids)
+        rows = [_Answer(*each, self.grammar) for each in zip(answers, written, strict=True)]
+        empty: list[list[int]] = [[] for _ in rows]
+        starts = np.zeros(len(rows), dtype=np.int64)
+        drafts = [row.trunk() for row in rows]
+        scores = self._runner.prefill(request, Feed.lay_out(empty, drafts, starts))  # (B, 1 + W, 12)
+        _check(scores, [1 + len(draft) for draft in drafts])
         for index, row in enumerate(rows):
             for number in range(self.tables.n_numbers):
                 root = _Prefix(number, (), 1.0, number * self.tables.n_local)
-                self._expand(row, root, scores[index], row.starts[number], seen[index])
+                self._expand(row, root, scores[index], row.starts[number])
+        # 2. Each pass scores the answers again and as many prefixes as fit, until none is left to be asked for.
         while any(row.pending for row in rows):
             asked: list[list[tuple[_Prefix, int]]] = []
-            drafts = [row.chain() for row in rows]
+            drafts = [row.trunk() for row in rows]
             for row, draft in zip(rows, drafts, strict=True):
                 limit = len(draft) + self.max_width
                 asked.append([])
                 while row.pending and len(draft) + len(row.pending[0].digits) <= limit:
                     prefix = row.pending.popleft()
-                    asked[-1].append((prefix, row.grow(draft, prefix)))
-            scores = self._runner.score(self._feed(drafts))  # (B, W, 12)
-            used = np.arange(scores.shape[1]) < np.array([[len(draft)] for draft in drafts])
-            self._check(scores, used)
+                    asked[-1].append((prefix, row.add_branch(draft, prefix)))
+            scores = self._runner.score(Feed.lay_out(empty, drafts, starts))  # (B, W, 12)
+            _check(scores, [len(draft) for draft in drafts])
             for index, (row, prefixes) in enumerate(zip(rows, asked, strict=True)):
                 for prefix, node in prefixes:
-                    self._expand(row, prefix, scores[index], node, seen[index])
-        return [row.belief for row in rows]
+                    self._expand(row, prefix, scores[index], node)
+        return [row.probabilities for row in rows]
 
-    def _expand(
-        self, row: _Answer, prefix: _Prefix, scores: NDArray[Any], at: int, seen: NDArray[Any]
-    ) -> None:
-        """Divide a prefix's probability among what may follow it.
+    def _expand(self, row: _Answer, prefix: _Prefix, scores: NDArray[Any], at: int) -> None:
+        """Divide a prefix's probability among the symbols that may follow it.
 
         Args:
             row: of the answer.
-            prefix: whose following symbol ``scores[at]`` ``(12,)`` is about.
+            prefix: the prefix; ``scores[at]`` ``(12,)`` are those of the symbol after it.
             scores: of the prefill (indexed by the answer's length) or of a later pass (by token).
             at: see above.
-            seen: ``(12,)`` symbols in the prompt.
         """
-        chances = self._chances(row, prefix, scores[at], seen)
-        for symbol in np.flatnonzero(chances).tolist():
-            mass = prefix.mass * float(chances[symbol])
+        following = self._probabilities_after(row, prefix, scores[at])
+        for symbol in np.flatnonzero(following).tolist():
+            probability = prefix.probability * float(following[symbol])
             if symbol >= SEPARATOR:
-                row.belief[prefix.number, prefix.value] += mass
+                row.probabilities[prefix.number, prefix.value] += probability
                 continue
             state = self.tables.advance(prefix.state, symbol)
-            child = _Prefix(prefix.number, (*prefix.digits, symbol), mass, state)
-            if self.tables.forced(state) >= 0:  # nothing but the end of the number can follow
-                row.belief[child.number, child.value] += mass
-            elif (
-                place := row.place_of(child)
-            ) is not None:  # only in the prefill, which scored the whole answer
-                self._expand(row, child, scores, place, seen)
-            elif mass > self.min_mass:
+            child = _Prefix(prefix.number, (*prefix.digits, symbol), probability, state)
+            if self.tables.forced(state) >= 0:  # only the end of the number can follow
+                row.probabilities[child.number, child.value] += probability
+            elif (place := row.place_of(child)) is not None:  # only in the prefill, which scored the answer
+                self._expand(row, child, scores, place)
+            elif probability > self.min_mass:
                 row.pending.append(child)
-            else:
-                self._spread(row, child)
+            else:  # share it evenly among the numbers that begin with these digits
+                low = high = child.value
+                values: list[int] = []
+                while low <= self.grammar.n_bins:
+                    values += range(low, min(high, self.grammar.n_bins) + 1)
+                    low, high = low * 10, high * 10 + 9
+                row.probabilities[child.number, values] += probability / len(values)
 
-    def _spread(self, row: _Answer, prefix: _Prefix) -> None:
-        """Share a prefix's probability evenly among the numbers it can begin."""
-        low = high = prefix.value
-        ranges = []
-        while low <= self.n_bins:
-            ranges.append(np.arange(low, min(high, self.n_bins) + 1))
-            low, high = low * 10, high * 10 + 9
-        values = np.concatenate(ranges)
-        row.belief[prefix.number, values] += prefix.mass / len(values)
-
-    def _chances(
-        self, row: _Answer, prefix: _Prefix, scores: NDArray[Any], seen: NDArray[Any]
-    ) -> NDArray[Any]:
+    def _probabilities_after(self, row: _Answer, prefix: _Prefix, scores: NDArray[Any]) -> NDArray[Any]:
         """Return ``(12,)`` float64, the probability of each symbol after a prefix; 0 where it is illegal."""
         scores = scores.astype(np.float64)
         if self.repetition_penalty != 1.0:
-            written = seen.copy()
+            written = row.written.copy()
             written[[*row.symbols[: row.starts[prefix.number]], *prefix.digits]] = True
-            penalised = np.where(
-                scores < 0, scores * self.repetition_penalty, scores / self.repetition_penalty
-            )
-            scores = np.where(written, penalised, scores)
+            scores = penalise(scores, written, self.repetition_penalty)
         if self.temperature > 0:
             scores = scores / self.temperature
         legal = self.tables.legal_rows[self.tables.legal_row(prefix.state)]
         weights = np.where(legal, np.exp(scores - scores[legal].max()), 0.0)
-        chances: NDArray[Any] = weights / weights.sum()
-        return chances
-
-    def _feed(self, drafts: list[Draft]) -> Feed:
-        """Lay out one tree per row from the answer's beginning on; shorter rows are filled up."""
-        width = max(map(len, drafts))
-        batch = len(drafts)
-        feed = Feed(
-            symbols=np.zeros((batch, width), dtype=np.int64),
-            starts=np.zeros(batch, dtype=np.int64),
-            depths=np.zeros((batch, width), dtype=np.int64),
-            visible=np.broadcast_to(np.eye(width, dtype=bool), (batch, width, width)).copy(),
-        )
-        for index, draft in enumerate(drafts):
-            size = len(draft)
-            feed.symbols[index, :size] = draft.symbols
-            feed.depths[index, :size] = draft.depths()
-            feed.visible[index, :size, :size] = draft.visibility()
-        return feed
-
-    def _seen(self, request: DecodeRequest) -> NDArray[Any]:
-        """Return which symbols stand in each prompt: ``(B, 12)`` bool."""
-        seen: NDArray[Any] = (request.ids.unsqueeze(-1) == self.grammar.token_ids).any(1).cpu().numpy()
-        return seen
-
-    @staticmethod
-    def _check(scores: NDArray[Any], used: NDArray[Any]) -> None:
-        bad = (~np.isfinite(scores).all(-1) & used).any(1)
-        if bad.any():
-            raise_non_finite_logits(bad.nonzero()[0].tolist())
+        probabilities: NDArray[Any] = weights / weights.sum()
+        return probabilities
 
 
-def expected_value(belief: NDArray[Any]) -> NDArray[Any]:
+def _check(scores: NDArray[Any], lengths: list[int]) -> None:
+    """Raise `DecodeError` unless the first scores of each row, as many as its length says, are finite."""
+    unused = np.arange(scores.shape[1]) >= np.array(lengths)[:, None]
+    check_finite((np.isfinite(scores).all(-1) | unused).all(1))
+
+
+def expected_value(probabilities: NDArray[Any]) -> NDArray[Any]:
     """Return the mean of distributions ``(..., n_bins + 1)``.
 
     >>> float(expected_value(np.array([0.5, 0.0, 0.5])))
     1.0
     """
-    mean: NDArray[Any] = belief @ np.arange(belief.shape[-1])
+    mean: NDArray[Any] = probabilities @ np.arange(probabilities.shape[-1])
     return mean
 
 
-def central_band(belief: NDArray[Any], share: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the lowest and highest value of the band that leaves out ``(1 - share) / 2`` at either side.
+def central_band(probabilities: NDArray[Any], share: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the lowest and highest value of the band that leaves out ``(1 - share) / 2`` on each side.
 
-    The end of a band is the first value at which the cumulated probability reaches that much.
+    The lowest is the first value at which the cumulated probability reaches ``(1 - share) / 2``, the highest the first
+    one at which it reaches ``(1 + share) / 2``.
 
     Args:
-        belief: ``(..., n_bins + 1)``.
-        share: of the probability, in ``(0, 1)``.
+        probabilities: ``(..., n_bins + 1)``.
+        share: of the probability inside the band, in ``(0, 1)``.
 
     >>> low, high = central_band(np.array([0.04, 0.02, 0.9, 0.02, 0.02]), 0.9)
     >>> int(low), int(high)
     (1, 2)
     """
     tail = (1.0 - share) / 2.0
-    cumulated = belief.cumsum(-1) / belief.sum(-1, keepdims=True)
-    slack = 1e-9  # sums of many small numbers
+    cumulated = probabilities.cumsum(-1) / probabilities.sum(-1, keepdims=True)
+    slack = 1e-9  # for rounding in sums of many small numbers
     low: NDArray[Any] = (cumulated >= tail - slack).argmax(-1)
     high: NDArray[Any] = (cumulated >= 1.0 - tail - slack).argmax(-1)
     return low, high

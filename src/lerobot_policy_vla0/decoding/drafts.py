@@ -1,15 +1,20 @@
-"""A draft: guessed symbols that may follow an answer, as a tree.
+"""A draft, which holds guessed symbols that may follow an answer, and the protocol of what makes drafts.
 
-A chain is a tree without branches. Where two guesses are worth making, the symbols before them are shared
-and each goes on in its own branch; one pass checks all branches, and the model's own choices pick the path.
+A draft is a tree. Two guesses for the same place share the symbols before it and continue in a branch each. One pass
+checks all branches, and the model's own choices select the path.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.decoding.fast import Row
+    from lerobot_policy_vla0.decoding.passes import PassRunner
+    from lerobot_policy_vla0.decoding.request import DecodeRequest
 
 #: The parent of symbols that directly follow the settled text.
 ROOT = -1
@@ -40,7 +45,7 @@ class Draft:
         return index
 
     def extend(self, symbols: list[int], parent: int, room: int) -> int:
-        """Add a chain after ``parent`` as long as the draft holds at most ``room`` symbols; return its end."""
+        """Add a chain of symbols after ``parent`` until the draft holds ``room``; return the index of the last one."""
         for symbol in symbols:
             if len(self) >= room and (parent, symbol) not in self._children:
                 break
@@ -65,3 +70,42 @@ class Draft:
             if parent != ROOT:
                 seen[index] |= seen[parent]
         return seen
+
+
+class Drafter(Protocol):
+    """Guesses symbols that `FastDecoder` then checks; a guess changes the number of passes and never the answer."""
+
+    #: Tokens of the widest pass it may ask for, settled ones included.
+    max_width: int
+
+    def reset(self) -> None:
+        """Forget earlier answers, because a new episode starts."""
+        ...
+
+    def begin(self, request: DecodeRequest, rows: list[Row]) -> None:
+        """Prepare for the answers to a request.
+
+        Args:
+            request: the prompts.
+            rows: the answers, which the decoder continues to write after this call.
+        """
+        ...
+
+    def draft(self, runner: PassRunner) -> list[Draft]:
+        """Return legal guesses for every row before a pass, none for finished rows.
+
+        Args:
+            runner: runs the passes; a drafter may time passes with it, except before the first one (the prefill).
+        """
+        ...
+
+    def learn(self, index: int, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
+        """Use what the model said about the draft of row ``index``, after the row was extended by it.
+
+        Args:
+            index: of the row.
+            draft: its guesses, at least one.
+            path: the accepted ones.
+            best: ``(1 + n,)`` what the model would write after the settled text and after each guess.
+        """
+        ...

@@ -1,16 +1,16 @@
-"""Builds the decoder that a policy's options ask for, and what measures number probabilities on the same terms."""
+"""Builds the decoder that a policy's options ask for, and the reader of number probabilities with the same options."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lerobot_policy_vla0.decoding.distribution import NumberDistributions
 from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
-from lerobot_policy_vla0.decoding.speculative import SpeculativeDecoder
+from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter
 from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
 if TYPE_CHECKING:
@@ -33,19 +33,21 @@ def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder
     if name == "auto":
         name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
     logger.info("decoder: %s on %s (%s)", name, device.type, why)
-    grammar, options = _grammar_and_options(config, vlm, device)
-    options["shape"] = (config.chunk_size, config.action_dim)
+    grammar = _grammar(config, vlm, device)
+    shape = (config.chunk_size, config.action_dim)
+    sampling = {"temperature": config.temperature, "repetition_penalty": config.repetition_penalty}
     if name == "reference":
-        return ReferenceDecoder(vlm, grammar, temperature=config.temperature, **options)
-    if name == "fast":
-        return FastDecoder(vlm, grammar, temperature=config.temperature, **options)
-    return SpeculativeDecoder(vlm, grammar, n_bins=config.n_bins, draft_width=config.draft_width, **options)
+        return ReferenceDecoder(vlm, grammar, shape=shape, **sampling)
+    drafter = None
+    if name == "speculative":
+        drafter = PreviousChunkDrafter(grammar, shape=shape, draft_width=config.draft_width)
+    return FastDecoder(vlm, grammar, shape=shape, drafter=drafter, **sampling)
 
 
 def build_distributions(
     config: VLA0Config, vlm: VLM, device: torch.device, *, min_mass: float
 ) -> NumberDistributions:
-    """Return what asks for the probability of every number, on the terms of a policy's decoder.
+    """Return what reads the probability of every number, with the sampling options of a policy's decoder.
 
     Args:
         config: its sampling and chunk options.
@@ -53,19 +55,16 @@ def build_distributions(
         device: where the backbone's weights are.
         min_mass: see `distribution.NumberDistributions`.
     """
-    grammar, options = _grammar_and_options(config, vlm, device)
     return NumberDistributions(
-        vlm, grammar, n_bins=config.n_bins, temperature=config.temperature, min_mass=min_mass, **options
+        vlm,
+        _grammar(config, vlm, device),
+        temperature=config.temperature,
+        repetition_penalty=config.repetition_penalty,
+        min_mass=min_mass,
     )
 
 
-def _grammar_and_options(
-    config: VLA0Config, vlm: VLM, device: torch.device
-) -> tuple[AnswerGrammar, dict[str, Any]]:
-    """Return the legal answers of a policy, and what everything that decodes them is told."""
-    codec = config.codec(vlm.tokens)
-    grammar = AnswerGrammar(n_bins=config.n_bins, n_numbers=codec.n_numbers, tokens=vlm.tokens, device=device)
-    return grammar, {
-        "max_answer": codec.max_answer_length,
-        "repetition_penalty": config.repetition_penalty,
-    }
+def _grammar(config: VLA0Config, vlm: VLM, device: torch.device) -> AnswerGrammar:
+    """Return the legal answers of a policy."""
+    n_numbers = config.chunk_size * config.action_dim
+    return AnswerGrammar(n_bins=config.n_bins, n_numbers=n_numbers, tokens=vlm.tokens, device=device)

@@ -1,8 +1,8 @@
 """Passes of the backbone over a static cache: the prompt once, then a few answer tokens at a time.
 
-Composes transformers' own modules (vision tower, embedding, language model) with this package's cache,
-positions and a head of twelve rows. Every row of a batch stands at its own place in its answer. Knows which
-columns, positions and masks a pass needs; knows nothing about drafts or what is accepted.
+A pass runs transformers' own modules (vision tower, embedding, language model) with this package's cache, columns,
+positions and masks, and projects onto the twelve rows of the vocabulary that an answer can hold. Every row of a batch
+stands at its own place in its answer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.shared_prefix import base_attention
+from lerobot_policy_vla0.decoding.autotune import captured_width
 from lerobot_policy_vla0.decoding.cache import AnswerCache
-from lerobot_policy_vla0.decoding.cuda_graph import StaticPass, static_width
+from lerobot_policy_vla0.decoding.cuda_graph import StaticPass
+from lerobot_policy_vla0.decoding.drafts import Draft
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.weights import AnswerWeights
 from lerobot_policy_vla0.text.prompt import rope_positions
@@ -34,14 +37,15 @@ _BUCKET = 128
 
 @dataclass(frozen=True)
 class Feed:
-    """Answer tokens of a pass; every row's begin at a place of its own.
+    """Answer tokens of a pass. Each row's begin at their own place of the answer.
 
     Attributes:
         symbols: ``(B, W)`` int64.
         starts: ``(B,)`` int64, tokens of each row's answer that are in the cache already.
         depths: ``(B, W)`` int64, how many tokens of the pass come before each on its path; tokens on different
             branches of a draft can have the same.
-        visible: ``(B, W, W)`` bool, which tokens of the pass each one looks at (itself, and those before it).
+        visible: ``(B, W, W)`` bool, which tokens of the pass each one attends to (itself, and those before it on its
+            path).
     """
 
     symbols: NDArray[Any]
@@ -57,6 +61,19 @@ class Feed:
         visible = np.broadcast_to(np.tri(width, dtype=bool), (batch, width, width)).copy()
         return cls(symbols, starts, depths, visible)
 
+    @classmethod
+    def lay_out(cls, settled: list[list[int]], drafts: list[Draft], starts: NDArray[Any]) -> Feed:
+        """Return a pass of each row's settled symbols and its draft; shorter rows are filled up with zeros."""
+        ends = [len(text) + len(draft) for text, draft in zip(settled, drafts, strict=True)]
+        feed = cls.chain(np.zeros((len(ends), max(ends)), dtype=np.int64), starts)
+        for row, (text, draft, end) in enumerate(zip(settled, drafts, ends, strict=True)):
+            first = len(text)
+            feed.symbols[row, :end] = text + draft.symbols
+            if len(draft):
+                feed.depths[row, first:end] = first + np.array(draft.depths())
+                feed.visible[row, first:end, first:end] = draft.visibility()
+        return feed
+
 
 class PassRunner:
     """Prefills prompts and scores answer tokens against the cache.
@@ -65,16 +82,15 @@ class PassRunner:
 
     Args:
         vlm: the backbone.
-        grammar: gives the ids of the twelve symbols.
-        max_answer: tokens of the longest answer.
+        grammar: gives the ids of the twelve symbols and the length of the longest answer.
         max_width: tokens of the widest pass.
     """
 
-    def __init__(self, vlm: VLM, grammar: AnswerGrammar, *, max_answer: int, max_width: int) -> None:
+    def __init__(self, vlm: VLM, grammar: AnswerGrammar, *, max_width: int) -> None:
         self.vlm = vlm
         self.weights = AnswerWeights(vlm, grammar.token_ids)
-        self.max_answer = max_answer
-        self.max_width = static_width(max_width)  # what a captured pass of that width really writes
+        #: Columns after the prompt's: a captured pass writes its whole width.
+        self._answer_columns = grammar.longest_answer + captured_width(max_width)
         self._language_model: Any = vlm.model.model.language_model
         self._host_ids = grammar.token_ids.cpu().numpy()
         self._device = grammar.token_ids.device
@@ -90,7 +106,7 @@ class PassRunner:
         #: Whether passes run on fixed memory (captured as graphs on CUDA).
         self.static = self._device.type == "cuda"
         self._static_passes: dict[int, StaticPass] = {}
-        #: Prompt tokens whose keys and values the last prefill took over from the one before.
+        #: Prompt tokens that the last prefill did not compute, because the cache still held their keys and values.
         self.reused_columns = 0
 
     # ------------------------------------------------------------------ prefill
@@ -100,14 +116,14 @@ class PassRunner:
 
         Args:
             request: the prompts.
-            feed: committed symbols and a draft after them, ``(B, W)`` with ``W >= 0`` and all ``starts`` 0.
+            feed: committed symbols and a draft after them, ``(B, W)`` with ``W >= 0`` and every ``starts`` 0.
 
         Returns:
             ``(B, 1 + W, 12)`` float32 logits.
         """
         weights = self.weights.fingerprint()
         start = self._prepare(request, weights)
-        self._weights_seen = None  # until this prefill has come to its end
+        self._weights_seen = None  # an error below leaves a cache that nothing may be taken over from
         length = self._prompt_length
         batch, width = feed.symbols.shape
         embeddings = self._language_model.embed_tokens(request.ids[:, start:])
@@ -120,7 +136,7 @@ class PassRunner:
         columns = torch.arange(start, length + width, device=self._device).expand(batch, -1)
         keys = self._all_columns[: length + width]
         visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, : length + width]
-        # Padding looks at itself: a row of the mask without any key would give NaN.
+        # Padding attends to itself, because a mask row without any key would give NaN.
         visible |= keys == columns.unsqueeze(-1)
         if width:
             embeddings = torch.cat([embeddings, self._embed(feed.symbols)], dim=1)
@@ -137,8 +153,8 @@ class PassRunner:
     def _prepare(self, request: DecodeRequest, weights: int) -> int:
         """Set up cache, positions and head for a batch of prompts; return the first column to compute.
 
-        Columns before every row's first image depend on nothing but their ids: if these, the padding and the
-        weights are those of the prefill before, their keys and values are still in the cache.
+        Columns before every row's first image depend on their ids, the padding and the weights only. If these are
+        those of the prefill before, their keys and values are still in the cache.
         """
         ids, mask = request.ids, request.mask
         same_weights = weights == self._weights_seen
@@ -148,7 +164,7 @@ class PassRunner:
             and bool(torch.equal(mask, self._mask))
         )
         if not same_weights:
-            self.weights.take(copies=self.static)
+            self.weights.refresh(cast=self.static)
             self._static_passes.clear()
         if same_prompt:
             self.reused_columns = self._prefix_columns if same_weights else 0
@@ -157,8 +173,8 @@ class PassRunner:
         batch, length = ids.shape
         is_image = (ids == self.vlm.image_token_id) & mask
         prefix = int(is_image.any(0).long().argmax())
-        columns = self._columns_for(length)
-        # Never smaller again: with the state in the prompt its length changes from frame to frame.
+        columns = -(-length // _BUCKET) * _BUCKET + self._answer_columns
+        # The cache never shrinks: a prompt that holds the state changes its length from frame to frame.
         fresh = self._cache is None or self._cache.batch != batch or self._cache.length < columns
         before = min(prefix, self._prefix_columns)
         reusable = (
@@ -168,7 +184,7 @@ class PassRunner:
             and bool(torch.equal(mask[:, :before], self._mask[:, :before]))
         )
         if fresh:
-            # Passes are captured on this memory: what changes from prompt to prompt is written into it.
+            # Passes are captured on this memory, so what changes from prompt to prompt is written into it.
             self._static_passes.clear()
             self._cache = AnswerCache(batch, columns)
             self._all_columns = torch.arange(columns, device=self._device)
@@ -189,9 +205,6 @@ class PassRunner:
         self._valid[:, :length] = mask
         self.reused_columns = before if reusable else 0
         return self.reused_columns
-
-    def _columns_for(self, prompt_length: int) -> int:
-        return -(-prompt_length // _BUCKET) * _BUCKET + self.max_answer + self.max_width
 
     # ------------------------------------------------------------------ answer tokens
 
@@ -233,7 +246,7 @@ class PassRunner:
             depths: see `Feed`.
             tree: ``Feed.visible``.
             start: the first column, if all rows write the same ones.
-            attended: columns that can be needed; None looks at all of them.
+            attended: columns to attend to, from the first on; None is all of them.
         """
         width = ids.shape[1]
         columns = (self._base + starts).unsqueeze(1) + self._all_columns[:width]  # (B, W)
@@ -254,10 +267,10 @@ class PassRunner:
     def _static_pass(self, width: int) -> StaticPass:
         """Return the captured pass that holds ``width`` tokens."""
         assert self._cache is not None
-        width = static_width(width)
+        width = captured_width(width)
         if width not in self._static_passes:
             self._static_passes[width] = StaticPass(
-                self._pass_on_copies,
+                partial(self.weights.with_cast_weights, self._pass),
                 batch=self._cache.batch,
                 width=width,
                 device=self._device,
@@ -265,16 +278,13 @@ class PassRunner:
             )
         return self._static_passes[width]
 
-    def _pass_on_copies(self, ids: Tensor, starts: Tensor, depths: Tensor, tree: Tensor) -> Tensor:
-        return self.weights.lent(lambda: self._pass(ids, starts, depths, tree))
-
     def keep(self, row: int, start: int, path: list[int]) -> None:
-        """Make the tokens of the last pass at places ``start + path`` of a row the ones at ``start, start + 1, ...``.
+        """Move accepted guesses of the last pass together in the cache, over the rejected ones between them.
 
         Args:
             row: of the batch.
-            start: answer token.
-            path: places after ``start``, ascending.
+            start: the answer's place where the draft began.
+            path: the accepted guesses' indices in the draft, ascending.
         """
         assert self._cache is not None
         base = self._prompt_length + start
@@ -301,7 +311,7 @@ class PassRunner:
     ) -> Tensor:
         """Run the language model on tokens at ``columns`` ``(B, W)``; return hidden states ``(B, W, hidden)``.
 
-        ``visible`` ``(B, W, attended)`` says which columns each token looks at.
+        ``visible`` ``(B, W, attended)`` says which columns each token attends to.
         """
         assert self._cache is not None
         self._cache.place(columns, start=start, attended=attended)
@@ -323,7 +333,7 @@ class PassRunner:
 
 @contextmanager
 def _masked_attention(config: Any) -> Iterator[None]:
-    """Use sdpa for a pass where the backbone uses flash attention, whose kernels take no mask of their caller's."""
+    """Use sdpa for a pass where the backbone uses flash attention, whose kernels accept no mask."""
     configured = config._attn_implementation
     if "flash" in configured:
         config._attn_implementation = "sdpa"

@@ -1,7 +1,7 @@
-"""The reference decoder: Hugging Face ``generate`` under the grammar. Slow, simple, and the oracle.
+"""The reference decoder: Hugging Face ``generate`` under the grammar. It is slow and simple, and it is the oracle.
 
-Every faster decoder is tested against it token for token, so it takes no shortcut: the full vocabulary
-projection, one token per pass, transformers' own positions and cache.
+Every faster decoder is tested against it token for token. So it takes no shortcut: it projects onto the whole
+vocabulary, writes one token per pass, and uses transformers' own positions and cache.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from transformers.generation import RepetitionPenaltyLogitsProcessor, Temperatur
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 from lerobot_policy_vla0.decoding.request import DecodeRequest
-from lerobot_policy_vla0.text.grammar import END, SEPARATOR, AnswerGrammar, raise_non_finite_logits
+from lerobot_policy_vla0.text.grammar import END, SEPARATOR, AnswerGrammar, check_finite
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.backbone.vlm import VLM
 
 
 class GrammarLogitsProcessor(LogitsProcessor):
-    """Sets the logits of every token the grammar forbids to minus infinity.
-
-    Holds the grammar state of one generation, advanced by the token written last.
+    """Sets the logits of every token the grammar forbids to minus infinity, during one generation.
 
     Args:
         grammar: the legal answers.
-        given: per row, symbols of the answer that the input ends with already.
+        given: per row, the symbols of the answer that its input ends with.
 
     Raises:
         DecodeError: if a row's logits hold NaN or plus infinity, or no legal token is left finite.
@@ -58,8 +56,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
             self._state = self.grammar.advance(*self._state, symbol)
         legal = self.grammar.legal(*self._state)  # (B, 12)
         allowed = scores[:, self.grammar.token_ids]  # (B, 12)
-        if not bool(torch.isfinite(allowed).all()):
-            raise_non_finite_logits((~torch.isfinite(allowed)).any(1).nonzero()[:, 0].tolist())
+        check_finite(torch.isfinite(allowed).all(1).cpu().numpy())
         allowed = allowed.masked_fill(~legal, -math.inf)
         self.scores.append(allowed)
         masked = torch.full_like(scores, -math.inf)
@@ -74,7 +71,6 @@ class ReferenceDecoder:
         vlm: the backbone.
         grammar: the legal answers; its tables live on the backbone's device.
         shape: ``(chunk_size, action_dim)``.
-        max_answer: tokens of the longest legal answer.
         temperature: 0 for greedy decoding, otherwise the sampling temperature.
         repetition_penalty: transformers' penalty on tokens already in prompt or answer; 1.0 is none.
     """
@@ -87,7 +83,6 @@ class ReferenceDecoder:
         grammar: AnswerGrammar,
         *,
         shape: tuple[int, int],
-        max_answer: int,
         temperature: float = 0.0,
         repetition_penalty: float = 1.0,
     ) -> None:
@@ -97,11 +92,11 @@ class ReferenceDecoder:
         self.temperature = temperature
         self.repetition_penalty = repetition_penalty
         self.last: DecodeReport | None = None
-        # `generate` fills what is left open from the backbone's own generation config (which `VLM` has
-        # emptied: it carries a repetition penalty) and from defaults (top_k=50 when sampling).
+        # `generate` takes what is not set here from the backbone's own generation config (which `VLM` has emptied,
+        # because it holds a repetition penalty) and from defaults (top_k=50 when sampling).
         sampling: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         self._generation = GenerationConfig(
-            max_new_tokens=max_answer,
+            max_new_tokens=grammar.longest_answer,
             do_sample=temperature > 0,
             repetition_penalty=1.0,
             eos_token_id=vlm.tokens.end,
@@ -111,15 +106,14 @@ class ReferenceDecoder:
         )
 
     def reset(self) -> None:
-        """Do nothing: every answer is decoded from scratch."""
+        """Do nothing, because no answer depends on an earlier one."""
 
     @without_gradients
     def decode(self, request: DecodeRequest) -> Tensor:
-        """Answer a batch; see `lerobot_policy_vla0.decoding.Decoder`."""
+        """Answer a batch; see `decoding.request.Decoder`."""
         began = time.perf_counter()
         given = request.committed_symbols(self.grammar.n_numbers)
-        # Penalty, temperature and grammar are one explicit list, so that their order does not depend on
-        # transformers: the penalty and temperature act on the model's own logits.
+        # One explicit list fixes the order: penalty and temperature act on the model's own logits, then the grammar.
         processors: Any = LogitsProcessorList()
         if self.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -128,7 +122,7 @@ class ReferenceDecoder:
         constraint = GrammarLogitsProcessor(self.grammar, given)
         processors.append(constraint)
         ids, mask = self._with_answer(request.ids, request.mask, given)
-        if given[0] and given[0][-1] == END:  # every step is committed: nothing is left to ask
+        if given[0] and given[0][-1] == END:  # every step is committed, so there is nothing to ask
             generated = ids[:, ids.shape[1] :]
         else:
             output = self.vlm.model.generate(
@@ -141,9 +135,28 @@ class ReferenceDecoder:
                 logits_processor=processors,
             )
             generated = output[:, ids.shape[1] :]
-        symbols = [[*text, *self._until_end(row)] for text, row in zip(given, generated.cpu(), strict=True)]
+        symbols = [[*text, *self._until_end(row)] for text, row in zip(given, generated, strict=True)]
         answer = self.grammar.write(symbols, self.vlm.tokens.pad)
-        self.last = self._report(symbols, given, constraint, began)
+        milliseconds = (time.perf_counter() - began) * 1e3
+        scores = [step.float().cpu().numpy() for step in constraint.scores]  # per token, (B, 12)
+        self.last = DecodeReport(
+            decoder=self.name,
+            passes=len(scores),
+            committed=sum(map(len, given)),
+            milliseconds=milliseconds,
+            prefill_milliseconds=((constraint.first_call or began) - began) * 1e3,
+            shape=self.shape,
+            traces=[
+                RowTrace(
+                    row, [*[None] * len(text), *[step[index] for step in scores[: len(row) - len(text)]]]
+                )
+                for index, (row, text) in enumerate(zip(symbols, given, strict=True))
+            ],
+            stops=[
+                [sum(s >= SEPARATOR for s in row[: k + 1]) for k in range(len(text), len(row))]
+                for row, text in zip(symbols, given, strict=True)
+            ],
+        )
         return answer
 
     def _with_answer(self, ids: Tensor, mask: Tensor, given: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -163,41 +176,6 @@ class ReferenceDecoder:
         return longer, seen
 
     def _until_end(self, generated: Tensor) -> list[int]:
-        symbols: list[int] = []
-        for symbol in self.grammar.symbol_of(generated.to(self.grammar.token_ids.device)).tolist():
-            symbols.append(symbol)
-            if symbol == END:
-                break
-        return symbols
-
-    def _report(
-        self,
-        symbols: list[list[int]],
-        given: list[list[int]],
-        constraint: GrammarLogitsProcessor,
-        began: float,
-    ) -> DecodeReport:
-        milliseconds = (time.perf_counter() - began) * 1e3
-        scores = [step.float().cpu().numpy() for step in constraint.scores]
-        traces = [
-            RowTrace(row, [*[None] * len(text), *[step[index] for step in scores[: len(row) - len(text)]]])
-            for index, (row, text) in enumerate(zip(symbols, given, strict=True))
-        ]
-        return DecodeReport(
-            decoder=self.name,
-            passes=len(scores),
-            tokens=sum(map(len, symbols)),
-            committed=sum(map(len, given)),
-            forced=0,
-            drafted=0,
-            accepted=0,
-            milliseconds=milliseconds,
-            prefill_milliseconds=((constraint.first_call or began) - began) * 1e3,
-            reused=0,
-            shape=self.shape,
-            traces=traces,
-            stops=[
-                [sum(s >= SEPARATOR for s in row[: k + 1]) for k in range(len(text), len(row))]
-                for row, text in zip(symbols, given, strict=True)
-            ],
-        )
+        """Return the symbols of generated ids ``(L,)`` without the padding after the end."""
+        symbols: list[int] = self.grammar.symbol_of(generated).tolist()
+        return symbols[: symbols.index(END) + 1] if END in symbols else symbols

@@ -1,7 +1,6 @@
 """What a decode did: passes, tokens, time, and how sure the model was of each number.
 
-Collected at no cost while decoding (references to arrays that exist anyway); probabilities are computed
-when they are asked for.
+Decoders only keep references to arrays that exist anyway. Probabilities are computed when they are read.
 """
 
 from __future__ import annotations
@@ -37,32 +36,35 @@ class DecodeReport:
     Attributes:
         decoder: ``reference``, ``fast`` or ``speculative``.
         passes: runs of the language model, the prompt's included.
-        tokens: answer tokens written, over all rows, ends included.
         committed: tokens that were given (real-time chunking's committed actions).
-        forced: tokens the grammar left no choice about.
-        drafted: draft tokens fed.
-        accepted: draft tokens that turned out right.
         milliseconds: wall time from the request to the ids.
         prefill_milliseconds: of it, until the first symbol was settled.
-        reused: prompt tokens not computed again.
         shape: ``(chunk_size, action_dim)``.
         traces: one per row.
         stops: per row and pass, how many integers the row had finished after it.
+        forced: tokens that were the only legal ones and took no pass of their own.
+        drafted: draft tokens fed.
+        accepted: draft tokens that were right.
+        reused: prompt tokens whose keys and values were still in the cache.
     """
 
     decoder: str
     passes: int
-    tokens: int
     committed: int
-    forced: int
-    drafted: int
-    accepted: int
     milliseconds: float
     prefill_milliseconds: float
-    reused: int
     shape: tuple[int, int]
     traces: list[RowTrace] = field(repr=False)
     stops: list[list[int]] = field(repr=False)
+    forced: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    reused: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Answer tokens over all rows, ends included."""
+        return sum(len(trace.symbols) for trace in self.traces)
 
     @property
     def passes_per_number(self) -> float:
@@ -90,14 +92,12 @@ class DecodeReport:
             number, leading = 0, True
             for symbol, scores in zip(trace.symbols, trace.scores, strict=True):
                 if scores is not None:
-                    legal = scores[np.isfinite(scores)].astype(np.float64)
-                    legal -= legal.max()
-                    normaliser = np.log(np.exp(legal).sum())
-                    chosen = float(scores[symbol]) - float(scores[np.isfinite(scores)].max()) - normaliser
-                    log_probability[row, number] += chosen
+                    logs = scores.astype(np.float64) - scores.max()  # minus infinity at illegal symbols
+                    logs -= np.log(np.exp(logs).sum())
+                    log_probability[row, number] += logs[symbol]
                     if leading:
-                        p = np.exp(legal - normaliser)
-                        entropy[row, number] = -(p * (legal - normaliser)).sum()
+                        legal = logs[np.isfinite(logs)]
+                        entropy[row, number] = -(np.exp(legal) * legal).sum()
                 leading = symbol >= SEPARATOR
                 number += symbol >= SEPARATOR
         shape = (-1, steps, dims)

@@ -1,4 +1,4 @@
-"""What a decoder is asked, and the protocol that every decoder follows."""
+"""The request that a decoder answers, and the protocol that every decoder follows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class DecodeRequest:
         mask: ``(B, P)`` bool, false on padding.
         pixel_values: ``(patches, C*t*p*p)`` float, sample-major then image-major.
         grid_thw: ``(images, 3)`` int64, patches per image along time, height, width.
-        committed: ``(B, n, D)`` int64 bins of the chunk's first steps, already decided (real-time
+        committed: ``(B, n, D)`` int64 bins of the chunk's first steps, which are decided already (real-time
             chunking): the answer begins with them.
-        steps_since: control steps executed since the previous request of this episode, a hint that
-            makes drafts better and changes no answer.
+        steps_since: control steps executed since the previous request of this episode. It makes drafts better and
+            changes no answer.
     """
 
     ids: Tensor
@@ -36,17 +36,17 @@ class DecodeRequest:
     steps_since: int = 1
 
     def committed_symbols(self, n_numbers: int) -> list[list[int]]:
-        """Return the committed steps of each row as grammar symbols, an empty list without any."""
+        """Return each row's committed steps as grammar symbols; empty lists without any."""
         if self.committed is None:
             return [[] for _ in range(len(self.ids))]
         return [spell(row, n_numbers) for row in self.committed.flatten(1).tolist()]
 
 
 class Decoder(Protocol):
-    """Answers prompts with action text."""
+    """Answers prompts with action text. Its ``name`` is the one in the config and in reports."""
 
     name: str
-    #: What the last call did; None before the first.
+    #: The report of the last call; None before the first.
     last: DecodeReport | None
 
     def decode(self, request: DecodeRequest) -> Tensor:
@@ -58,5 +58,5 @@ class Decoder(Protocol):
         ...
 
     def reset(self) -> None:
-        """Start a new episode: earlier answers say nothing about the next one."""
+        """Start a new episode, for which earlier answers say nothing."""
         ...

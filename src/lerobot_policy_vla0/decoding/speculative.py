@@ -1,99 +1,121 @@
-"""The speculative decoder: guesses the answer, and lets one pass check many guessed tokens.
+"""Drafts for an action chunk, made mostly from the chunk before it. `FastDecoder` checks them.
 
-The guess never changes the answer, only how many passes it takes: a token is settled when the model itself
-would have written it (`FastDecoder` checks). What is worth guessing for an action chunk, best first:
+A good guess saves passes; a wrong one changes nothing. The guesses for a number are, best first:
 
-- what the model said, in the pass before, it would write after a guess that turned out wrong;
-- a step the previous chunk already predicted: the same numbers, shifted by the steps executed since;
-- a step beyond it: the two steps before it, carried on;
-- within a number some of whose digits are settled: the legal number nearest to the guess that begins with them;
-- nothing to go by (an episode's first action): every symbol that may come next, side by side.
+- the model's own correction: what it wrote, in the pass before, at this place of a draft that was wrong further ahead;
+- the number that the previous chunk predicted for the same control step;
+- for steps beyond the previous chunk: the two steps before, continued in a straight line;
+- where some digits of the number are settled: the legal number nearest to the guess that begins with these digits;
+- without a previous chunk (the first query of an episode): every symbol that may come next, side by side.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0.decoding.autotune import MEASURED, WIDTHS, Acceptance, best_width, measure_widths
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
-from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
-from lerobot_policy_vla0.decoding.passes import Feed
+from lerobot_policy_vla0.decoding.fast import Row
+from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar
-
-if TYPE_CHECKING:
-    from lerobot_policy_vla0.backbone.vlm import VLM
-
 
 logger = logging.getLogger(__name__)
 
 
-class SpeculativeDecoder(FastDecoder):
-    """Decodes greedily with drafts.
+class PreviousChunkDrafter:
+    """Makes drafts from the previous chunk; see `decoding.drafts.Drafter`.
 
     Args:
-        vlm: the backbone.
         grammar: the legal answers.
-        n_bins: the top integer.
-        draft_width: tokens of the widest pass; None measures what pays, per batch size, before the first
-            pass that could use it.
-        **options: see `FastDecoder`; ``temperature`` must be 0.
+        shape: ``(chunk_size, action_dim)``.
+        draft_width: tokens of a pass; None measures, once per batch size and after its first prefill, how long passes
+            take, and chooses the best width for every answer.
     """
 
-    name = "speculative"
-
     def __init__(
-        self, vlm: VLM, grammar: AnswerGrammar, *, n_bins: int, draft_width: int | None = None, **options: Any
+        self, grammar: AnswerGrammar, *, shape: tuple[int, int], draft_width: int | None = None
     ) -> None:
-        super().__init__(vlm, grammar, max_width=draft_width or max(WIDTHS), **options)
+        self.tables = grammar.host
+        self.n_bins = grammar.n_bins
+        self.shape = shape
         self.draft_width = draft_width
-        self._times: dict[int, dict[int, float]] = {}  # per batch size: width to seconds
+        self.max_width = self.width = draft_width or max(WIDTHS)
+        self._times: dict[int, dict[int, float]] = {}  # per batch size: seconds of a pass by its width
         self._acceptance = Acceptance()
-        assert self.temperature == 0, "drafts are checked against the greedy choice"
-        self.n_bins = n_bins
-        self._previous: NDArray[Any] | None = None  # (B, T, D) bins of the last answer
-        self._guess: list[list[int | None]] = []  # per row, N guesses, None where there is nothing to go by
-        # Per row, where its last draft began (number, digits written of it) and the guessed symbols in a row.
-        self._chained: list[tuple[int, str, int]] = []
-        self._siblings = True
+        self._siblings = True  # whether all legal symbols are fed side by side where there is no guess
+        self._rows: list[Row] = []
+        self._passes = 0  # drafts made for this answer
+        self._previous: NDArray[Any] | None = None  # (B, T, D) bins of the last finished answer
+        self._guess: list[list[int | None]] = []  # per row and number; None without a previous chunk
+        # Per row, about its last draft: index of the number it began in, the settled digits of that number, and its
+        # length; 0 for siblings, which teach nothing.
+        self._last_chain: list[tuple[int, str, int]] = []
 
     def reset(self) -> None:
-        """Forget the previous chunks: they belong to another episode."""
+        """Forget the previous chunks, which belong to another episode."""
         self._previous = None
+        self._rows = []
 
-    def _begin(self, request: DecodeRequest) -> None:
+    def begin(self, request: DecodeRequest, rows: list[Row]) -> None:
+        """Guess the answer: the previous chunk, shifted by the steps executed since."""
         steps, dims = self.shape
-        batch = len(request.ids)
-        self._chained = [(0, "", 0)] * batch
-        if self._previous is None or len(self._previous) != batch:
-            self._guess = [[None] * (steps * dims) for _ in range(batch)]
+        # The last answer is the previous chunk, unless an error left it unfinished.
+        if self._rows and all(row.done for row in self._rows):
+            self._previous = np.array([row.numbers for row in self._rows]).reshape(-1, steps, dims)
+        self._rows = rows
+        self._passes = 0
+        self._last_chain = [(0, "", 0)] * len(rows)
+        self._guess = [[None] * (steps * dims) for _ in rows]
+        if self._previous is None or len(self._previous) != len(rows):
             return
-        shift = min(self._shift(request), steps)
-        last = self._previous[:, -1].tolist()
-        self._guess = []
-        for chunk, final in zip(self._previous, last, strict=True):
-            left: list[int | None] = chunk[shift:].reshape(-1).tolist()
-            # Nothing left of the chunk: the robot goes on from where it ended.
-            self._guess.append([*(left or final), *[None] * (steps * dims - len(left or final))])
+        shift = min(self._shift(request, self._previous), steps)
+        for guess, chunk in zip(self._guess, self._previous, strict=True):
+            # After a chunk that was executed to its end, the robot continues from its last step.
+            left = chunk[shift:] if shift < steps else chunk[-1:]
+            guess[: left.size] = left.flatten().tolist()
 
-    def _plan(self, rows: list[Row]) -> None:
-        """Choose the width of this answer's passes."""
-        if self.draft_width is not None:
-            return  # as wide as it was told to be, siblings included
-        batch = len(rows)
+    def _shift(self, request: DecodeRequest, previous: NDArray[Any]) -> int:
+        """Return how many steps were executed since the previous chunk ``(B, T, D)`` began."""
+        if request.committed is None or not request.committed.shape[1]:
+            return request.steps_since
+        # The committed steps are steps of the previous chunk: look where they fit best.
+        committed = request.committed.cpu().numpy()
+        length, steps = committed.shape[1], self.shape[0]
+        errors = [
+            np.abs(previous[:, shift : shift + length] - committed[:, : steps - shift]).mean()
+            for shift in range(steps)
+        ]
+        return int(np.argmin(errors))
+
+    # ------------------------------------------------------------------ drafts
+
+    def draft(self, runner: PassRunner) -> list[Draft]:
+        """Return each row's guesses, as many as fit into a pass of the chosen width beside the settled symbols."""
+        if self._passes == 1 and self.draft_width is None:  # the prefill is done, so that passes can be timed
+            self._choose_width(runner)
+        self._passes += 1
+        return [
+            Draft() if row.done else self._draft_row(index, row, max(self.width - len(row.pending), 0))
+            for index, row in enumerate(self._rows)
+        ]
+
+    def _choose_width(self, runner: PassRunner) -> None:
+        """Choose the width of this answer's passes, and whether siblings save time."""
+        batch = len(self._rows)
         if batch not in self._times:
-            starts = np.array([row.fed for row in rows])
+            starts = np.array([row.fed for row in self._rows])
 
             def run(width: int) -> None:
-                # The columns written here are written again before anything looks at them.
-                self.runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts))
+                # The columns written here are written again before a pass looks at them.
+                runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts))
 
-            for width in WIDTHS if self.runner.static else ():
-                run(width)  # captured now, not when an episode first needs it
+            for width in WIDTHS if runner.static else ():
+                run(width)  # captured now, because an episode should not wait for it later
             self._times[batch] = measure_widths(run)
             logger.info(
                 "decoder: a pass of a batch of %d takes %s",
@@ -105,45 +127,13 @@ class SpeculativeDecoder(FastDecoder):
         # Siblings settle two symbols in a pass instead of one.
         self._siblings = times[N_SYMBOLS] < 2 * times[2]
 
-    def _learn(self, index: int, row: Row, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
-        number, written, length = self._chained[index]
-        if not length:
-            return
-        self._acceptance.add(len(path), length)
-        if row.done or len(path) == length:
-            return
-        # The model has also said what it would write at each place of the part that was turned down. It said so
-        # after a wrong number, which is still more than was known before this pass.
-        wanted: str | None = None
-        for symbol, choice in zip(draft.symbols, best.tolist(), strict=False):
-            if wanted is None and choice != symbol:
-                wanted = written + str(choice) if choice < SEPARATOR else written
-            if symbol < SEPARATOR:
-                written += str(symbol)
-                continue
-            if wanted and number > len(row.numbers):
-                self._guess[index][number] = int(nearest_with_prefix(int(written), wanted, self.n_bins))
-            number, written, wanted = number + 1, "", None
-
-    def _shift(self, request: DecodeRequest) -> int:
-        """Return how many steps passed since the previous chunk."""
-        if request.committed is not None and request.committed.shape[1] and self._previous is not None:
-            # The committed steps are steps of the previous chunk: look where they fit best.
-            given = request.committed.cpu().numpy()
-            length = given.shape[1]
-            errors = [
-                np.abs(self._previous[:, shift : shift + length] - given[:, : self.shape[0] - shift]).mean()
-                for shift in range(self.shape[0])
-            ]
-            return int(np.argmin(errors))
-        return request.steps_since
-
-    def _draft(self, index: int, row: Row, room: int) -> Draft:
+    def _draft_row(self, index: int, row: Row, room: int) -> Draft:
+        """Return up to ``room`` guesses for row ``index``; more only for siblings of a width that was measured."""
         draft = Draft()
         draft.extend(self._chain(index, row.numbers, row.partial, room), ROOT, room)
-        self._chained[index] = (len(row.numbers), row.partial, len(draft))
+        self._last_chain[index] = (len(row.numbers), row.partial, len(draft))
         if not len(draft) and self._siblings:
-            # Nothing to go by: feed every symbol that may come next, to have what follows it as well.
+            # There is no guess: feed every symbol that may come next, to have what follows it as well.
             legal = self.tables.legal_rows[self.tables.legal_row(row.state), :END].nonzero()[0]
             if self.draft_width is None or len(legal) <= room:
                 for symbol in legal:
@@ -151,7 +141,7 @@ class SpeculativeDecoder(FastDecoder):
         return draft
 
     def _chain(self, index: int, numbers: list[int], partial: str, room: int) -> list[int]:
-        """Return the guessed text after ``numbers`` and the digits ``partial``, at least ``room`` symbols of it."""
+        """Return the guessed symbols after ``numbers`` and the digits ``partial``, until they are ``room`` or more."""
         out: list[int] = []
         numbers = list(numbers)
         while len(out) < room and len(numbers) < self.tables.n_numbers:
@@ -167,7 +157,7 @@ class SpeculativeDecoder(FastDecoder):
         return out
 
     def _target(self, index: int, numbers: list[int]) -> int | None:
-        """Return the guess for the number after ``numbers``, None if there is nothing to go by."""
+        """Return the guess for the number after ``numbers``; None in a first step without a previous chunk."""
         guess = self._guess[index][len(numbers)]
         if guess is not None:
             return guess
@@ -178,9 +168,29 @@ class SpeculativeDecoder(FastDecoder):
             return numbers[-dims]
         return min(max(2 * numbers[-dims] - numbers[-2 * dims], 0), self.n_bins)
 
-    def _finish(self, rows: list[Row]) -> None:
-        steps, dims = self.shape
-        self._previous = np.array([row.numbers for row in rows]).reshape(-1, steps, dims)
+    # ------------------------------------------------------------------ what a pass teaches
+
+    def learn(self, index: int, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
+        """Count the accepted guesses, and take over what the model wrote at the places after a wrong one."""
+        row = self._rows[index]
+        number, written, length = self._last_chain[index]
+        if not length:
+            return
+        self._acceptance.add(len(path), length)
+        if row.done or len(path) == length:
+            return
+        # The model also said what it would write at each place of the rejected part. It said so after a wrong number,
+        # and still knew more than the guess did.
+        wanted: str | None = None  # of the current number: the digits up to the model's first correction
+        for symbol, choice in zip(draft.symbols, best.tolist(), strict=False):
+            if wanted is None and choice != symbol:
+                wanted = written + str(choice) if choice < SEPARATOR else written
+            if symbol < SEPARATOR:
+                written += str(symbol)
+                continue
+            if wanted and number > len(row.numbers):
+                self._guess[index][number] = int(nearest_with_prefix(int(written), wanted, self.n_bins))
+            number, written, wanted = number + 1, "", None
 
 
 def nearest_with_prefix(target: int, prefix: str, n_bins: int) -> str:

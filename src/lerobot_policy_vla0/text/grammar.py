@@ -1,11 +1,9 @@
 """The grammar of an answer: exactly ``N`` integers in ``[0, n_bins]``, then the end of the turn.
 
-No leading zeros, one space between numbers. As tensors: a transition table over the digits of one
-number, and a counter of finished numbers; so a batch of rows advances without Python loops over rows.
-Every state has at least one legal symbol, hence malformed output cannot be written.
-
-Works on symbols (0-9 digits, `SEPARATOR`, `END`), knows nothing about tokenizers beyond the ids it is
-given, and nothing about models.
+Numbers have no leading zeros and one space between them. The grammar works on symbols: 0 to 9 for the digits,
+`SEPARATOR` and `END`. Its tensors are a transition table over the digits of one number, and a counter of finished
+numbers, so that a batch of rows advances without a Python loop. Every state has at least one legal symbol, so
+malformed output cannot be written.
 """
 
 from __future__ import annotations
@@ -86,10 +84,16 @@ class AnswerGrammar:
         self, *, n_bins: int, n_numbers: int, tokens: ActionTokens, device: torch.device | str = "cpu"
     ) -> None:
         transitions, may_end = number_automaton(n_bins)
+        self.n_bins = n_bins
         self.n_numbers = n_numbers
         self.token_ids = torch.tensor([*tokens.digits, tokens.space, tokens.end], device=device)  # (12,)
         self._transitions = transitions.to(device)  # (S, 10)
         self._may_end = may_end.to(device)  # (S,)
+
+    @property
+    def longest_answer(self) -> int:
+        """Symbols of the longest answer, its end included."""
+        return self.n_numbers * (len(str(self.n_bins)) + 1)
 
     def start(self, batch: int) -> tuple[Tensor, Tensor]:
         """Return the state before the first symbol: number ``(B,)`` and local ``(B,)``, int64 zeros."""
@@ -124,6 +128,11 @@ class AnswerGrammar:
         match = token.unsqueeze(-1) == self.token_ids
         return torch.where(match.any(-1), match.long().argmax(-1), END)
 
+    def occurring(self, ids: Tensor) -> NDArray[Any]:
+        """Return which symbols' tokens occur in each row of ``(B, P)`` ids: ``(B, 12)`` bool, on the host."""
+        found: NDArray[Any] = (ids.unsqueeze(-1) == self.token_ids).any(1).cpu().numpy()
+        return found
+
     def write(self, answers: list[list[int]], pad: int) -> Tensor:
         """Return answers given as symbols as token ids ``(B, L)``, padded on the right with ``pad``."""
         token_ids = self.token_ids.cpu()
@@ -134,15 +143,14 @@ class AnswerGrammar:
 
     @cached_property
     def host(self) -> HostGrammar:
-        """The same tables on the host, for decoders that walk drafts symbol by symbol."""
+        """The same tables on the host, for decoders that advance one symbol at a time."""
         return HostGrammar(self._transitions.cpu().numpy(), self._may_end.cpu().numpy(), self.n_numbers)
 
 
 class HostGrammar:
-    """`AnswerGrammar` for one row at a time, in plain Python: a draft of a few symbols is walked in microseconds.
+    """`AnswerGrammar` for one row at a time, in plain Python, which takes microseconds for a few symbols.
 
-    A state is one integer, ``number * n_local + local``. The final state, ``n_numbers * n_local``, is reached by
-    writing `END`.
+    A state is one integer, ``number * n_local + local``. `END` leads to the final state, ``n_numbers * n_local``.
 
     Attributes:
         legal_rows: ``(K, 12)`` bool, the distinct rows of legal symbols; see `legal_row`.
@@ -154,7 +162,7 @@ class HostGrammar:
         self.n_numbers = n_numbers
         self.finished = n_numbers * self.n_local
         self._next = [[int(v) for v in row] for row in transitions]
-        inner = np.zeros((self.n_local, N_SYMBOLS), dtype=bool)  # numbers that others follow
+        inner = np.zeros((self.n_local, N_SYMBOLS), dtype=bool)  # for all numbers but the last
         inner[:, :10] = transitions >= 0
         last = inner.copy()
         inner[:, SEPARATOR] = may_end
@@ -162,10 +170,7 @@ class HostGrammar:
         end = np.zeros((1, N_SYMBOLS), dtype=bool)
         end[0, END] = True
         self.legal_rows = np.concatenate([inner, last, end])
-        only = self.legal_rows.sum(1) == 1
-        self._forced = [
-            int(row.argmax()) if one else -1 for row, one in zip(self.legal_rows, only, strict=True)
-        ]
+        self._forced = [int(row.argmax()) if row.sum() == 1 else -1 for row in self.legal_rows]
 
     def legal_row(self, state: int) -> int:
         """Return the index into `legal_rows` of what may follow ``state``."""
@@ -186,17 +191,21 @@ class HostGrammar:
         return min((number + 1) * self.n_local, self.finished)
 
 
-def raise_non_finite_logits(rows: list[int]) -> None:
-    """Raise the `DecodeError` for NaN or infinite logits.
+def check_finite(finite: NDArray[Any]) -> None:
+    """Refuse NaN and infinite logits.
 
     Args:
-        rows: the batch rows that have them.
+        finite: ``(B,)`` bool, whether all logits of a batch row are finite.
+
+    Raises:
+        DecodeError: naming the other rows.
     """
-    raise DecodeError(
-        f"the model's logits are NaN or infinite in batch rows {rows}; no action can be derived from "
-        "them. The weights are damaged or training diverged: check the training loss, and the dtype "
-        "(float16 overflows where bfloat16 does not)."
-    )
+    if not finite.all():
+        raise DecodeError(
+            f"the model's logits are NaN or infinite in batch rows {(~finite).nonzero()[0].tolist()}; no action can "
+            "be derived from them. The weights are damaged or training diverged: check the training loss, and the "
+            "dtype (float16 overflows where bfloat16 does not)."
+        )
 
 
 def spell(bins: list[int], n_numbers: int) -> list[int]:
