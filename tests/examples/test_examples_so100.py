@@ -18,7 +18,7 @@ from helpers.waiting import LONG, wait_until
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.commands import COMMANDS
 from lerobot_policy_vla0.tools.so100_emulator import SO100Emulator
-from lerobot_policy_vla0.tools.so100_emulator.shell import options_file
+from lerobot_policy_vla0.tools.so100_emulator.emulator import options_file
 
 EXAMPLES = REPO / "examples" / "so100"
 FPS = 10  # the scripts' chunk of 15 steps lasts longer than it takes to compute on a busy machine

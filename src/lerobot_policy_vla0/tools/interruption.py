@@ -1,4 +1,4 @@
-"""Waiting until Ctrl-C or a termination, for commands that serve. Knows nothing about what is served."""
+"""Commands that serve wait here for Ctrl-C or a termination."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from typing import Any
 
 
 @contextmanager
 def until_interrupted() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or a termination sets; the handlers that were there come back afterwards."""
+    """Yield an event that Ctrl-C or a termination sets. The earlier signal handlers come back afterwards."""
     done = threading.Event()
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(*_: Any) -> None:
         done.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,7 +1,4 @@
-"""Opens what a command works on: a LeRobot dataset, the options of a policy, a trained policy with its processors.
-
-Says in plain words what is missing or does not fit. Knows LeRobot's readers; computes nothing.
-"""
+"""Opens what a command works on: a LeRobot dataset, the options of a policy, a trained policy with its processors."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,20 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Which dataset, in LeRobot's terms.
-
-    Attributes:
-        repo_id: name on the Hub, or any name for a local folder.
-        root: the dataset's folder; None for LeRobot's cache.
-        revision: Hub revision.
-    """
+    """Which dataset, in LeRobot's terms. Without a ``root`` it is in LeRobot's cache or on the Hub."""
 
     repo_id: str
     root: str | None = None
     revision: str | None = None
 
     def metadata(self) -> Any:
-        """Return LeRobot's ``LeRobotDatasetMetadata``; downloads it if the dataset is on the Hub only.
+        """Return LeRobot's ``LeRobotDatasetMetadata``, downloaded if the dataset is only on the Hub.
 
         Raises:
             DatasetError: if there is no such dataset, or it has no episodes or no usable action.
@@ -69,11 +60,7 @@ class DatasetSource:
         return meta
 
     def open(self, **options: Any) -> Any:
-        """Return LeRobot's ``LeRobotDataset`` with the given options.
-
-        Raises:
-            DatasetError: if it cannot be read.
-        """
+        """Return LeRobot's ``LeRobotDataset`` with the given options; raises `DatasetError`."""
         from lerobot.datasets import LeRobotDataset
 
         with _reading(self):
@@ -85,7 +72,7 @@ class DatasetSource:
 
 @contextmanager
 def _reading(source: DatasetSource) -> Iterator[None]:
-    """Turn the many errors of a dataset that is not there into one that says so."""
+    """Turn the various errors of a dataset that cannot be read into a `DatasetError`."""
     from lerobot.datasets.utils import CompatibilityError
 
     try:
@@ -98,12 +85,12 @@ def _reading(source: DatasetSource) -> Iterator[None]:
         ) from error
 
 
-def policy_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config:
-    """Return the config of a policy: a checkpoint's, or the defaults, with options changed.
+def load_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config:
+    """Return the config of a policy: a checkpoint's or, without a ``path``, the default one, with options changed.
 
     Args:
-        path: a checkpoint's folder or Hub repo; None starts from the defaults.
-        overrides: LeRobot's way to write options, without ``policy.``: ``--chunk_size=8``.
+        path: a checkpoint's folder or Hub repo.
+        overrides: options as LeRobot writes them without ``policy.``, such as ``--chunk_size=8``.
 
     Raises:
         ConfigError: naming an option that is out of range or contradicts another one.
@@ -112,7 +99,7 @@ def policy_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Conf
     config: PreTrainedConfig
     try:
         if path is None:
-            # Nothing will run on the device; naming one keeps LeRobot from warning about the choice.
+            # Nothing will run on the device. LeRobot warns if it has to choose one.
             device = [] if any(option.startswith("--device=") for option in overrides) else ["--device=cpu"]
             config = draccus.parse(VLA0Config, args=[*device, *overrides])
         else:
@@ -133,8 +120,8 @@ def policy_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Conf
     return config
 
 
-def fill_features(config: VLA0Config, meta: Any) -> None:
-    """Put a dataset's features into the config of a policy to be trained on it, as LeRobot's ``make_policy`` does.
+def set_features(config: VLA0Config, meta: Any) -> None:
+    """Set a config's features to a dataset's, as LeRobot's ``make_policy`` does before training.
 
     Raises:
         CameraError, ConfigError: if the policy cannot be trained on them.
@@ -146,7 +133,7 @@ def fill_features(config: VLA0Config, meta: Any) -> None:
 
 
 def action_names(meta: Any) -> list[str]:
-    """Return a name for each action dimension; their numbers if the dataset has none."""
+    """Return the names of the action's dimensions, or their numbers if the dataset does not name each."""
     count = int(meta.features[ACTION]["shape"][0])
     names = meta.features[ACTION].get("names")
     if isinstance(names, dict):  # {"motors": [...]}, of older recordings
@@ -159,17 +146,10 @@ def action_names(meta: Any) -> list[str]:
 
 
 def parse_episodes(text: str, total: int) -> list[int]:
-    """Read a list of episodes such as ``3,5-7``.
-
-    Args:
-        text: numbers and ranges, both ends included.
-        total: episodes of the dataset.
-
-    Returns:
-        The episodes, ascending, each once.
+    """Return the episodes of a list such as ``3,5-7``, ascending and each once, of a dataset of ``total`` episodes.
 
     Raises:
-        DatasetError: if it names no episode, one that does not exist, or is not such a list.
+        DatasetError: if the text is no such list, or names an episode that does not exist.
 
     >>> parse_episodes("3,5-7", 10)
     [3, 5, 6, 7]
@@ -197,15 +177,12 @@ def parse_episodes(text: str, total: int) -> list[int]:
 
 @dataclass
 class TrainedPolicy:
-    """A policy with its processors, and what its training saw.
+    """A policy in evaluation mode, with its saved pre- and post-processor.
 
     Attributes:
         name: folder or repo, as given.
-        policy: in evaluation mode.
-        preprocess: the saved pre-processor.
-        postprocess: the saved post-processor.
         training: the ``dataset`` part of its ``train_config.json``; empty if there is none.
-        cameras: keys of the dataset's cameras that the policy reads, by the policy's names.
+        cameras: the dataset's key for each camera key of the policy.
     """
 
     name: str
@@ -213,32 +190,28 @@ class TrainedPolicy:
     preprocess: Any
     postprocess: Any
     training: dict[str, Any]
-    cameras: dict[str, str] = field(default_factory=dict)
+    cameras: dict[str, str]
 
 
 def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str, str]) -> TrainedPolicy:
-    """Load a trained policy for a dataset, after checking that they fit.
-
-    The decoder is the one that takes the same passes every time (``fast``) where the config leaves it open: in
-    bfloat16 a near-tie could fall otherwise with another width of pass, which the speculative decoder measures by the
-    clock.
+    """Load a trained policy after checking that it fits a dataset.
 
     Args:
         path: a checkpoint's folder or Hub repo.
-        overrides: options to change, see `policy_config`.
+        overrides: see `load_config`.
         meta: of the dataset.
         rename_map: keys of the dataset to keys of the policy.
 
     Raises:
-        CameraError: if the dataset lacks a camera.
-        ActionError: if the action has another number of dimensions.
+        CameraError, ActionError: if the dataset does not fit, see `match_cameras`.
         CheckpointError, ConfigError: if the policy cannot be loaded.
     """
-    config = policy_config(path, overrides)
+    config = load_config(path, overrides)
     if config.decoder == "auto" and config.draft_width is None:
+        # The speculative decoder chooses its width by timing, and in bfloat16 another width can decide near-ties
+        # differently. The fast decoder takes the same passes every time, so that a run can be repeated.
         config.decoder = "fast"
-    cameras = check_fit(config, meta, rename_map)
-
+    cameras = match_cameras(config, meta, rename_map)
     policy, preprocess, postprocess = load_with_processors(path, config, rename_map)
     file = resolve_checkpoint(path) / "train_config.json"
     training = json.loads(file.read_text()).get("dataset", {}) if file.is_file() else {}
@@ -248,19 +221,13 @@ def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str
 def load_with_processors(
     path: str | Path, config: VLA0Config, rename_map: dict[str, str] | None = None
 ) -> tuple[VLA0Policy, Any, Any]:
-    """Return a trained policy, its pre-processor and its post-processor.
+    """Return a trained policy with a config of `load_config`, its pre-processor and its post-processor.
 
-    Args:
-        path: a checkpoint's folder or Hub repo.
-        config: from `policy_config`.
-        rename_map: names that the pre-processor gives to observations first.
-
-    Raises:
-        CheckpointError: if the checkpoint does not load.
+    The pre-processor first renames observations by ``rename_map``.
     """
     from lerobot.policies import make_pre_post_processors
 
-    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # transformers: only when a policy is loaded
+    from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # imports transformers
 
     folder = resolve_checkpoint(path)
     policy = VLA0Policy.from_pretrained(folder, config=config)
@@ -275,15 +242,12 @@ def load_with_processors(
     return policy, preprocess, postprocess
 
 
-def check_fit(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
-    """Check that a dataset has what a trained policy reads and writes.
-
-    Returns:
-        The policy's cameras and the dataset's keys for them.
+def match_cameras(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
+    """Return the dataset's key for each camera of a trained policy.
 
     Raises:
-        CameraError: naming both sets and the fix.
-        ActionError: naming both numbers of dimensions.
+        CameraError: if the dataset lacks a camera; names those of both.
+        ActionError: if the dataset's actions have another number of dimensions.
     """
     there = [key for key in meta.camera_keys if key not in meta.depth_keys]
     unknown = sorted(set(rename_map) - set(meta.features))
@@ -309,17 +273,11 @@ def check_fit(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict
 
 
 def held_out_episodes(meta: Any, source: DatasetSource, training: dict[str, Any]) -> list[int] | None:
-    """Return the episodes of a dataset that a training run never saw.
+    """Return the episodes of a dataset that a training run never saw, ascending.
 
-    LeRobot's rule: of each task's episodes (by the episode's first task) the last ``ceil(n * eval_split)``.
-
-    Args:
-        meta: of the dataset.
-        source: which dataset it is.
-        training: the ``dataset`` part of the run's ``train_config.json``.
-
-    Returns:
-        Episodes, ascending; None if the run does not say, or was trained on a dataset of another name.
+    LeRobot holds out the last ``ceil(n * eval_split)`` of the ``n`` episodes of each task; an episode belongs to its
+    first task. The result is None if the run's ``train_config.json``, of which ``training`` is the ``dataset`` part,
+    names no dataset or another one.
     """
     if not training or training.get("repo_id") != source.repo_id:
         return None
@@ -337,8 +295,8 @@ def held_out_episodes(meta: Any, source: DatasetSource, training: dict[str, Any]
     return [index for index in every if index not in trained]
 
 
-def last_of_each_task(meta: Any) -> list[int]:
-    """Return the last episode of each task (by the episode's first task), ascending."""
+def last_episode_of_each_task(meta: Any) -> list[int]:
+    """Return the last episode of each task, ascending. An episode belongs to its first task."""
     last = {next(iter(episode_tasks(meta, index)), ""): index for index in range(meta.total_episodes)}
     return sorted(last.values())
 

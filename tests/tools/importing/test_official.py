@@ -44,6 +44,7 @@ from lerobot_policy_vla0.observations.images import encode_images
 from lerobot_policy_vla0.tools import commands
 from lerobot_policy_vla0.tools.commands import COMMANDS, main
 from lerobot_policy_vla0.tools.importing import layout as official_layout
+from lerobot_policy_vla0.tools.importing import load_official_checkpoint
 from lerobot_policy_vla0.tools.importing.restricted_pickle import load_array_pickle
 from lerobot_policy_vla0.tools.importing.tensors import plan_weights
 
@@ -334,18 +335,18 @@ def test_lerobot_trains_and_evaluates_the_imported_policy(
 
 
 def test_from_official_is_the_same_in_python(source: Path, imported: Path, tmp_path: Path) -> None:
-    kept = VLA0Policy.from_official(source, out=tmp_path / "kept", paper_ensemble=True)
+    kept = load_official_checkpoint(source, out=tmp_path / "kept", paper_ensemble=True)
     assert kept.config.ensemble_old_weight == 1.0
     assert not kept.training
     assert (tmp_path / "kept" / "policy_preprocessor.json").is_file()
-    temporary = VLA0Policy.from_official(source, cameras={"3p2": "observation.images.wrist"})
+    temporary = load_official_checkpoint(source, cameras={"3p2": "observation.images.wrist"})
     assert temporary.config.camera_keys == ["observation.images.image", "observation.images.wrist"]
     stored = load_file(imported / "model.safetensors")
     for name, tensor in temporary.state_dict().items():
         if name in stored:
             assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
     with pytest.raises(OutputError, match="kept exists already"):
-        VLA0Policy.from_official(source, out=tmp_path / "kept")
+        load_official_checkpoint(source, out=tmp_path / "kept")
 
 
 # ---------------------------------------------------------------------- vla0-trl's layout
@@ -385,7 +386,7 @@ def test_several_models_have_to_be_chosen_from(tmp_path: Path, capsys: pytest.Ca
 def test_a_chunk_shorter_than_the_ensemble_is_averaged_as_far_as_it_reaches(tmp_path: Path) -> None:
     model = write_trl_checkpoint(tmp_path / "run")
     for horizon, n_chunks, weight in ((4, 4, 0.5), (1, 1, 1.0)):
-        policy = VLA0Policy.from_official(
+        policy = load_official_checkpoint(
             model,
             chunk_size=horizon,
             n_bins=1000,
@@ -718,16 +719,16 @@ def test_options_reach_the_config(source: Path, tmp_path: Path) -> None:
 def test_more_cameras_than_libero_has_need_names(tmp_path: Path) -> None:
     source = write_paper_checkpoint(tmp_path / "paper", cameras="('3p1','3p2','3p3')")
     with pytest.raises(CameraError, match=r"belongs to \['3p2', '3p3'\]"):
-        VLA0Policy.from_official(source, cameras={"3p1": "observation.images.a"})
+        load_official_checkpoint(source, cameras={"3p1": "observation.images.a"})
     keys = {f"3p{i}": f"observation.images.{name}" for i, name in ((3, "c"), (1, "a"), (2, "b"))}
-    policy = VLA0Policy.from_official(source, cameras=keys)
+    policy = load_official_checkpoint(source, cameras=keys)
     assert policy.config.camera_keys == [f"observation.images.{name}" for name in "abc"]
 
 
 def test_a_config_error_is_one_too(tmp_path: Path) -> None:
     model = write_trl_checkpoint(tmp_path / "run")
     with pytest.raises(ConfigError, match="n_bins=0"):
-        VLA0Policy.from_official(
+        load_official_checkpoint(
             model,
             chunk_size=8,
             n_bins=0,

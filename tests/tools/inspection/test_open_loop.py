@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.tools.commands import main
-from lerobot_policy_vla0.tools.inspection.open_loop_result import (
+from lerobot_policy_vla0.tools.inspection.open_loop import (
     SHARES,
     EpisodeResult,
     OpenLoopResult,

@@ -12,7 +12,7 @@ from helpers.so100_policy import HIGH, LOW, Rollout, save_policy
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator import Arm, BusLog
 from lerobot_policy_vla0.tools.so100_emulator.packets import Instruction, Packet
-from lerobot_policy_vla0.tools.so100_emulator.registers import Register
+from lerobot_policy_vla0.tools.so100_emulator.servo import Register
 
 #: Degrees (percent for the gripper) a goal may differ from the one before.
 LIMIT = 3.0

@@ -28,8 +28,7 @@ from lerobot_policy_vla0.tools.so100_emulator import (
 from lerobot_policy_vla0.tools.so100_emulator.calibration import default_calibration, from_steps, to_steps
 from lerobot_policy_vla0.tools.so100_emulator.console import obey
 from lerobot_policy_vla0.tools.so100_emulator.packets import Packet, PacketParser, encode_packet
-from lerobot_policy_vla0.tools.so100_emulator.registers import Register
-from lerobot_policy_vla0.tools.so100_emulator.servo import MAX_SPEED
+from lerobot_policy_vla0.tools.so100_emulator.servo import MAX_SPEED, Register
 
 STEP = 360 / 4095  # degrees per encoder step
 PATIENCE_MS = 500  # the SDK's own 34 ms are too few on a busy machine

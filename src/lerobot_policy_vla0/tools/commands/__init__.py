@@ -1,8 +1,7 @@
-"""The ``vla0`` command: what LeRobot's own commands do not do.
+"""The ``vla0`` command does what LeRobot's own commands do not do.
 
-One module per subcommand, with two functions: ``configure(parser)`` adds its arguments and ``run(arguments)``
-hands them to the code that does the work; it may return an exit status. A module is imported only when its subcommand
-is asked for.
+Each subcommand is a module with two functions. ``configure(parser)`` adds its arguments. ``run(arguments)`` calls the
+code that does the work, and may return an exit status. The module of a subcommand is imported when it is run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``vla0 emulate-so100``: emulated SO-100 arms and a camera for LeRobot's commands to use. Arguments only.
+"""The arguments of ``vla0 emulate-so100``, which emulates SO-100 arms and a camera for LeRobot's commands.
 
 Lines typed while it runs switch faults on and off and move the ball: see `tools.so100_emulator.console`.
 """
@@ -20,47 +20,29 @@ from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.interruption import until_interrupted
 from lerobot_policy_vla0.tools.so100_emulator.camera import CameraSettings
 from lerobot_policy_vla0.tools.so100_emulator.console import HELP, obey
-from lerobot_policy_vla0.tools.so100_emulator.emulator import SO100Emulator
+from lerobot_policy_vla0.tools.so100_emulator.emulator import SO100Emulator, options_file
 from lerobot_policy_vla0.tools.so100_emulator.scene import Scene
-from lerobot_policy_vla0.tools.so100_emulator.shell import options_file
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``vla0 emulate-so100``."""
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("outputs/so100"),
-        help="for ports and calibration (default outputs/so100)",
-    )
-    parser.add_argument(
-        "--followers", nargs="*", default=["follower"], metavar="NAME", help="(default: follower)"
-    )
-    parser.add_argument("--leaders", nargs="*", default=["leader"], metavar="NAME", help="(default: leader)")
-    parser.add_argument("--camera", default="top", metavar="NAME", help="name of the camera (default top)")
-    parser.add_argument("--no-camera", action="store_true", help="arms only; needs no pyzmq")
-    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--fps", type=int, default=30, help="pictures per second (default 30)")
-    parser.add_argument(
-        "--camera-port", type=int, default=0, help="TCP port on the loopback (default: a free one)"
-    )
-    parser.add_argument(
-        "--ball", type=float, nargs=2, default=(0.24, 0.08), metavar=("X", "Y"), help="metres"
-    )
-    parser.add_argument(
-        "--options",
-        type=Path,
-        metavar="FILE",
-        help="keep the first arms' options in this file as bash arrays ROBOT and TELEOP, for scripts to source",
-    )
+    """Add the arguments."""
+    add = parser.add_argument
+    folder = "for ports and calibration (default outputs/so100)"
+    add("--folder", type=Path, default=Path("outputs/so100"), help=folder)
+    add("--followers", nargs="*", default=["follower"], metavar="NAME", help="(default: follower)")
+    add("--leaders", nargs="*", default=["leader"], metavar="NAME", help="(default: leader)")
+    add("--camera", default="top", metavar="NAME", help="name of the camera (default top)")
+    add("--no-camera", action="store_true", help="arms only; needs no pyzmq")
+    add("--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
+    add("--fps", type=int, default=30, help="pictures per second (default 30)")
+    add("--camera-port", type=int, default=0, help="TCP port on the loopback (default: a free one)")
+    add("--ball", type=float, nargs=2, default=(0.24, 0.08), metavar=("X", "Y"), help="metres")
+    file = "keep the first arms' options in this file as bash arrays ROBOT and TELEOP, for scripts to source"
+    add("--options", type=Path, metavar="FILE", help=file)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Start the arms, print LeRobot's options, and serve until interrupted.
-
-    Raises:
-        ConfigError: see `lerobot_policy_vla0.tools.so100_emulator.SO100Emulator`.
-    """
+    """Start the arms, print LeRobot's options, and serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     width, height = arguments.size
     camera = CameraSettings(arguments.camera, width, height, arguments.fps, arguments.camera_port)
@@ -91,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _typed_lines(done: threading.Event) -> Iterator[str]:
-    """Yield lines from the standard input until `done`; its end does not end the waiting."""
-    # No thread that reads: one that is blocked in a read when the interpreter ends can abort it.
+    """Yield lines from the standard input until `done` is set, also after the input has ended."""
+    # A thread that is blocked in a read can abort the interpreter when it ends, so this one polls.
     typed, descriptor = b"", sys.stdin.fileno()
     while not done.is_set():
         if not select.select([descriptor], [], [], 0.2)[0]:

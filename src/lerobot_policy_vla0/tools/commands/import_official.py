@@ -1,4 +1,4 @@
-"""``vla0 import``: a checkpoint that LeRobot did not write, to a policy folder. Arguments only."""
+"""The arguments of ``vla0 import``, which turns a checkpoint that LeRobot did not write into a policy folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ The paper's weights are licensed CC BY-NC 4.0, Qwen2.5-VL-3B under the Qwen Rese
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("source", metavar="SOURCE", help="a folder, or a repo id on the Hugging Face Hub")
-    parser.add_argument(
-        "--out", metavar="DIR", required=True, help="policy folder to make; must be empty or new"
-    )
-    parser.add_argument("--revision", help="Hub revision: a branch, tag or commit")
-    parser.add_argument("--subfolder", metavar="NAME", help="model folder in SOURCE, if it has several")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a folder, or a repo id on the Hugging Face Hub")
+    add("--out", metavar="DIR", required=True, help="policy folder to make; must be empty or new")
+    add("--revision", help="Hub revision: a branch, tag or commit")
+    add("--subfolder", metavar="NAME", help="model folder in SOURCE, if it has several")
+    add(
         "--camera",
         action="append",
         default=[],
@@ -35,40 +34,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="image key in LeRobot of a camera of the checkpoint, named as there (3p1) or as in LIBERO (image, "
         "image2); repeat it. Default: LIBERO's, observation.images.image and observation.images.image2",
     )
-    parser.add_argument(
+    add(
         "--paper-ensemble",
         action="store_true",
         help="average overlapping chunks equally, as the paper says; without it older chunks weigh 0.5, as in its code",
     )
-    parser.add_argument("--repetition-penalty", type=float, metavar="P", help="instead of the checkpoint's")
-    parser.add_argument(
+    add("--repetition-penalty", type=float, metavar="P", help="instead of the checkpoint's")
+    add(
         "--binary-action-indices",
         type=_indices,
         metavar="I,J",
         help="action dimensions snapped to the ends of their range, or 'none'; default: 6, LIBERO's gripper, if there "
         "are 7 dimensions",
     )
-    parser.add_argument(
+    add(
         "--base-model",
         default="Qwen/Qwen2.5-VL-3B-Instruct",
         metavar="REPO",
         help="backbone the weights were fine-tuned from, for the model card (default: %(default)s)",
     )
-    unsaid = parser.add_argument_group("what the checkpoint does not say (vla0-trl's layout)")
-    unsaid.add_argument("--chunk-size", type=int, metavar="H", help="steps per answer")
-    unsaid.add_argument("--n-bins", type=int, metavar="B", help="the top integer")
-    unsaid.add_argument("--image-size", type=_size, metavar="PX|HxW", help="pixels of one camera")
-    unsaid.add_argument("--crop-ratio", type=float, metavar="R", help="side of the crop as a fraction")
-    unsaid.add_argument(
-        "--tile",
-        action=argparse.BooleanOptionalAction,
-        dest="tile_images",
-        help="cameras side by side in one image",
-    )
+    add = parser.add_argument_group("what the checkpoint does not say (vla0-trl's layout)").add_argument
+    add("--chunk-size", type=int, metavar="H", help="steps per answer")
+    add("--n-bins", type=int, metavar="B", help="the top integer")
+    add("--image-size", type=_size, metavar="PX|HxW", help="pixels of one camera")
+    add("--crop-ratio", type=float, metavar="R", help="side of the crop as a fraction")
+    tiled = "cameras side by side in one image"
+    add("--tile", action=argparse.BooleanOptionalAction, dest="tile_images", help=tiled)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Import, and say what was made."""
+    """Import the checkpoint, and say what was made."""
     from lerobot_policy_vla0.errors import CameraError
     from lerobot_policy_vla0.tools.importing.checkpoint import ImportOptions, import_checkpoint
 

@@ -1,15 +1,15 @@
-"""``vla0 inspect-dataset``: what a policy will make of a dataset. Arguments only."""
+"""The arguments of ``vla0 inspect-dataset``, which shows what a policy will make of a dataset."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from lerobot_policy_vla0.tools.commands.shared import (
     add_dataset_options,
     add_policy_options,
+    add_report_options,
     dataset_source,
     policy_overrides,
 )
@@ -28,36 +28,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add_dataset_options(parser)
     add_policy_options(parser, path_required=False)
-    parser.add_argument(
-        "--episode", type=int, default=0, metavar="E", help="episode of the picture (default 0)"
-    )
-    parser.add_argument("--frame", type=int, default=0, metavar="F", help="frame of that episode (default 0)")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=8,
-        metavar="N",
-        help="samples per GPU, for the estimates (default 8)",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; must be empty or new")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    add = parser.add_argument
+    add("--episode", type=int, default=0, metavar="E", help="episode of the picture (default 0)")
+    add("--frame", type=int, default=0, metavar="F", help="frame of that episode (default 0)")
+    samples = "samples per GPU, for the estimates (default 8)"
+    add("--batch-size", type=int, default=8, metavar="N", help=samples)
+    add_report_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Inspect, print, write.
-
-    Raises:
-        Vla0Error: see `lerobot_policy_vla0.tools.inspection.dataset.inspect`.
-    """
+    """Inspect the dataset, print what was found, and write the report."""
     from lerobot_policy_vla0.output_files import refuse_existing
-    from lerobot_policy_vla0.tools import loading as sources
     from lerobot_policy_vla0.tools.inspection import dataset, dataset_report
+    from lerobot_policy_vla0.tools.loading import load_config
 
     if arguments.out is not None:
         refuse_existing(arguments.out)  # before the work, not after it
     inspection = dataset.inspect(
         dataset_source(arguments),
-        sources.policy_config(arguments.policy_path, policy_overrides(arguments)),
+        load_config(arguments.policy_path, policy_overrides(arguments)),
         episode=arguments.episode,
         frame=arguments.frame,
         batch_size=arguments.batch_size,

@@ -1,10 +1,10 @@
-"""``vla0 latency``: which chunk, control rate and mode a policy's decoding time allows. Arguments only."""
+"""The arguments of ``vla0 latency``: which chunk, control rate and mode a policy's decoding time allows."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import math
 from typing import Any
 
 from lerobot_policy_vla0.errors import ConfigError
@@ -14,75 +14,56 @@ from lerobot_policy_vla0.tools.commands.shared import (
     dataset_source,
     policy_overrides,
 )
-from lerobot_policy_vla0.tools.latency.budget import PLANNERS, Loop, QueryTime, refuse
+from lerobot_policy_vla0.tools.latency.budget import PLANNERS, Loop, QueryTime
 from lerobot_policy_vla0.tools.latency.report import as_json, as_table, make_lines
 
-_DEFAULTS = {item.name: item.default for item in dataclasses.fields(Loop)}
 _REPEATS = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``vla0 latency``; those of LeRobot's commands have LeRobot's names."""
+    """Add the arguments. Those of LeRobot's commands have LeRobot's names."""
     parser.epilog = (
         "Without a dataset frames are made up: drafts fit them badly, and the time is an upper bound."
     )
     add_policy_options(parser, path_required=False)
     add_dataset_options(parser, required=False)
-    parser.add_argument("--fps", type=float, default=30.0, help="control steps per second (default 30)")
-    parser.add_argument(
-        "--mode",
-        nargs="+",
-        choices=tuple(PLANNERS),
-        help="fail if one of these is refused (default: if all are)",
-    )
-    parser.add_argument("--repeats", type=int, help=f"queries to time per figure (default {_REPEATS})")
-    parser.add_argument(
-        "--latency-ms", type=float, help="plan for queries that take this long, without measuring"
-    )
-    parser.add_argument(
-        "--fixed-ms",
-        type=float,
-        help="with --latency-ms: of it, what does not grow with the chunk (default 0)",
-    )
-    parser.add_argument("--chunk-size", type=int, help="with --latency-ms and no policy")
-    parser.add_argument("--n-action-steps", type=int, help="with --chunk-size (default: the whole chunk)")
-    for name, kind, what in (
+    add = parser.add_argument
+    add("--fps", type=float, default=30.0, help="control steps per second (default 30)")
+    refused = "fail if one of these is refused (default: if all are)"
+    add("--mode", nargs="+", choices=tuple(PLANNERS), help=refused)
+    add("--repeats", type=int, help=f"queries to time per figure (default {_REPEATS})")
+    add("--latency-ms", type=float, help="plan for queries that take this long, without measuring")
+    fixed = "with --latency-ms: of it, what does not grow with the chunk (default 0)"
+    add("--fixed-ms", type=float, help=fixed)
+    add("--chunk-size", type=int, help="with --latency-ms and no policy")
+    add("--n-action-steps", type=int, help="with --chunk-size (default: the whole chunk)")
+    for name, kind, whose in (
         ("inference.rtc.execution_horizon", int, "lerobot-rollout's"),
         ("inference.queue_threshold", int, "lerobot-rollout's"),
         ("chunk_size_threshold", float, "the robot client's"),
     ):
         short = name.rpartition(".")[2]
-        parser.add_argument(
-            f"--{name}",
-            dest=short,
-            type=kind,
-            default=_DEFAULTS[short],
-            help=f"{what} (default {_DEFAULTS[short]})",
-        )
-    parser.add_argument(
-        "--network-ms",
-        type=float,
-        default=0.0,
-        help="async: an observation's way to the server and back (default 0)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+        default = getattr(Loop, short)
+        add(f"--{name}", dest=short, type=kind, default=default, help=f"{whose} (default {default})")
+    network = "async: an observation's way to the server and back (default 0)"
+    add("--network-ms", type=float, default=0.0, help=network)
+    add("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure or take the time given, print the plan, and refuse what would not move the robot.
+    """Measure the time or take the one given, print the plan, and refuse what would not move the robot.
 
     Raises:
-        ConfigError: for contradicting arguments, or if the modes asked for are refused.
-        CheckpointError: if the checkpoint does not load.
+        ConfigError: for arguments that contradict each other, or if the modes asked for are refused.
     """
     overrides = policy_overrides(arguments)
     _check(arguments, overrides)
     measurement: Any = None
     if arguments.policy_path is not None:
         from lerobot_policy_vla0.tools.latency.probe import measure
-        from lerobot_policy_vla0.tools.loading import policy_config
+        from lerobot_policy_vla0.tools.loading import load_config
 
-        config = policy_config(arguments.policy_path, overrides)
+        config = load_config(arguments.policy_path, overrides)
         chunk, steps = config.chunk_size, config.n_action_steps
         if arguments.latency_ms is None:
             repeats = _REPEATS if arguments.repeats is None else arguments.repeats
@@ -111,25 +92,23 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(as_json(time, loop, lines, measurement)))
     else:
         print(as_table(time, loop, lines, measurement))
-    # A line per mode: sync's as configured comes first.
     objections: dict[str, str | None] = {}
-    for line in lines:
+    for line in lines:  # sync as configured comes before sync with one step
         objections.setdefault(line.plan.mode, line.objection)
-    asked = arguments.mode or objections
-    refused = [text for mode in asked if (text := objections[mode]) is not None]
-    if arguments.mode or len(refused) == len(objections):
-        refuse(refused)
+    refused = [text for mode in arguments.mode or objections if (text := objections[mode]) is not None]
+    if refused and (arguments.mode or len(refused) == len(objections)):
+        raise ConfigError(" | ".join(refused))
 
 
 def _check(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    """Refuse arguments that would do nothing."""
+    """Refuse arguments that would have no effect."""
     if arguments.policy_path is None and arguments.latency_ms is None:
         raise ConfigError("give --policy.path=CHECKPOINT to measure, or --latency-ms to plan without.")
     if arguments.policy_path is None and arguments.chunk_size is None:
         raise ConfigError(
             f"--latency-ms={arguments.latency_ms:g} says nothing without a chunk: add --chunk-size or --policy.path."
         )
-    if arguments.latency_ms is not None and not 0 < arguments.latency_ms < float("inf"):
+    if arguments.latency_ms is not None and not 0 < arguments.latency_ms < math.inf:
         raise ConfigError(f"--latency-ms={arguments.latency_ms:g} must be finite and above 0.")
     if arguments.fixed_ms is not None and arguments.latency_ms is not None:
         if not 0 <= arguments.fixed_ms <= arguments.latency_ms:

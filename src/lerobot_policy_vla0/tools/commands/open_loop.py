@@ -1,15 +1,15 @@
-"""``vla0 open-loop``: predicted beside demonstrated actions, without a robot. Arguments only."""
+"""The arguments of ``vla0 open-loop``, which compares predicted with demonstrated actions, without a robot."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from lerobot_policy_vla0.tools.commands.shared import (
     add_dataset_options,
     add_policy_options,
+    add_report_options,
     dataset_source,
     policy_overrides,
 )
@@ -23,6 +23,10 @@ in CI, on ten frames of two episodes; exit status 1 if the policy is worse than 
   vla0 open-loop --policy.path=me/my-policy --dataset.repo_id=me/my-data --episodes 48,49 \\
     --frames-per-episode 10 --max-mae-bins 20
 """
+_EPISODES = "such as 3,5-7; default: what training held out, else the last episode of each task"
+_RENAME = 'keys of the dataset to keys of the policy: \'{"observation.images.a": "observation.images.b"}\''
+_FRAMES = "ask at N frames of each episode, evenly spread"
+_MAX_MAE = "exit with 1 if the mean error in {} is above X"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,70 +34,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add_policy_options(parser, path_required=True)
     add_dataset_options(parser)
-    parser.add_argument(
-        "--episodes",
-        metavar="LIST",
-        help="such as 3,5-7; default: what training held out, else the last episode of each task",
-    )
+    add = parser.add_argument
+    add("--episodes", metavar="LIST", help=_EPISODES)
     frames = parser.add_mutually_exclusive_group()
-    frames.add_argument(
-        "--stride", type=int, default=1, metavar="N", help="ask at every N-th frame (default 1)"
-    )
-    frames.add_argument(
-        "--frames-per-episode", type=int, metavar="N", help="ask at N frames of each episode, evenly spread"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="frames per query (default 16)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="for --policy.temperature above 0 (default 0)")
-    parser.add_argument(
-        "--rename_map",
-        type=_mapping,
-        default={},
-        metavar="JSON",
-        help='keys of the dataset to keys of the policy: \'{"observation.images.a": "observation.images.b"}\'',
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; must be empty or new")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument(
-        "--max-mae",
-        type=float,
-        metavar="X",
-        help="exit with 1 if the mean error in the robot's units is above X",
-    )
-    parser.add_argument(
-        "--max-mae-bins", type=float, metavar="X", help="exit with 1 if the mean error in bins is above X"
-    )
+    every = "ask at every N-th frame (default 1)"
+    frames.add_argument("--stride", type=int, default=1, metavar="N", help=every)
+    frames.add_argument("--frames-per-episode", type=int, metavar="N", help=_FRAMES)
+    add("--batch-size", type=int, default=16, metavar="N", help="frames per query (default 16)")
+    add("--seed", type=int, default=0, help="for --policy.temperature above 0 (default 0)")
+    add("--rename_map", type=_mapping, default={}, metavar="JSON", help=_RENAME)
+    add_report_options(parser)
+    add("--max-mae", type=float, metavar="X", help=_MAX_MAE.format("the robot's units"))
+    add("--max-mae-bins", type=float, metavar="X", help=_MAX_MAE.format("bins"))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, print, write; returns 1 if an error is above its threshold.
-
-    Raises:
-        Vla0Error: see `lerobot_policy_vla0.tools.inspection`.
-    """
+    """Evaluate, print and write. Return 1 if an error is above its threshold."""
     from lerobot_policy_vla0.output_files import refuse_existing
-    from lerobot_policy_vla0.tools import loading as sources
-    from lerobot_policy_vla0.tools.inspection import open_loop, open_loop_report, open_loop_result
+    from lerobot_policy_vla0.tools import loading
+    from lerobot_policy_vla0.tools.inspection import open_loop, open_loop_report
 
     source = dataset_source(arguments)
     if arguments.out is not None:
         refuse_existing(arguments.out)  # before the work, not after it
     meta = source.metadata()
-    chosen = (
-        None
-        if arguments.episodes is None
-        else sources.parse_episodes(arguments.episodes, meta.total_episodes)
-    )
-    trained = sources.load_policy(
+    chosen = None
+    if arguments.episodes is not None:
+        chosen = loading.parse_episodes(arguments.episodes, meta.total_episodes)
+    trained = loading.load_policy(
         arguments.policy_path, policy_overrides(arguments), meta, arguments.rename_map
     )
-    unseen = sources.held_out_episodes(meta, source, trained.training)
+    unseen = loading.held_out_episodes(meta, source, trained.training)
     result = open_loop.evaluate(
         trained,
         source,
         meta,
-        chosen or unseen or sources.last_of_each_task(meta),
+        chosen or unseen or loading.last_episode_of_each_task(meta),
         unseen=unseen,
         stride=arguments.stride,
         frames_per_episode=arguments.frames_per_episode,
@@ -101,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=lambda line: print(line, file=sys.stderr),
     )
-    numbers = open_loop_result.summary(result)
+    numbers = open_loop.summary(result)
     print(json.dumps(numbers) if arguments.json else open_loop_report.terminal(numbers))
     if arguments.out is not None:
         print(f"report: {open_loop_report.write(result, numbers, arguments.out)}", file=sys.stderr)
-    broken = open_loop_result.over_threshold(numbers, arguments.max_mae, arguments.max_mae_bins)
+    broken = open_loop.over_threshold(numbers, arguments.max_mae, arguments.max_mae_bins)
     for line in broken:
         print(f"vla0 open-loop: {line}", file=sys.stderr)
     return 1 if broken else 0

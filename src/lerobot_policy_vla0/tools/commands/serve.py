@@ -1,4 +1,4 @@
-"""``vla0 serve``: LeRobot's asynchronous policy server, for LeRobot's robot client. Arguments only."""
+"""The arguments of ``vla0 serve``, LeRobot's asynchronous policy server for LeRobot's robot client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lerobot_policy_vla0.tools.interruption import until_interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``vla0 serve``: those of LeRobot's server, under its names and with its defaults."""
+    """Add the arguments of LeRobot's server, with its names and defaults."""
     for name, kind, what in (
         ("host", str, "address to listen on (default localhost: this machine only)"),
         ("port", int, "TCP port (default 8080)"),
@@ -21,12 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serve until interrupted.
-
-    Raises:
-        ConfigError: without grpcio, for a setting out of range, or an address that cannot be listened on.
-    """
-    # LeRobot's server is imported when one is wanted: it needs grpcio and makes a folder for its logs.
+    """Serve until interrupted."""
+    # The import needs grpcio and creates a folder for LeRobot's logs, so only a server that runs imports it.
     from lerobot_policy_vla0.tools.serving.policy_server import exposure_warning, make_settings, serve
 
     settings = make_settings(**{key: value for key, value in vars(arguments).items() if key != "command"})

@@ -14,24 +14,17 @@ from lerobot_policy_vla0.tools.loading import DatasetSource
 
 def add_dataset_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--dataset.repo_id``, ``--dataset.root`` and ``--dataset.revision``."""
-    parser.add_argument(
-        "--dataset.repo_id",
-        dest="repo_id",
-        required=required,
-        metavar="NAME",
-        help="Hub repo, or any name for a local folder",
-    )
-    parser.add_argument(
-        "--dataset.root", dest="root", metavar="DIR", help="folder of the dataset (holds meta/)"
-    )
-    parser.add_argument("--dataset.revision", dest="revision", metavar="REV", help="Hub revision")
+    add, name = parser.add_argument, "Hub repo, or any name for a local folder"
+    add("--dataset.repo_id", dest="repo_id", required=required, metavar="NAME", help=name)
+    add("--dataset.root", dest="root", metavar="DIR", help="folder of the dataset (holds meta/)")
+    add("--dataset.revision", dest="revision", metavar="REV", help="Hub revision")
 
 
 def dataset_source(arguments: argparse.Namespace) -> DatasetSource:
-    """Return the dataset that was asked for; one that is only a folder is named after it.
+    """Return the dataset that was asked for. One that is given by its folder only has the folder's name.
 
     Raises:
-        DatasetError: if there is only a folder, and it does not exist: LeRobot would make it.
+        DatasetError: if only a folder is given and it does not exist. LeRobot would create it.
     """
     name = arguments.repo_id
     if name is None:
@@ -43,32 +36,31 @@ def dataset_source(arguments: argparse.Namespace) -> DatasetSource:
 
 
 def add_policy_options(parser: argparse.ArgumentParser, *, path_required: bool) -> None:
-    """Add ``--policy.path`` and, hidden, ``--policy.NAME`` for every option of `VLA0Config`."""
+    """Add ``--policy.path`` and, hidden from the help, ``--policy.NAME`` for every option of `VLA0Config`."""
     parser.allow_abbrev = False  # LeRobot's commands take no abbreviations of these either
-    parser.add_argument(
-        "--policy.path",
-        dest="policy_path",
-        required=path_required,
-        metavar="DIR|REPO",
-        help="a trained policy: folder or Hub repo",
-    )
-    parser.add_argument("--policy.type", dest="policy_type", choices=("vla0",), help=argparse.SUPPRESS)
+    add, path = parser.add_argument, "a trained policy: folder or Hub repo"
+    add("--policy.path", dest="policy_path", required=path_required, metavar="DIR|REPO", help=path)
+    add("--policy.type", dest="policy_type", choices=("vla0",), help=argparse.SUPPRESS)
     options = parser.add_argument_group(
         "options of the policy", "--policy.NAME=VALUE, as for lerobot-train; see VLA0Config"
     )
-    for name in _option_names(VLA0Config):
-        options.add_argument(
-            f"--policy.{name}", dest=f"policy.{name}", metavar="VALUE", help=argparse.SUPPRESS
-        )
+    for name in (f"policy.{name}" for name in _option_names(VLA0Config)):
+        options.add_argument(f"--{name}", dest=name, metavar="VALUE", help=argparse.SUPPRESS)
 
 
 def policy_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Return the given options of the policy the way LeRobot hands them on: ``--NAME=VALUE``."""
+    """Return the given options of the policy as LeRobot passes them on: ``--NAME=VALUE``."""
     return [
         f"--{name.removeprefix('policy.')}={value}"
         for name, value in sorted(vars(arguments).items())
         if name.startswith("policy.") and value is not None
     ]
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--out`` and ``--json``."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; must be empty or new")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
 def _option_names(kind: Any, prefix: str = "") -> list[str]:

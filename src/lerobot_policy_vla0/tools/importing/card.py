@@ -52,15 +52,7 @@ lerobot-train --policy.path=THIS_FOLDER --policy.push_to_hub=false --dataset.rep
 
 
 def write_card(file: Path, source: str, layout: Layout, config: VLA0Config, base_model: str) -> None:
-    """Write ``README.md`` with its metadata.
-
-    Args:
-        file: the file to write.
-        source: what was imported: a Hub repo id, or a folder, of which the name is shown.
-        layout: the checkpoint's layout.
-        config: the imported policy's.
-        base_model: the backbone the weights were fine-tuned from.
-    """
+    """Write ``README.md`` with its metadata. Of a ``source`` that is a folder only the name is shown."""
     name = Path(source).resolve().name if Path(source).is_dir() else source
     data = ModelCardData(
         license=LICENSE,

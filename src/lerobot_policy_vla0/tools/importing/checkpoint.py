@@ -1,10 +1,8 @@
-"""Imports VLA-0 checkpoints that LeRobot did not write: the paper's and vla0-trl's, to a policy folder.
+"""Imports VLA-0 checkpoints of the paper's and vla0-trl's layout to a policy folder.
 
-What comes out is what `VLA0Policy.save_pretrained` and the processors' ``save_pretrained`` write, so LeRobot's
-commands use it like any other checkpoint. The weights are copied as they are, one tensor at a time. The folder
-appears whole or not at all.
-
-Knows how the two layouts' settings map to this package's options; reading them is `official_settings`'s.
+The folder is what `VLA0Policy.save_pretrained` and the processors' ``save_pretrained`` write, so LeRobot's commands
+use it like any other checkpoint. The weights are copied as they are, one tensor at a time. The folder appears whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -37,9 +35,10 @@ from lerobot_policy_vla0.observations.batches import CAMERA_PREFIX
 from lerobot_policy_vla0.output_files import new_folder, refuse_existing, require_space
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
 from lerobot_policy_vla0.tools.importing.card import LICENSE, write_card
-from lerobot_policy_vla0.tools.importing.layout import Layout, locate
-from lerobot_policy_vla0.tools.importing.settings import (
+from lerobot_policy_vla0.tools.importing.layout import (
+    Layout,
     StatedProtocol,
+    locate,
     read_action_range,
     read_paper_config,
     read_repetition_penalty,
@@ -48,7 +47,7 @@ from lerobot_policy_vla0.tools.importing.tensors import plan_weights
 
 logger = logging.getLogger(__name__)
 
-#: The paper's simulation averages this many chunks, where a chunk has as many steps.
+#: The paper's simulation averages this many chunks, each of as many steps.
 _ENSEMBLED = 8
 #: LIBERO's cameras in LeRobot, in the order the paper's model sees them: third person, wrist.
 _LIBERO_CAMERAS = ("observation.images.image", "observation.images.image2")
@@ -61,19 +60,14 @@ _MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 class ImportOptions:
     """What the person importing a checkpoint can say about it.
 
-    Whatever the checkpoint states may be left out, and has to agree if it is given.
+    Whatever the checkpoint states may be left out, and has to agree if it is given. The first five fields are
+    those of `VLA0Config`.
 
     Attributes:
-        chunk_size: steps per answer ``H``.
-        n_bins: top integer ``B``.
-        image_size: (height, width) of one camera in pixels.
-        crop_ratio: side of the crop as a fraction.
-        tile_images: cameras side by side in one image.
         cameras: image key in LeRobot by the camera's name in the checkpoint, or by its LIBERO name (``image``,
             ``image2``). A checkpoint that names no cameras gets these, in this order.
-        repetition_penalty: the decoder's penalty; None takes that of ``generation_config.json``.
-        binary_action_indices: dimensions snapped to the ends of their range; None is LIBERO's gripper, ``(6,)``,
-            for seven dimensions, and otherwise none.
+        repetition_penalty: None takes that of ``generation_config.json``.
+        binary_action_indices: None is LIBERO's gripper, ``(6,)``, for seven dimensions, and otherwise no dimension.
         paper_ensemble: average chunks equally, as the paper says, instead of giving older ones weight 0.5, as
             its code does.
         base_model: the backbone the weights were fine-tuned from, for ``vlm_model_name`` and the model card.
@@ -95,7 +89,7 @@ class ImportOptions:
     revision: str | None = None
 
 
-# What a checkpoint may leave unsaid: option, its flag, and the flag with the paper's LIBERO value.
+# What a checkpoint may leave unsaid: the option, its flag, and the paper's value for LIBERO.
 _NEEDED = (
     ("chunk_size", "--chunk-size", "8"),
     ("n_bins", "--n-bins", "1000"),
@@ -113,7 +107,7 @@ def import_checkpoint(
     Args:
         source: a folder or a Hub repo id.
         out: the folder to make; must be empty or new.
-        options: what the checkpoint does not say; see `ImportOptions`.
+        options: what the checkpoint does not say.
 
     Returns:
         The config that was written.
@@ -130,7 +124,7 @@ def import_checkpoint(
     layout = locate(source, subfolder=options.subfolder, revision=options.revision)
     low, high = read_action_range(layout.stats)
     stated = StatedProtocol() if layout.config is None else read_paper_config(layout.config)
-    config = policy_config(layout, stated, options, action_dim=len(low))
+    config = build_config(layout, stated, options, action_dim=len(low))
     stats = {"action": {"min": torch.tensor(low), "max": torch.tensor(high)}}
     with new_folder(out) as folder:
         _write_policy(folder, layout, config, stats, out)
@@ -141,16 +135,10 @@ def import_checkpoint(
 # ---------------------------------------------------------------------- settings
 
 
-def policy_config(
+def build_config(
     layout: Layout, stated: StatedProtocol, options: ImportOptions, *, action_dim: int
 ) -> VLA0Config:
-    """Return the policy config of a checkpoint.
-
-    Args:
-        layout: for messages, and for ``generation_config.json``.
-        stated: what the checkpoint says.
-        options: what it does not.
-        action_dim: dimensions of its action statistics.
+    """Return the policy config of a checkpoint whose action statistics have ``action_dim`` dimensions.
 
     Raises:
         CheckpointError: if a setting is stated nowhere, or stated twice and differently.
@@ -220,7 +208,7 @@ def _settle(layout: Layout, stated: StatedProtocol, options: ImportOptions) -> d
 
 
 def _camera_keys(stated: tuple[str, ...] | None, given: Mapping[str, str]) -> list[str]:
-    """Return image keys in the model's order."""
+    """Return the image keys in LeRobot, in the model's order."""
     if stated is None:
         keys = list(given.values())
     else:
@@ -254,7 +242,7 @@ def _camera_keys(stated: tuple[str, ...] | None, given: Mapping[str, str]) -> li
 def _write_policy(
     folder: Path, layout: Layout, config: VLA0Config, stats: dict[str, dict[str, Tensor]], out: Path
 ) -> None:
-    """Write config, backbone description, processors and weights to ``folder``, which is going to be ``out``."""
+    """Write config, backbone description, processors and weights to ``folder``, which will become ``out``."""
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 
     absent = [name for name in _MODEL_FILES if not (layout.model / name).is_file()]
@@ -283,7 +271,7 @@ def _write_policy(
         skeleton.vlm.save_description(folder / VLM_FOLDER)
         pre.save_pretrained(folder)
         post.save_pretrained(folder)
-        # The machine that loads the policy chooses; the one that imports it may have no accelerator.
+        # The machine that loads the policy chooses the device. The one that imports it may have no accelerator.
         config.device = None
         config._save_pretrained(folder)
         logger.info("copying %d tensors from %s", len(tensors), layout.model)

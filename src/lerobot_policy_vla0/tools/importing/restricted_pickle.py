@@ -1,7 +1,7 @@
-"""Reads a pickle that should hold nothing but NumPy arrays, and refuses every other one unexecuted.
+"""Reads a pickle that holds nothing but NumPy arrays, and refuses every other one without running it.
 
-Unpickling calls whatever functions a file names. Here it may name the three that rebuild an array, and
-nothing else; plain containers, strings and numbers need no names. Knows nothing about what the arrays mean.
+Unpickling calls the functions that a file names. Here a file may name the three that rebuild an array, and no
+other one. Plain containers, strings and numbers need no names.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that knows how to rebuild arrays and nothing else."""
+    """An unpickler that can rebuild arrays and nothing else."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return one of the allowed functions; nothing is ever imported."""
+        """Return one of the allowed functions without importing anything."""
         try:
             return _ALLOWED[module_name, global_name]
         except KeyError:
@@ -40,17 +40,12 @@ class _ForbiddenName(pickle.UnpicklingError):
 
 
 def load_array_pickle(file: Path) -> Any:
-    """Read containers, strings, numbers and NumPy arrays from a pickle file.
+    """Read containers, strings, numbers and NumPy arrays from a pickle file of protocol 4 or older.
 
-    Args:
-        file: a pickle of protocol 4 or older (protocol 5 stores arrays in a way that names more functions).
-
-    Returns:
-        What the file holds.
+    Protocol 5 stores arrays in a way that names more functions.
 
     Raises:
-        CheckpointError: if the file names anything but the three NumPy names (the message says which; it was
-            not run), is no pickle, or is truncated.
+        CheckpointError: if the file names another function, which is not run, is no pickle, or is truncated.
     """
     try:
         with file.open("rb") as stream:

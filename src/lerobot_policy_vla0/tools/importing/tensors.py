@@ -1,7 +1,4 @@
-"""Which stored tensor of a Hugging Face Qwen-VL becomes which tensor of a policy.
-
-Knows both ways transformers has named them; knows nothing about files, settings or layouts.
-"""
+"""Which stored tensor of a Hugging Face Qwen-VL, old or new, becomes which tensor of a policy."""
 
 from __future__ import annotations
 
@@ -21,15 +18,12 @@ AUGMENTATION_STATE = "augmentation.state"
 
 
 def plan_weights(skeleton: VLA0Policy, reader: ShardReader, model: Path) -> dict[str, TensorSource]:
-    """Match the stored tensors with those of the policy.
+    """Return where each tensor of the policy's file comes from.
 
     Args:
         skeleton: the policy on the ``meta`` device.
         reader: the stored tensors.
         model: their folder, for messages.
-
-    Returns:
-        Where each tensor of the policy's file comes from.
 
     Raises:
         CheckpointError: see `policy_folder.match_tensors`.
@@ -45,7 +39,7 @@ def plan_weights(skeleton: VLA0Policy, reader: ShardReader, model: Path) -> dict
 
 
 def policy_name(name: str) -> str:
-    """Return a policy's name for a tensor of a Hugging Face Qwen-VL checkpoint, old or new.
+    """Return a policy's name for a tensor of a Hugging Face Qwen-VL checkpoint.
 
     transformers before 4.52 had the language model directly under ``model`` and the vision tower beside it,
     and later versions still write files that way.

@@ -1,4 +1,4 @@
-"""What fine-tuning a backbone costs, computed from its shapes: memory and arithmetic. Nothing is measured here."""
+"""Computes from a backbone's shapes what fine-tuning it costs: memory and arithmetic. Nothing is measured here."""
 
 from __future__ import annotations
 
@@ -22,25 +22,15 @@ THREE_B = "Qwen/Qwen2.5-VL-3B-Instruct"
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What is known of a backbone without its weights.
+    """What is known of a backbone without its weights."""
 
-    Attributes:
-        config: transformers' config, None if it could not be read.
-        tokenizer: None if it could not be read.
-        missing: why not, empty if all is there.
-    """
-
-    config: Any
-    tokenizer: Tokenizer | None
-    missing: str = ""
+    config: Any  # transformers' config, None if it could not be read
+    tokenizer: Tokenizer | None  # None if it could not be read
+    missing: str = ""  # why something could not be read
 
 
 def backbone_facts(config: VLA0Config) -> BackboneFacts:
-    """Look a policy's backbone up; the shapes of the 3B default are known here, so that no network is needed.
-
-    Raises:
-        ConfigError: if the backbone is of a family that does not fit.
-    """
+    """Look up a policy's backbone. The shapes of the 3B default are known here, so that it needs no network."""
     if config.vlm_model_name == TINY:
         tokenizer = build_tiny_tokenizer()
         backend: Any = tokenizer
@@ -125,13 +115,13 @@ def memory_table(
     layer = 2 * tokens * (3 * text.intermediate_size + 6 * text.hidden_size)
     logits = min(tokens * text.vocab_size, MAX_LOGITS) * (2 + 3 * 4)
 
-    def activations(residual: int) -> int:
-        kept: int = residual * (
-            tokens * text.hidden_size * text.num_hidden_layers
-            + batch * patches * vision.hidden_size * vision.depth
-        )
-        total: int = kept + layer + logits
-        return total
+    inputs = (
+        tokens * text.hidden_size * text.num_hidden_layers
+        + batch * patches * vision.hidden_size * vision.depth
+    )
+
+    def activations(residual_bytes: int) -> int:
+        return int(residual_bytes * inputs + layer + logits)
 
     # Bytes: (weights, copies for autocast, gradients, moments, activations)
     ways = {
@@ -168,10 +158,10 @@ def training_flops(
     Args:
         vlm_config: the backbone's shapes.
         length: tokens per sample, image and answer included.
-        answer: of which answer.
+        answer: tokens of the answer among them.
         patches: image patches per sample.
-        checkpointing: recompute activations.
-        vision_frozen: the vision tower is not trained: forward only.
+        checkpointing: whether activations are recomputed.
+        vision_frozen: whether the vision tower only runs forward.
     """
     model = _without_weights(vlm_config)
     text = vlm_config.text_config

@@ -13,11 +13,11 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torchvision.io import encode_png
 
-from lerobot_policy_vla0.output_files import new_folder, write_json
 from lerobot_policy_vla0.tools.inspection.dataset import Inspection, Picture
+from lerobot_policy_vla0.tools.inspection.report_folder import write_report
 from lerobot_policy_vla0.tools.reporting import pages
 from lerobot_policy_vla0.tools.reporting import plots as plotting
-from lerobot_policy_vla0.tools.reporting.pages import Table, html_table, number, share_text
+from lerobot_policy_vla0.tools.reporting.pages import Table, number, share_text
 from lerobot_policy_vla0.tools.reporting.plots import BLUE, GREY, ORANGE
 
 
@@ -34,11 +34,9 @@ def write(inspection: Inspection, folder: Path) -> Path:
     Raises:
         OutputError: if the folder is not empty, or cannot be written.
     """
-    numbers = inspection.numbers
-    exact: dict[str, Tensor] = {
-        f"model_input{'' if len(inspection.model_input) == 1 else f'_{place + 1}'}.png": image
-        for place, image in enumerate(inspection.model_input)
-    }
+    numbers, size = inspection.numbers, len(inspection.model_input)
+    inputs = [f"model_input{'' if size == 1 else f'_{place + 1}'}.png" for place in range(size)]
+    exact: dict[str, Tensor] = dict(zip(inputs, inspection.model_input, strict=True))
     exact |= {
         f"camera_{p.key.removeprefix('observation.').replace('.', '_')}.png": p.seen
         for p in inspection.pictures
@@ -46,46 +44,26 @@ def write(inspection: Inspection, folder: Path) -> Path:
     pictures = {name: bytes(encode_png(image).numpy()) for name, image in exact.items()}
     pictures["crops.png"] = _draw_crops(inspection.pictures)
     pictures["actions.png"] = _draw_actions(inspection)
-    markdown = _document(numbers, pages.markdown_table, heading=lambda text: f"## {text}")
-    shown = "\n\n".join(
-        f"![{name}]({name})" for name in ("crops.png", *list(exact)[: len(inspection.model_input)])
-    )
+    shown = "\n\n".join(f"![{name}]({name})" for name in ("crops.png", *inputs))
+    document = _document(numbers, pages.markdown_table, heading=lambda text: f"## {text}")
+    markdown = f"# {numbers['dataset']}\n\n{document}\n\n## Pictures\n\n{shown}\n"
 
-    inputs = "".join(
-        pages.html_image(pictures[name], f"What the model sees, pixel for pixel: {_size(exact[name])}.")
-        for name in list(exact)[: len(inspection.model_input)]
-    )
     findings = numbers["findings"]
-    sections = [
-        (
-            "Worth a second look",
-            pages.html_list(findings, warnings=True) if findings else pages.html_text(_NOTHING),
-        ),
-        ("Actions", html_table(_action_table(numbers)) + pages.html_image(pictures["actions.png"], _ACTIONS)),
-        (
-            "Actions as numbers",
-            html_table(_bins_table(numbers)) + html_table(_step_table(numbers)) + pages.html_text(_BINS_NOTE),
-        ),
-        (
-            "Pictures",
-            html_table(_camera_table(numbers)) + pages.html_image(pictures["crops.png"], _CROPS) + inputs,
-        ),
-        ("Prompt and answer", pages.html_list(_prompt_lines(numbers))),
-        ("Tasks", html_table(_task_table(numbers))),
-        ("Training, computed", _html_estimates(numbers)),
-    ]
-    with new_folder(folder) as partial:
-        write_json(partial / "report.json", numbers)
-        for name, png in pictures.items():
-            (partial / name).write_bytes(png)
-        (partial / "report.md").write_text(
-            f"# {numbers['dataset']}\n\n{markdown}\n\n## Pictures\n\n{shown}\n"
-        )
-        page = pages.page(f"VLA-0 on {numbers['dataset']}", _lead(numbers), sections)
-        (partial / "index.html").write_text(page)
-    return folder / "index.html"
+    found = pages.html_list(findings, warnings=True) if findings else pages.html_text(_NOTHING)
+    sections = {heading: "".join(map(_html, blocks)) for heading, blocks in _sections(numbers).items()}
+    sections["Actions"] += pages.html_image(pictures["actions.png"], _ACTIONS)
+    sections["Actions as numbers"] += pages.html_text(_BINS_NOTE)
+    sections["Pictures"] += pages.html_image(pictures["crops.png"], _CROPS) + "".join(
+        pages.html_image(pictures[name], f"What the model sees, pixel for pixel: {_size(exact[name])}.")
+        for name in inputs
+    )
+    page = pages.page(
+        f"VLA-0 on {numbers['dataset']}", _lead(numbers), [(_FINDINGS, found), *sections.items()]
+    )
+    return write_report(folder, numbers, pictures, {"index.html": page, "report.md": markdown})
 
 
+_FINDINGS = "Worth a second look"
 _NOTHING = "Nothing: no constant or outlier-dominated action, no squeezed picture."
 _ACTIONS = (
     "Distribution of each action over the dataset, in the robot's units. Shaded: the range that the bins cover. "
@@ -101,27 +79,39 @@ _BINS_NOTE = (
 )
 
 
+#: What a section holds: tables, lists, and paragraphs of text.
+_Block = Table | list[str] | str
+
+
+def _sections(numbers: dict[str, Any]) -> dict[str, list[_Block]]:
+    """Return the sections that all forms of the report have."""
+    return {
+        "Actions": [_action_table(numbers)],
+        "Actions as numbers": [_bins_table(numbers), _step_table(numbers)],
+        "Pictures": [_camera_table(numbers)],
+        "Prompt and answer": [_prompt_lines(numbers)],
+        "Tasks": [_task_table(numbers)],
+        "Training, computed": _estimates(numbers["estimates"]),
+    }
+
+
 def _document(numbers: dict[str, Any], table: Callable[[Table], str], heading: Callable[[str], str]) -> str:
-    findings = [f"- {line}" for line in numbers["findings"]] or [_NOTHING]
-    parts = [
-        _lead(numbers),
-        heading("Actions"),
-        table(_action_table(numbers)),
-        heading("Actions as numbers"),
-        table(_bins_table(numbers)),
-        table(_step_table(numbers)),
-        heading("Pictures"),
-        table(_camera_table(numbers)),
-        heading("Prompt and answer"),
-        "\n".join(f"- {line}" for line in _prompt_lines(numbers)),
-        heading("Tasks"),
-        table(_task_table(numbers)),
-        heading("Training, computed"),
-        *_estimate_parts(numbers, table),
-        heading("Worth a second look"),
-        "\n".join(findings),
-    ]
+    """Return the report as plain text or Markdown."""
+    parts = [_lead(numbers)]
+    for title, blocks in {**_sections(numbers), _FINDINGS: [numbers["findings"] or _NOTHING]}.items():
+        parts.append(heading(title))
+        for block in blocks:
+            if isinstance(block, Table):
+                parts.append(table(block))
+            else:
+                parts.append(block if isinstance(block, str) else "\n".join(f"- {line}" for line in block))
     return "\n\n".join(parts)
+
+
+def _html(block: _Block) -> str:
+    if isinstance(block, Table):
+        return pages.html_table(block)
+    return pages.html_text(block) if isinstance(block, str) else pages.html_list(block)
 
 
 def _lead(numbers: dict[str, Any]) -> str:
@@ -138,18 +128,8 @@ def _lead(numbers: dict[str, Any]) -> str:
 
 
 def _action_table(numbers: dict[str, Any]) -> Table:
-    header = [
-        "action",
-        "min",
-        "1 %",
-        "median",
-        "99 %",
-        "max",
-        "middle 98 %",
-        "bins cover",
-        "outside",
-        "values",
-    ]
+    header = ["action", "min", "1 %", "median", "99 %", "max"]
+    header += ["middle 98 %", "bins cover", "outside", "values"]
     rows = [
         [
             f"{place} {row['name']}" if row["name"] != str(place) else row["name"],
@@ -183,7 +163,7 @@ def _bins_table(numbers: dict[str, Any]) -> Table:
 
 
 def _step_table(numbers: dict[str, Any]) -> Table:
-    """One step in the robot's units, the mean error beside it, a row per dimension and a column per number of bins."""
+    """Show one step and its mean error in the robot's units: a row per dimension, a column per number of bins."""
     written = numbers["quantisation"]
     own = next(row for row in written if row["n_bins"] == numbers["n_bins"])
     rows = [
@@ -202,14 +182,9 @@ def _own(row: dict[str, Any], numbers: dict[str, Any]) -> str:
 
 
 def _camera_table(numbers: dict[str, Any]) -> Table:
+    sizes = ("size", "after_crop_box", "seen", "resized_to")
     rows = [
-        [
-            camera["key"],
-            *(
-                f"{camera[key][1]}x{camera[key][0]}"
-                for key in ("size", "after_crop_box", "seen", "resized_to")
-            ),
-        ]
+        [camera["key"], *(f"{camera[size][1]}x{camera[size][0]}" for size in sizes)]
         for camera in numbers["cameras"]
     ]
     rows += [[key, "not read", "", "", ""] for key in numbers["ignored_cameras"]]
@@ -225,35 +200,22 @@ def _prompt_lines(numbers: dict[str, Any]) -> list[str]:
     prompt = numbers["prompt"]
     own = next(row for row in numbers["quantisation"] if row["n_bins"] == numbers["n_bins"])
     images = prompt["image_tokens"]
-    lines = [
-        f"Image tokens: {sum(images)}"
-        + (f" in {len(images)} images" if len(images) > 1 else " in one image")
-        + ".",
+    longest = prompt["longest_prompt_tokens"]
+    return [
+        f"Image tokens: {sum(images)} in {f'{len(images)} images' if len(images) > 1 else 'one image'}.",
+        f"Prompt: text not counted, because {prompt['not_counted']}."
+        if longest is None
+        else f"Prompt: {longest} tokens with the longest task, images included.",
         f"Answer: {own['tokens_mean']:.1f} tokens on average, {own['tokens_max']} at most, end and newline included "
         f"({own['chunks_counted']} chunks counted).",
         f"System prompt: {prompt['system_prompt']}",
     ]
-    if prompt["longest_prompt_tokens"] is None:
-        lines.insert(1, f"Prompt: text not counted, because {prompt['not_counted']}.")
-    else:
-        lines.insert(
-            1, f"Prompt: {prompt['longest_prompt_tokens']} tokens with the longest task, images included."
-        )
-    return lines
 
 
-def _estimate_parts(numbers: dict[str, Any], table: Callable[[Table], str]) -> list[str]:
-    estimates = numbers["estimates"]
+def _estimates(estimates: dict[str, Any]) -> list[_Block]:
     if "not_computed" in estimates:
         return [f"Not computed: {estimates['not_computed']}."]
-    return [_estimate_text(estimates), table(_memory_table(estimates))]
-
-
-def _html_estimates(numbers: dict[str, Any]) -> str:
-    estimates = numbers["estimates"]
-    if "not_computed" in estimates:
-        return pages.html_text(f"Not computed: {estimates['not_computed']}.")
-    return pages.html_text(_estimate_text(estimates)) + html_table(_memory_table(estimates))
+    return [_estimate_text(estimates), _memory_table(estimates)]
 
 
 def _estimate_text(estimates: dict[str, Any]) -> str:
@@ -294,7 +256,7 @@ def _size(image: Tensor) -> str:
 
 
 def _draw_crops(pictures: list[Picture]) -> bytes:
-    """Draw each camera's frame with its crops, beside what is left of it."""
+    """Draw each camera's frame with its crops, and what is left of it."""
     with plotting.new_figure(9, 3.4 * len(pictures)) as figure:
         axes: Any = figure.subplots(len(pictures), 2, squeeze=False)
         for (left, right), picture in zip(axes, pictures, strict=True):

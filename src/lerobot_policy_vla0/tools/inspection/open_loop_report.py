@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.output_files import new_folder, write_json
-from lerobot_policy_vla0.tools.inspection.open_loop_result import BAND, SHARES, EpisodeResult, OpenLoopResult
+from lerobot_policy_vla0.tools.inspection.open_loop import BAND, SHARES, EpisodeResult, OpenLoopResult
+from lerobot_policy_vla0.tools.inspection.report_folder import write_report
 from lerobot_policy_vla0.tools.reporting import pages
 from lerobot_policy_vla0.tools.reporting import plots as plotting
 from lerobot_policy_vla0.tools.reporting.pages import Table, number, share_text
 from lerobot_policy_vla0.tools.reporting.plots import BLUE, COLORS, GREY, INK, ORANGE
 
-#: More episodes than this are not drawn: the worst ones are.
+#: At most this many episodes are drawn, those with the largest errors.
 MAX_PICTURES = 12
 
 
 def terminal(numbers: dict[str, Any]) -> str:
-    """Return what a person wants to know first."""
+    """Return the most important numbers as text."""
     steps = numbers["mae_bins_by_step"]
     return "\n".join(
         [
@@ -45,41 +45,37 @@ def write(result: OpenLoopResult, numbers: dict[str, Any], folder: Path) -> Path
     drawn = sorted(result.episodes, key=lambda e: -float(e.bin_error[e.valid].mean()))[:MAX_PICTURES]
     pictures = {"horizon.png": _draw_horizon(numbers)}
     pictures |= {f"episode_{e.index:06d}.png": _draw_episode(result, e) for e in drawn}
+    order = sorted(drawn, key=lambda e: e.index)
+    left = len(result.episodes) - len(order)
+    notes = [_EPISODES]
+    if left:
+        notes.append(f"The {len(order)} episodes with the largest error; {left} more are in the table.")
     sections = [
         ("Error", pages.html_table(_dimension_table(numbers)) + pages.html_text(*_explanations(numbers))),
         (
             "By step of the chunk, and how well the model knows what it does not know",
-            pages.html_image(
-                pictures["horizon.png"],
-                "Left: mean absolute error by step. Right: share of demonstrated values inside the model's own bands, "
-                "over the probability the bands hold; on or above the diagonal is honest, below is overconfident.",
-            ),
+            pages.html_image(pictures["horizon.png"], _HORIZON),
         ),
         ("Episodes", pages.html_table(_episode_table(numbers))),
-    ]
-    order = sorted(drawn, key=lambda e: e.index)
-    shown = "".join(pages.html_image(pictures[f"episode_{e.index:06d}.png"], _caption(e)) for e in order)
-    left = len(result.episodes) - len(order)
-    note = f"The {len(order)} episodes with the largest error; {left} more are in the table." if left else ""
-    sections.append(
         (
             "Predicted and demonstrated actions",
-            pages.html_text(
-                "Blue: the first step of the chunk predicted at each frame. Shaded: the band that holds "
-                f"{BAND:.0%} of the model's probability, given the numbers it wrote before. Grey: the demonstration. "
-                "Thin: whole chunks, drawn from where they were predicted.",
-                *([note] if note else []),
-            )
-            + shown,
-        )
-    )
-    with new_folder(folder) as partial:
-        write_json(partial / "report.json", numbers)
-        for name, png in pictures.items():
-            (partial / name).write_bytes(png)
-        page = pages.page(f"Open loop: {Path(result.policy).name}", _lead(numbers), sections)
-        (partial / "index.html").write_text(page)
-    return folder / "index.html"
+            pages.html_text(*notes)
+            + "".join(pages.html_image(pictures[f"episode_{e.index:06d}.png"], _caption(e)) for e in order),
+        ),
+    ]
+    page = pages.page(f"Open loop: {Path(result.policy).name}", _lead(numbers), sections)
+    return write_report(folder, numbers, pictures, {"index.html": page})
+
+
+_HORIZON = (
+    "Left: mean absolute error by step. Right: share of demonstrated values inside the model's own bands, "
+    "over the probability the bands hold; on or above the diagonal is honest, below is overconfident."
+)
+_EPISODES = (
+    "Blue: the first step of the chunk predicted at each frame. Shaded: the band that holds "
+    f"{BAND:.0%} of the model's probability, given the numbers it wrote before. Grey: the demonstration. "
+    "Thin: whole chunks, drawn from where they were predicted."
+)
 
 
 # ---------------------------------------------------------------------- words and tables
@@ -103,7 +99,7 @@ _SEEN = {
 
 
 def _dimension_table(numbers: dict[str, Any]) -> Table:
-    """A row per dimension and one for their mean; what has units is not averaged but for the error."""
+    """Show a row per dimension and one for their mean. Of the values with units only errors are averaged."""
     columns: list[tuple[str, list[str], str]] = []
 
     def add(header: str, key: str, write: Callable[[float], str], *, mean: bool = True) -> None:
@@ -142,30 +138,20 @@ def _explanations(numbers: dict[str, Any]) -> list[str]:
             for name, share in zip(numbers["dimensions"], clipped, strict=True)
             if share > 0
         ]
-        out.append(
-            "Demonstrated values outside the range the policy was trained on, which it cannot express: "
-            + ", ".join(shares)
-            + "."
-        )
+        outside = "Demonstrated values outside the range the policy was trained on, which it cannot express:"
+        out.append(f"{outside} {', '.join(shares)}.")
     return out
 
 
 def _episode_table(numbers: dict[str, Any]) -> Table:
-    return Table(
-        ["episode", "task", "in training", "frames", "error, robot's units", "error, bins"],
-        [
-            [
-                str(e["episode"]),
-                e["task"],
-                e["seen"],
-                f"{e['frames']} of {e['length']}",
-                number(e["mae"]),
-                number(e["mae_bins"]),
-            ]
-            for e in numbers["episodes"]
-        ],
-        text=(1, 2),
-    )
+    header = ["episode", "task", "in training", "frames", "error, robot's units", "error, bins"]
+    rows = []
+    for e in numbers["episodes"]:
+        frames = f"{e['frames']} of {e['length']}"
+        rows.append(
+            [str(e["episode"]), e["task"], e["seen"], frames, number(e["mae"]), number(e["mae_bins"])]
+        )
+    return Table(header, rows, text=(1, 2))
 
 
 def _caption(episode: EpisodeResult) -> str:
@@ -198,12 +184,8 @@ def _draw_horizon(numbers: dict[str, Any]) -> bytes:
         for place in range(inside.shape[1]):
             right.plot(SHARES, inside[:, place], color=COLORS[place % len(COLORS)], lw=1.1, alpha=0.8)
         right.plot(SHARES, inside.mean(1), color=INK, lw=2.4, marker="o", ms=4)
-        right.set(
-            xlabel="probability the band holds",
-            ylabel="demonstrated values inside",
-            xlim=(0.45, 1.01),
-            ylim=(0, 1.03),
-        )
+        right.set(xlabel="probability the band holds", ylabel="demonstrated values inside")
+        right.set(xlim=(0.45, 1.01), ylim=(0, 1.03))
         right.set_title("calibration of the bands")
         return plotting.png(figure)
 
@@ -234,41 +216,27 @@ def _draw_dimension(axis: Any, result: OpenLoopResult, episode: EpisodeResult, p
     error = episode.error[..., place][episode.valid].mean()
     shown = _whole_demonstration(episode, place)
     axis.plot(*shown, color=GREY, lw=3.2, alpha=0.75, solid_capstyle="round", label="demonstrated")
-    axis.fill_between(
-        frames,
-        episode.low[:, 0, place],
-        episode.high[:, 0, place],
-        color=BLUE,
-        alpha=0.18,
-        lw=0,
-        label=f"{BAND:.0%} band",
-    )
+    low, high = episode.low[:, 0, place], episode.high[:, 0, place]
+    axis.fill_between(frames, low, high, color=BLUE, alpha=0.18, lw=0, label=f"{BAND:.0%} band")
     chunk = episode.predicted.shape[1]
     stride = int(frames[1] - frames[0]) if len(frames) > 1 else 1
     for row in range(0, len(frames), max(1, round(chunk / stride))):
         steps = episode.valid[row].sum()
-        axis.plot(
-            frames[row] + np.arange(steps),
-            episode.predicted[row, :steps, place],
-            color=ORANGE,
-            lw=0.8,
-            alpha=0.8,
-            label="whole chunks" if row == 0 and chunk > 1 else None,
-        )
-    axis.plot(
-        frames, episode.predicted[:, 0, place], color=BLUE, lw=1.1, marker="o", ms=2.2, label="predicted"
-    )
+        label = "whole chunks" if row == 0 and chunk > 1 else None
+        values = episode.predicted[row, :steps, place]
+        axis.plot(frames[row] + np.arange(steps), values, color=ORANGE, lw=0.8, alpha=0.8, label=label)
+    first = episode.predicted[:, 0, place]
+    axis.plot(frames, first, color=BLUE, lw=1.1, marker="o", ms=2.2, label="predicted")
     axis.set_title(f"{result.names[place]}    mean error {number(float(error))}")
     axis.margins(x=0.01, y=0.08)
     low, high = axis.get_ylim()
-    if np.ptp(shown[1]) == 0 and high - low < 0.2 * max(
-        abs(low), abs(high)
-    ):  # constant: no zoom into nothing
+    # A constant fills no axis, which would magnify rounding errors.
+    if np.ptp(shown[1]) == 0 and high - low < 0.2 * max(abs(low), abs(high)):
         axis.set_ylim(low - 1, high + 1)
 
 
 def _whole_demonstration(episode: EpisodeResult, place: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return frames and demonstrated values, those between the queried frames included where chunks cover them."""
+    """Return frames and demonstrated values, also those between the queried frames that chunks cover."""
     known: dict[int, float] = {}
     for row, frame in enumerate(episode.frames.tolist()):
         for step in range(int(episode.valid[row].sum())):

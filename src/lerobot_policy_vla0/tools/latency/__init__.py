@@ -1,1 +1,1 @@
-"""What a query's time allows a robot to do."""
+"""Computes what a query's time allows a robot to do."""

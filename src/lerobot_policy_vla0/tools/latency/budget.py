@@ -1,37 +1,32 @@
-"""What a query's time allows a robot to do: control rate, chunk and mode. Arithmetic only.
+"""Computes what a query's time allows a robot to do: control rate, chunk and mode.
 
 The rules are LeRobot 0.6.1's own: `lerobot-rollout`'s sync and RTC engines (``rollout/inference``,
-``policies/rtc/action_queue.py``) and the asynchronous client (``async_inference/robot_client.py``); the tests run them
-beside this module. Knows nothing about policies or how a time was measured.
+``policies/rtc/action_queue.py``) and the asynchronous client (``async_inference/robot_client.py``). The tests compare
+them with this module.
 
-A *step* is one control step, ``1 / fps`` seconds. In all modes a query costs the robot ``d = ceil(latency * fps)`` of
-them, and it goes on with what is left of the chunk before; where nothing is left it holds its last goal: it stands
-still. What happens between two queries repeats, so one such cycle says it all.
+A *step* is one control step, ``1 / fps`` seconds. In all modes a query takes ``d = ceil(latency * fps)`` steps.
+Meanwhile the robot executes what is left of the previous chunk, and then stands still at its last goal. What happens
+between two queries repeats, so that one such cycle is enough to plan with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lerobot_policy_vla0.errors import ConfigError
 
-#: Searched for fixes: control rates up to, and chunk sizes up to.
+#: The highest control rate and the largest chunk size that are searched.
 MAX_FPS, MAX_CHUNK = 240, 400
 
 
 @dataclass(frozen=True)
 class QueryTime:
-    """How long a query takes, as a function of the chunk: what happens once, and what each predicted step adds.
+    """How many milliseconds a query takes, as a function of the chunk."""
 
-    Attributes:
-        fixed_ms: camera images, prompt and processors, in milliseconds.
-        per_step_ms: decoding one step of the chunk, in milliseconds.
-    """
-
-    fixed_ms: float
-    per_step_ms: float
+    fixed_ms: float  # camera images, prompt and processors
+    per_step_ms: float  # decoding one step of the chunk
 
     def __post_init__(self) -> None:
         for name in ("fixed_ms", "per_step_ms"):
@@ -49,12 +44,12 @@ class QueryTime:
 
 @dataclass(frozen=True)
 class Loop:
-    """The control loop a policy is put into; the defaults are LeRobot's.
+    """The control loop around a policy. The defaults are LeRobot's.
 
     Attributes:
         fps: control steps per second.
         chunk_size: steps predicted per query.
-        n_action_steps: steps executed per query (sync; the other modes do not read it).
+        n_action_steps: steps executed per query (sync only).
         execution_horizon: ``--inference.rtc.execution_horizon``: rows of the running chunk that a query is given.
         queue_threshold: ``--inference.queue_threshold``: RTC queries when no more steps than this are left.
         chunk_size_threshold: the asynchronous client's ``--chunk_size_threshold``: it sends an observation when no
@@ -97,12 +92,12 @@ class Plan:
     Attributes:
         mode: ``sync``, ``rtc`` or ``async``.
         latency_ms: time of a query, the network's included.
-        delay_steps: control steps that pass meanwhile, ``d``.
-        left_steps: steps of a new chunk still to be executed when it arrives, if none before was missed (sync:
+        delay_steps: control steps ``d`` that pass meanwhile.
+        left_steps: steps of a new chunk still to be executed when it arrives, if no earlier one was missed (sync:
             ``n_action_steps``).
         executed_steps: steps executed per query, 0 if the robot never moves.
-        still_ms: time per query without a new goal. RTC: as many steps are then jumped over.
-        committed_steps: of the ``d`` steps, those the next chunk begins with, so that it joins (RTC; 0 elsewhere).
+        still_ms: time per query without a new goal. RTC then skips as many steps.
+        committed_steps: of the ``d`` steps, those with which the next chunk begins, so that it joins (RTC; else 0).
         fps: of the loop.
     """
 
@@ -144,60 +139,44 @@ def plan_sync(time: QueryTime, loop: Loop) -> Plan:
     The step that queries takes the query's time instead of ``1 / fps``. With ``n_action_steps=1`` (ensembling) that is
     every step.
     """
-    latency = time.milliseconds(loop.chunk_size)
-    return Plan(
-        mode="sync",
-        latency_ms=latency,
-        delay_steps=delay_steps(latency, loop.fps),
-        left_steps=loop.n_action_steps,
-        executed_steps=loop.n_action_steps,
-        still_ms=max(0.0, latency - 1e3 / loop.fps),
-        committed_steps=0,
-        fps=loop.fps,
-    )
+    latency, steps = time.milliseconds(loop.chunk_size), loop.n_action_steps
+    still = max(0.0, latency - 1e3 / loop.fps)
+    return Plan("sync", latency, delay_steps(latency, loop.fps), steps, steps, still, 0, loop.fps)
 
 
 def plan_rtc(time: QueryTime, loop: Loop) -> Plan:
-    """Plan ``--inference.type=rtc``: a thread queries while the loop executes the chunk before.
+    """Plan ``--inference.type=rtc``: a thread queries while the loop executes the previous chunk.
 
     LeRobot drops a new chunk's first ``d`` steps, and queries again as soon as ``queue_threshold`` or fewer of the
-    others are left. They have to last for ``d`` steps: ``chunk_size >= 2 d`` and ``queue_threshold >= d`` never
-    starve; ``chunk_size <= d`` never moves. A query begun just after a step's action was taken waits one step less than
-    is planned with here.
+    others are left. These have to last for ``d`` steps. With ``chunk_size >= 2 d`` and ``queue_threshold >= d`` the
+    robot never waits; with ``chunk_size <= d`` it never moves. A query that begins just after a step's action was taken
+    waits one step less than planned here.
     """
     latency = time.milliseconds(loop.chunk_size)
     delay = delay_steps(latency, loop.fps)
     left = max(0, loop.chunk_size - delay)
     queued = min(left, loop.queue_threshold)  # when the next query begins
     starved = max(0, delay - queued)
-    return Plan(
-        mode="rtc",
-        latency_ms=latency,
-        delay_steps=delay,
-        left_steps=left,
-        executed_steps=(left - queued) + min(delay, queued),
-        still_ms=1e3 * starved / loop.fps,
-        committed_steps=min(delay, queued, loop.execution_horizon),
-        fps=loop.fps,
-    )
+    executed, committed = (left - queued) + min(delay, queued), min(delay, queued, loop.execution_horizon)
+    return Plan("rtc", latency, delay, left, executed, 1e3 * starved / loop.fps, committed, loop.fps)
 
 
 def plan_async(time: QueryTime, loop: Loop) -> Plan:
     """Plan `vla0 serve` and LeRobot's robot client, with ``actions_per_chunk`` equal to ``chunk_size``.
 
-    The client labels an observation with the step it executed last, and drops every action up to the one it has
-    executed when the chunk arrives: a chunk of 1 never moves the robot. It sends an observation at each step with
-    ``floor(threshold * chunk_size)`` or fewer steps left, which have to last for ``d - 1`` more. The server keeps the
-    newest while it computes, so the next chunk can be a step older than its query took: ``chunk_size >= 2 d + 1`` never
-    starves. ``still_ms`` is the most it can be.
+    The client labels an observation with the step it executed last. When the chunk arrives, the client drops every
+    action up to the one it has executed, so a chunk of 1 never moves the robot. It sends an observation at each step
+    with ``floor(threshold * chunk_size)`` or fewer steps left, which have to last for ``d - 1`` more. While the server
+    computes, it keeps the newest observation, so the next chunk can be a step older than its query took. With
+    ``chunk_size >= 2 d + 1`` the robot never waits. ``still_ms`` is the longest possible wait.
     """
     n = loop.chunk_size
     latency = time.milliseconds(n) + loop.network_ms
     delay = max(1, delay_steps(latency, loop.fps))
     threshold = max(k for k in range(n + 1) if k / n <= loop.chunk_size_threshold)
     left = max(0, n - 1 - delay)
-    # Executed and starved steps per query. When a chunk is too short, queries follow one another, and each brings
-    # what the one before left of n - 1 steps; when the threshold is too low, the queue runs dry once per chunk.
+    # Executed and starved steps per query. If a chunk is too short, queries follow one another, and each brings what
+    # the previous one left of n - 1 steps. If the threshold is too low, the queue runs empty once per chunk.
     cycles = [(max(0, left - threshold) + delay, 0)]
     if n == 1:
         cycles = [(0, delay)]
@@ -208,37 +187,25 @@ def plan_async(time: QueryTime, loop: Loop) -> Plan:
             cycles.append((n - 1 - threshold, max(0, delay - 1 - threshold)))
     starving = [cycle for cycle in cycles if cycle[1]] or cycles[:1]
     executed, starved = min(starving, key=lambda cycle: cycle[0] / sum(cycle))
-    return Plan(
-        mode="async",
-        latency_ms=latency,
-        delay_steps=delay,
-        left_steps=left,
-        executed_steps=executed,
-        still_ms=1e3 * starved / loop.fps,
-        committed_steps=0,
-        fps=loop.fps,
-    )
+    return Plan("async", latency, delay, left, executed, 1e3 * starved / loop.fps, 0, loop.fps)
 
 
-PLANNERS: dict[str, Callable[[QueryTime, Loop], Plan]] = {
-    "sync": plan_sync,
-    "rtc": plan_rtc,
-    "async": plan_async,
-}
+PLANNERS: dict[str, Callable[[QueryTime, Loop], Plan]]
+PLANNERS = {"sync": plan_sync, "rtc": plan_rtc, "async": plan_async}
 
 
 def highest_fps(mode: str, time: QueryTime, loop: Loop, *, keeping_up: bool = True) -> int | None:
-    """Return the highest whole control rate up to 240 a mode keeps up with (or is not refused at), or None."""
+    """Return the highest whole control rate that a mode keeps up with (or at least is not refused at), or None."""
     return next(
         (fps for fps in range(MAX_FPS, 0, -1) if _fits(mode, time, replace(loop, fps=fps), keeping_up)), None
     )
 
 
 def chunk_range(mode: str, time: QueryTime, loop: Loop) -> tuple[int, int] | None:
-    """Return the smallest and the largest chunk size up to 400 that a mode keeps up with at ``loop.fps``, or None.
+    """Return the smallest and the largest chunk size that a mode keeps up with at ``loop.fps``, or None.
 
-    A longer chunk lasts longer, and takes longer to decode: RTC and async need a smallest one and may find none, sync
-    has a largest one. Sync executes whole chunks in this search.
+    A longer chunk lasts longer and takes longer to decode. RTC and async have a smallest one, if any; sync has a
+    largest one. In this search sync executes whole chunks.
     """
     sizes = [
         size
@@ -249,16 +216,14 @@ def chunk_range(mode: str, time: QueryTime, loop: Loop) -> tuple[int, int] | Non
 
 
 def threshold_fix(mode: str, time: QueryTime, loop: Loop) -> str | None:
-    """Return the option that would make a mode keep up by querying earlier, or None if that is not what it lacks."""
+    """Return the option with which a mode would query earlier and keep up, or None if that would not help."""
     delay = PLANNERS[mode](time, loop).delay_steps
     if mode == "rtc":
         option, value = "--inference.queue_threshold", float(delay)
         earlier = replace(loop, queue_threshold=max(delay, loop.queue_threshold))
     else:
-        option, value = (
-            "--chunk_size_threshold",
-            min(1.0, math.ceil(100 * (delay - 1) / loop.chunk_size) / 100),
-        )
+        option = "--chunk_size_threshold"
+        value = min(1.0, math.ceil(100 * (delay - 1) / loop.chunk_size) / 100)
         earlier = replace(loop, chunk_size_threshold=max(value, loop.chunk_size_threshold))
     if mode == "sync" or _fits(mode, time, loop, True) or not _fits(mode, time, earlier, True):
         return None
@@ -301,17 +266,11 @@ def _fix(mode: str, time: QueryTime, loop: Loop) -> str:
     """Return what would make a refused mode move, as a sentence."""
     fixes = []
     if mode == "sync":
-        enough = next(
-            (
-                n
-                for n in range(loop.n_action_steps, loop.chunk_size + 1)
-                if _fits(mode, time, replace(loop, n_action_steps=n), False)
-            ),
-            None,
-        )
-        if enough is not None:
+        steps = range(loop.n_action_steps, loop.chunk_size + 1)
+        enough = [n for n in steps if _fits(mode, time, replace(loop, n_action_steps=n), False)]
+        if enough:
             fixes.append(
-                f"set --policy.n_action_steps to {enough} or more (and --policy.ensemble_n_chunks to 1)"
+                f"set --policy.n_action_steps to {enough[0]} or more (and --policy.ensemble_n_chunks to 1)"
             )
     earlier = threshold_fix(mode, time, loop)
     if earlier is not None:
@@ -330,14 +289,3 @@ def _fix(mode: str, time: QueryTime, loop: Loop) -> str:
     if not fixes:
         return "Decode faster: a faster device, or --policy.param_dtype=bfloat16."
     return f"{fixes[0][0].upper()}{'; or '.join(fixes)[1:]}."
-
-
-def refuse(objections: Iterable[str]) -> None:
-    """Raise one error for all objections; without any, do nothing.
-
-    Raises:
-        ConfigError: with all of them.
-    """
-    found = list(objections)
-    if found:
-        raise ConfigError(" | ".join(found))

@@ -1,9 +1,9 @@
-"""Times a policy's queries the way `lerobot-rollout` makes them. Knows nothing about what follows from the times.
+"""Times a policy's queries as `lerobot-rollout` makes them.
 
 A query is what the control loop waits for: arrays from the robot to tensors, pre-processor, the model's answer,
 post-processor, actions on the CPU. Frames come from a dataset, `n_action_steps` apart, as a robot that executes so many
-steps would see them. Made-up ones (patches that drift) do too, but what a policy answers to them hardly continues from
-chunk to chunk: drafts fit badly, and the time is an upper bound.
+steps would see them. Without a dataset they are made up (patches that drift). The answers to those hardly continue from
+chunk to chunk, so drafts fit badly, and the time is an upper bound.
 """
 
 from __future__ import annotations
@@ -36,49 +36,32 @@ Observation = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall times of a number of queries.
-
-    Attributes:
-        queries: how many.
-        median_ms, p95_ms, slowest_ms: of the whole query, in milliseconds.
-        fixed_ms: median of its part that does not grow with the chunk: all but the passes after the prompt's.
-        prefill_ms: median time until the first symbol was settled.
-        passes: median number of runs of the language model, the prompt's included.
-    """
+    """Wall times of a number of queries, in milliseconds."""
 
     queries: int
     median_ms: float
     p95_ms: float
     slowest_ms: float
-    fixed_ms: float
-    prefill_ms: float
-    passes: float
+    fixed_ms: float  # median of what does not grow with the chunk: all but the passes after the prompt's
+    prefill_ms: float  # median time until the first symbol was settled
+    passes: float  # median number of runs of the language model, the prompt's included
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A policy's query, timed.
-
-    Attributes:
-        decoder: the one that ran.
-        device: it ran on.
-        chunk_size, action_dim, n_bins: of the answer.
-        frames: where they came from.
-        cold: with nothing to go by, as on an episode's first step.
-        drafted: after the chunk before.
-    """
+    """The timed queries of a policy."""
 
     decoder: str
     device: str
     chunk_size: int
     action_dim: int
     n_bins: int
-    frames: str
-    cold: Timing
-    drafted: Timing
+    frames: str  # where they came from
+    cold: Timing  # without a previous chunk, as on an episode's first step
+    drafted: Timing  # after a previous chunk
 
     def query_time(self) -> QueryTime:
-        """Return the time to plan with: the slower 95th percentile, split into what the chunk adds and the rest."""
+        """Return the time to plan with: the slower 95th percentile, split into the chunk's part and the rest."""
         slower = max((self.cold, self.drafted), key=lambda timing: timing.p95_ms)
         fixed = min(slower.fixed_ms, slower.p95_ms)
         return QueryTime(fixed_ms=fixed, per_step_ms=(slower.p95_ms - fixed) / self.chunk_size)
@@ -91,13 +74,12 @@ def measure(
 
     Args:
         path: checkpoint folder or Hub repo.
-        config: from `sources.policy_config`.
+        config: from `loading.load_config`.
         repeats: queries per figure, at least 2.
-        dataset: whose frames to look at, from the beginning; None makes frames up.
+        dataset: the source of frames, from its beginning; None makes frames up.
 
     Raises:
         ConfigError: if ``repeats`` is below 2.
-        CheckpointError: if the checkpoint does not load.
         CameraError: if the dataset lacks one of the policy's cameras.
     """
     if repeats < 2:
@@ -124,7 +106,7 @@ def measure(
 
 
 def recorded_observations(config: VLA0Config, dataset: LeRobotDataset) -> Iterator[tuple[Observation, str]]:
-    """Yield a dataset's observations and tasks as a robot gives them, every `n_action_steps`-th, around and around."""
+    """Yield a dataset's observations and tasks as a robot gives them, every `n_action_steps`-th, without end."""
     names = [key for key in config.input_features or {} if key in dataset.meta.features]
     if missing := sorted(set(config.camera_keys) - set(names)):
         raise CameraError(
@@ -167,7 +149,7 @@ def made_up_observations(config: VLA0Config) -> Iterator[tuple[Observation, str]
 def _time_query(
     policy: VLA0Policy, processors: Any, observation: Observation, task: str, device: torch.device
 ) -> tuple[float, float, float, float]:
-    """Return milliseconds, those that do not grow with the chunk, those of the prompt, and passes."""
+    """Return a query's milliseconds, those that do not grow with the chunk, those of the prompt, and passes."""
     preprocess, postprocess = processors
     began = time.perf_counter()
     batch = prepare_observation_for_inference(observation, device, task, "")
@@ -181,13 +163,8 @@ def _time_query(
 
 
 def _summary(queries: list[tuple[float, float, float, float]]) -> Timing:
-    took, fixed, prefill, passes = np.array(queries).T
-    return Timing(
-        queries=len(queries),
-        median_ms=round(float(np.median(took)), 2),
-        p95_ms=round(float(np.percentile(took, 95)), 2),
-        slowest_ms=round(float(took.max()), 2),
-        fixed_ms=round(float(np.median(fixed)), 2),
-        prefill_ms=round(float(np.median(prefill)), 2),
-        passes=float(np.median(passes)),
-    )
+    took = np.array([query[0] for query in queries])
+    median, fixed, prefill, passes = np.median(queries, axis=0).tolist()
+    p95, slowest = float(np.percentile(took, 95)), float(took.max())
+    median, p95, slowest, fixed, prefill = (round(ms, 2) for ms in (median, p95, slowest, fixed, prefill))
+    return Timing(len(queries), median, p95, slowest, fixed, prefill, passes)

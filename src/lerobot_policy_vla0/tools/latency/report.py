@@ -1,4 +1,4 @@
-"""A latency plan as a table for people and as a dictionary for programs. Knows how to write, not how to measure."""
+"""Writes a latency plan as a table for people, and as a dictionary for programs."""
 
 from __future__ import annotations
 
@@ -22,39 +22,20 @@ from lerobot_policy_vla0.tools.reporting.pages import Table, text_table
 if TYPE_CHECKING:
     from lerobot_policy_vla0.tools.latency.probe import Measurement
 
-HEADINGS = (
-    "mode",
-    "steps/query",
-    "query ms",
-    "delay d",
-    "left",
-    "still ms",
-    "moving",
-    "verdict",
-    "keeps up to",
-    "or with chunk",
-)
+HEADINGS = ["mode", "steps/query", "query ms", "delay d", "left", "still ms", "moving"]
+HEADINGS += ["verdict", "keeps up to", "or with chunk"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One mode as it would be run.
+    """One mode and its plan."""
 
-    Attributes:
-        name: shown in the table.
-        loop: the control loop it was planned for.
-        plan: what comes out.
-        objection: why it is refused, or None.
-        highest_fps: the highest control rate it keeps up with, or None.
-        chunks: the smallest and the largest chunk it keeps up with at ``loop.fps``, or None.
-    """
-
-    name: str
+    name: str  # in the table
     loop: Loop
     plan: Plan
-    objection: str | None
-    highest_fps: int | None
-    chunks: tuple[int, int] | None
+    objection: str | None  # why it is refused
+    highest_fps: int | None  # that it keeps up with
+    chunks: tuple[int, int] | None  # the smallest and the largest chunk that it keeps up with at loop.fps
 
 
 def make_lines(time: QueryTime, loop: Loop) -> list[Line]:
@@ -63,17 +44,11 @@ def make_lines(time: QueryTime, loop: Loop) -> list[Line]:
     if loop.n_action_steps != 1:
         wanted.append(("sync, 1 step", "sync", replace(loop, n_action_steps=1)))
     wanted += [("rtc", "rtc", loop), ("async", "async", loop)]
-    return [
-        Line(
-            name,
-            of,
-            PLANNERS[mode](time, of),
-            objection(mode, time, of),
-            highest_fps(mode, time, of),
-            chunk_range(mode, time, of),
-        )
-        for name, mode, of in wanted
-    ]
+    lines = []
+    for name, mode, of in wanted:
+        limits = highest_fps(mode, time, of), chunk_range(mode, time, of)
+        lines.append(Line(name, of, PLANNERS[mode](time, of), objection(mode, time, of), *limits))
+    return lines
 
 
 def as_table(time: QueryTime, loop: Loop, lines: Sequence[Line], measurement: Measurement | None) -> str:
@@ -85,19 +60,14 @@ def as_table(time: QueryTime, loop: Loop, lines: Sequence[Line], measurement: Me
             f"{measurement.action_dim} numbers up to {measurement.n_bins}, {measurement.drafted.queries} queries "
             f"each on {measurement.frames}:"
         )
-        for name, timing in (("nothing to go by", measurement.cold), ("after a chunk", measurement.drafted)):
+        for name, timing in (("no previous chunk", measurement.cold), ("after a chunk", measurement.drafted)):
             said.append(
                 f"  {name:17s} median {timing.median_ms:7.1f} ms, p95 {timing.p95_ms:7.1f}, slowest "
                 f"{timing.slowest_ms:7.1f}; {timing.passes:g} passes, prompt {timing.prefill_ms:.1f} ms"
             )
-        said.append(
-            "planned with the slower p95."
-            + (
-                " --dataset.root=... measures on frames of your own, where drafts fit better."
-                if measurement.frames.startswith("made-up")
-                else ""
-            )
-        )
+        said.append("planned with the slower p95.")
+        if measurement.frames.startswith("made-up"):
+            said[-1] += " --dataset.root=... measures on frames of your own, where drafts fit better."
     said.append(
         f"a query takes {time.milliseconds(loop.chunk_size):.1f} ms: {time.fixed_ms:.1f} once and "
         f"{time.per_step_ms:.2f} per step of chunk_size={loop.chunk_size}; fps={loop.fps:g}"
@@ -109,6 +79,10 @@ def as_table(time: QueryTime, loop: Loop, lines: Sequence[Line], measurement: Me
 
 def _cells(line: Line) -> tuple[str, ...]:
     plan = line.plan
+    chunks = "none"
+    if line.chunks is not None:
+        smallest, largest = line.chunks
+        chunks = f"{smallest}+" if largest == MAX_CHUNK else f"{smallest} to {largest}"
     return (
         line.name,
         str(plan.executed_steps),
@@ -119,22 +93,18 @@ def _cells(line: Line) -> tuple[str, ...]:
         f"{100 * plan.moving_share:.0f} %",
         plan.verdict,
         f"{line.highest_fps} fps" if line.highest_fps else "no fps",
-        "none"
-        if line.chunks is None
-        else f"{line.chunks[0]}+"
-        if line.chunks[1] == MAX_CHUNK
-        else f"{line.chunks[0]} to {line.chunks[1]}",
+        chunks,
     )
 
 
 def _remarks(time: QueryTime, loop: Loop, lines: Sequence[Line]) -> list[str]:
-    """Return what the table cannot say: why something is refused, what would not join, which chunk would do."""
+    """Return what the table does not show: why a mode is refused, what would not join, which chunk keeps up."""
     said = []
     for line in lines:
         if line.objection is not None:
             said.append(f"refused: {line.name}: {line.objection.partition(': ')[2]}")
         elif line.plan.mode != "sync" and line.plan.verdict == "pauses":
-            # The thresholds hold for every chunk, so a chunk that would do is the answer only without a better one.
+            # The chunk sizes were found with these thresholds, so an earlier query is the better answer.
             earlier = threshold_fix(line.plan.mode, time, line.loop)
             if earlier is not None:
                 said.append(f"{line.name}: {earlier} to keep up.")

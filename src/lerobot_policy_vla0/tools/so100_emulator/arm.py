@@ -1,6 +1,7 @@
-"""An SO-100 arm: six servos on a bus behind a port, calibrated as its calibration file says.
+"""An SO-100 arm: six servos on a bus, calibrated as its calibration file says.
 
-Knows what an arm is made of; nothing about pictures or LeRobot's commands.
+`Arm` is behind a serial port and moves in real time. `SteppedArm` has no port and moves in simulated time, as fast as
+the caller's loop runs, for datasets and evaluations that are too long for real time.
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lerobot_policy_vla0.tools.so100_emulator.bus import ServoBus
+from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.tools.so100_emulator.bus import BusFaults, ServoBus
 from lerobot_policy_vla0.tools.so100_emulator.calibration import (
     JOINTS,
     Calibration,
+    default_calibration,
     from_steps,
     load_or_write,
     to_steps,
 )
-from lerobot_policy_vla0.tools.so100_emulator.faults import BusFaults
+from lerobot_policy_vla0.tools.so100_emulator.packets import BROADCAST, Instruction, Packet
 from lerobot_policy_vla0.tools.so100_emulator.port import SerialPort
-from lerobot_policy_vla0.tools.so100_emulator.registers import RESOLUTION, Register
-from lerobot_policy_vla0.tools.so100_emulator.servo import Hand, Servo
+from lerobot_policy_vla0.tools.so100_emulator.servo import RESOLUTION, Register, Servo
 from lerobot_policy_vla0.tools.so100_emulator.trajectory import REST, Pose, Trajectory
+
+#: What LeRobot's ``so100_follower`` sets the servos to when it connects.
+P_COEFFICIENT = 16
 
 
 class Arm:
-    """An arm that LeRobot's ``so100_follower`` and ``so100_leader`` connect to. Served from construction until `close`.
+    """An arm that LeRobot's ``so100_follower`` and ``so100_leader`` connect to, from construction until `close`.
 
     Args:
         name: LeRobot's ``id`` of the arm, and the name of its port.
@@ -33,7 +38,7 @@ class Arm:
             ``folder/calibration/name.json``.
         trajectory: what moves the arm while its torque is off (a leader's script); None leaves it where it is.
         start: pose to begin in, without a trajectory.
-        clock: seconds, never going back.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Arm:
 
     @property
     def faults(self) -> BusFaults:
-        """What is wrong with the bus; the cable is `port`'s."""
+        """The faults of the bus. Those of the cable are `port`'s."""
         return self.bus.faults
 
     def pose(self) -> list[float]:
@@ -70,8 +75,70 @@ class Arm:
         return any(self.bus.read(i, Register.TORQUE_ENABLE) & 0xFF for i in range(len(JOINTS)))
 
     def close(self) -> None:
-        """Take the port away; the calibration file stays."""
+        """Remove the port. The calibration file stays."""
         self.port.close()
+
+
+class SteppedArm:
+    """A follower whose time passes in `advance` only.
+
+    Servos are set up and goals are rounded as by LeRobot's ``so100_follower``, so that an episode is what a real-time
+    episode on `Arm` would be if nothing were ever late.
+
+    Args:
+        start: pose to begin in.
+        calibration: None for that of a plausible arm.
+        max_relative_target: LeRobot's ``--robot.max_relative_target``: goals are at most this far from where each joint
+            is (degrees, percent); None for no limit.
+
+    >>> arm = SteppedArm()
+    >>> arm.send([30, -60, 60, 30, 0, 10])
+    >>> arm.advance(1.0)
+    >>> round(arm.pose()[0])
+    30
+    """
+
+    def __init__(
+        self,
+        start: Pose = REST,
+        calibration: Calibration | None = None,
+        max_relative_target: float | None = None,
+    ) -> None:
+        if max_relative_target is not None and not max_relative_target > 0:
+            raise ConfigError(
+                f"max_relative_target={max_relative_target} lets nothing move: give more than 0"
+            )
+        self.calibration = calibration or default_calibration()
+        self.max_relative_target = max_relative_target
+        self._now = 0.0
+        self._bus = build_bus(self.calibration, start, clock=lambda: self._now)
+        for joint in self.calibration.values():
+            self._command(joint.id, Instruction.WRITE, [Register.P_COEFFICIENT, P_COEFFICIENT])
+
+    def pose(self) -> list[float]:
+        """Return where the arm is, as LeRobot reads it: degrees for five joints, percent open for the gripper."""
+        return from_steps(self._bus.positions(), self.calibration)
+
+    def send(self, goal: Pose) -> None:
+        """Tell the arm where to go, in the units of `pose`."""
+        if (limit := self.max_relative_target) is not None:
+            goal = [
+                here + max(-limit, min(limit, there - here))
+                for here, there in zip(self.pose(), goal, strict=True)
+            ]
+        data = [int(Register.GOAL_POSITION), 2]
+        for joint, steps in zip(self.calibration.values(), to_steps(goal, self.calibration), strict=True):
+            data += [joint.id, *int(steps).to_bytes(2, "little")]  # LeRobot cuts fractions off
+        self._command(BROADCAST, Instruction.SYNC_WRITE, data)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        if not seconds >= 0:
+            raise ConfigError(f"time cannot pass by {seconds} s: give 0 or more")
+        self._now += seconds
+
+    def _command(self, id: int, instruction: Instruction, parameters: list[int]) -> None:
+        self._bus.handle(Packet(id, instruction, bytes(parameters)))
 
 
 def build_bus(
@@ -81,7 +148,7 @@ def build_bus(
     trajectory: Trajectory | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ServoBus:
-    """Return the six servos of an arm on one bus; see `Arm` for the arguments."""
+    """Return the six servos of an arm on one bus. `Arm` describes the arguments."""
     return ServoBus(_servo(i, calibration, trajectory, start, clock) for i in range(len(JOINTS)))
 
 
@@ -97,12 +164,12 @@ def _servo(
     def shaft(pose: Pose) -> float:
         return to_steps(pose, calibration)[index] + joint.homing_offset
 
-    hand: Hand | None = None
-    if trajectory is not None:
-        script = trajectory
-        hand = lambda seconds: shaft(script(seconds))  # noqa: E731 - closes over this joint
+    def hand(seconds: float) -> float:
+        assert trajectory is not None
+        return shaft(trajectory(seconds))
 
-    servo = Servo(joint.id, position=shaft(start) % RESOLUTION, hand=hand, clock=clock)
+    moved = None if trajectory is None else hand
+    servo = Servo(joint.id, position=shaft(start) % RESOLUTION, hand=moved, clock=clock)
     servo.memory.set_word(Register.HOMING_OFFSET, joint.homing_offset)
     servo.memory.set_word(Register.MIN_POSITION_LIMIT, joint.range_min)
     servo.memory.set_word(Register.MAX_POSITION_LIMIT, joint.range_max)

@@ -1,4 +1,4 @@
-"""A bus of servos: an instruction in, status packets out. Knows nothing about serial ports."""
+"""A bus of servos: an instruction goes in, status packets come out, with faults on demand."""
 
 from __future__ import annotations
 
@@ -7,28 +7,102 @@ import threading
 from collections.abc import Callable, Iterable
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.tools.so100_emulator.faults import BusFaults
 from lerobot_policy_vla0.tools.so100_emulator.packets import BROADCAST, Instruction, Packet, encode_packet
-from lerobot_policy_vla0.tools.so100_emulator.registers import BAUD_RATES, Register
-from lerobot_policy_vla0.tools.so100_emulator.servo import Servo
+from lerobot_policy_vla0.tools.so100_emulator.servo import BAUD_RATES, Register, Servo
 
 logger = logging.getLogger(__name__)
 
 
+class BusFaults:
+    """What is wrong with a bus at the moment; nothing, to begin with. Each fault that has an effect is logged by name.
+
+    Methods may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._silent: set[int] = set()
+        self._errors: dict[int, int] = {}
+        self._corrupt = 0
+        self._delays: list[float] = []
+
+    def silence(self, id: int) -> None:
+        """Make a servo deaf and mute, as with a loose connector, until `restore`."""
+        with self._lock:
+            self._silent.add(id)
+
+    def set_error(self, id: int, bits: int) -> None:
+        """Set the error byte of a servo's answers (1 voltage, 4 overheat, 32 overload), until `restore`.
+
+        Raises:
+            ConfigError: if ``bits`` is not in 0 to 127: the SDK takes a higher one for noise.
+        """
+        if not 0 <= bits <= 0x7F:
+            raise ConfigError(f"error bits {bits} cannot be sent: give 0 to 127")
+        with self._lock:
+            self._errors[id] = bits
+
+    def restore(self, id: int) -> None:
+        """Take back `silence` and `set_error` for a servo."""
+        with self._lock:
+            self._silent.discard(id)
+            self._errors.pop(id, None)
+
+    def corrupt(self, count: int = 1) -> None:
+        """Send the next ``count`` answers with a wrong checksum."""
+        with self._lock:
+            self._corrupt += _at_least_one(count)
+
+    def delay(self, seconds: float, count: int = 1) -> None:
+        """Send the next ``count`` answers late."""
+        if seconds < 0:
+            raise ConfigError(f"a reply cannot be {seconds} s late: give 0 or more")
+        with self._lock:
+            self._delays += [seconds] * _at_least_one(count)
+
+    def is_silent(self, id: int) -> bool:
+        """Return whether a servo is silenced."""
+        with self._lock:
+            silent = id in self._silent
+        if silent:
+            logger.warning("fault: servo %d is silent", id)
+        return silent
+
+    def error(self, id: int) -> int:
+        """Return the error byte of a servo."""
+        with self._lock:
+            return self._errors.get(id, 0)
+
+    def spoil(self, reply: bytes) -> bytes:
+        """Return a frame as it goes out: with a wrong checksum if one is due."""
+        with self._lock:
+            if not self._corrupt:
+                return reply
+            self._corrupt -= 1
+        logger.warning("fault: wrong checksum in the answer of servo %d", reply[2])
+        return reply[:-1] + bytes([reply[-1] ^ 0x55])
+
+    def next_delay(self) -> float:
+        """Return how late the next answer goes out, in seconds."""
+        with self._lock:
+            seconds = self._delays.pop(0) if self._delays else 0.0
+        if seconds:
+            logger.warning("fault: answer %.3f s late", seconds)
+        return seconds
+
+
+def _at_least_one(count: int) -> int:
+    if count < 1:
+        raise ConfigError(f"a fault of {count} answers would do nothing: give 1 or more")
+    return count
+
+
 class ServoBus:
-    """Servos on one wire. May be used from any thread.
-
-    Args:
-        servos: the servos; ids must differ.
-
-    Raises:
-        ConfigError: if two servos share an id.
+    """Servos of different ids on one wire. May be used from any thread.
 
     Attributes:
-        servos: as given.
-        faults: what is wrong with the wire.
-        observer: called with every instruction before it is carried out, from the thread that serves the bus; it may
-            call `positions`.
+        observer: is called with every instruction before it is carried out, from the thread that serves the bus. It
+            may call `positions`.
     """
 
     def __init__(self, servos: Iterable[Servo]) -> None:
@@ -41,12 +115,12 @@ class ServoBus:
         self._lock = threading.Lock()
 
     def positions(self) -> list[int]:
-        """Return the present positions in encoder steps, in the order the servos were given."""
+        """Return the present positions in encoder steps, in the order of the servos."""
         with self._lock:
             return [servo.position for servo in self.servos]
 
     def read(self, index: int, register: Register) -> int:
-        """Return a two-byte register of a servo, by its place in the order given."""
+        """Return a two-byte register of the servo at ``index``."""
         with self._lock:
             servo = self.servos[index]
             servo.advance()
@@ -63,7 +137,7 @@ class ServoBus:
 
         Args:
             packet: what the host sent.
-            baud_rate: bits per second the host talks at; servos set to another rate do not hear it. None reaches all.
+            baud_rate: bits per second of the host. Servos set to another rate do not hear it; None reaches all.
         """
         try:
             instruction = Instruction(packet.code)
@@ -91,7 +165,7 @@ class ServoBus:
         parameters = packet.parameters
         if instruction is Instruction.SYNC_READ:
             address, length = parameters[0], parameters[1]
-            # One answer per id that is there, in the order asked for; nobody speaks for the absent.
+            # Each id that is present answers, in the order asked for.
             return [self._status(id, heard[id].read(address, length)) for id in parameters[2:] if id in heard]
         if instruction is Instruction.SYNC_WRITE:
             address, length = parameters[0], parameters[1]
@@ -118,7 +192,7 @@ class ServoBus:
             elif instruction is Instruction.ACTION:
                 servo.act()
             replies.append(self._status(id, data))
-        # To a broadcast only a ping is answered.
+        # Servos answer a broadcast only if it is a ping.
         return replies if packet.id != BROADCAST or instruction is Instruction.PING else []
 
     def _status(self, id: int, data: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""What a host does with a follower, noted on its bus: when it looks, what it commands, and when.
+"""Records what a host does with a follower: when it reads the joints, what it commands, and when.
 
-Everything is derived from the packets, so it holds for any program that drives the arm. Knows nothing about policies
-or LeRobot beyond its control loop: look once per tick, then command.
+Everything is derived from the packets on the bus, so it holds for any program that reads the joints once per tick of
+its control loop and then commands.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from types import TracebackType
 from typing import Self
 
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator.arm import Arm
 from lerobot_policy_vla0.tools.so100_emulator.calibration import JOINTS, from_steps
 from lerobot_policy_vla0.tools.so100_emulator.packets import Instruction, Packet
-from lerobot_policy_vla0.tools.so100_emulator.registers import Register
+from lerobot_policy_vla0.tools.so100_emulator.servo import Register
 
 _ROW = 3  # bytes per servo in a goal: id, and a word
 _SAME_TICK = 0.8  # of a control step
@@ -26,29 +25,15 @@ _SAME_TICK = 0.8  # of a control step
 
 @dataclass(frozen=True)
 class Goal:
-    """One command to all joints.
+    """One command to all joints, in degrees, and percent open for the gripper."""
 
-    Attributes:
-        time: seconds, by the log's clock.
-        pose: where the joints are told to go: degrees, and percent open for the gripper.
-        seen: where they were at that moment, in the same units.
-    """
-
-    time: float
-    pose: list[float]
-    seen: list[float]
+    time: float  # seconds, by the log's clock
+    pose: list[float]  # where the joints are told to go
+    seen: list[float]  # where they were at that moment
 
 
 class BusLog:
-    """Notes looks (`reads`) and commands (`goals`) on a follower's bus, from construction until `close`.
-
-    Args:
-        arm: the follower.
-        clock: seconds, never going back.
-
-    Raises:
-        ConfigError: if the bus is being observed already.
-    """
+    """Records the times of reads and the commands (`goals`) on a follower's bus, from construction until `close`."""
 
     def __init__(self, arm: Arm, clock: Callable[[], float] = time.perf_counter) -> None:
         if arm.bus.observer is not None:
@@ -59,37 +44,33 @@ class BusLog:
         self.goals: list[Goal] = []
         self._arm = arm
         self._clock = clock
-        arm.bus.observer = self._note
+        arm.bus.observer = self._record
 
     def close(self) -> None:
-        """Stop noting; what was noted stays."""
+        """Stop recording. What was recorded stays."""
         self._arm.bus.observer = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def idle_ticks(self, fps: float, warm_up: float = 0.0) -> int:
-        """Return the control ticks after the first goal that commanded nothing.
+        """Return the number of control ticks after the first goal on which the host commanded nothing.
 
-        A tick begins when the host looks at the joints. With ``--inference.type=rtc`` the idle ones are those on which
-        the queue of actions was empty. The last tick is not judged.
+        A tick begins when the host reads the joints. With ``--inference.type=rtc`` a tick is idle if the queue of
+        actions was empty. The last tick does not count, nor do those of the first ``warm_up`` seconds.
 
-        Args:
-            fps: control steps per second. A second look before most of a step is over belongs to the same tick: LeRobot
-                asks again if an answer is late, and ``--robot.max_relative_target`` looks before each goal.
-            warm_up: seconds after the first goal that do not count yet.
+        A second read before most of a step is over belongs to the same tick: LeRobot reads again if an answer is late,
+        and with ``--robot.max_relative_target`` before each goal.
         """
         if not self.goals:
             return 0
-        looks = [(at, False) for at in self.reads]
+        reads = [(at, False) for at in self.reads]
         goals = [(goal.time, True) for goal in self.goals]
         idle, start, commanded = 0, -math.inf, True
-        for at, is_goal in sorted(looks + goals):
+        for at, is_goal in sorted(reads + goals):
             if is_goal:
                 commanded = True
             elif at - start >= _SAME_TICK / fps:
@@ -98,22 +79,19 @@ class BusLog:
         return idle
 
     def intervals(self, warm_up: float = 0.0) -> list[float]:
-        """Return the seconds from each goal to the next, without the first ``warm_up`` seconds."""
+        """Return the seconds from each goal to the next after the first ``warm_up`` seconds."""
         times = [goal.time for goal in self.goals]
         return [b - a for a, b in pairwise(times) if a >= times[0] + warm_up]
 
     def changes(self, warm_up: float = 0.0) -> list[list[float]]:
-        """Return how far each goal is from the one before, per joint, without the first ``warm_up`` seconds."""
-        if not self.goals:
-            return []
-        from_now = self.goals[0].time + warm_up
+        """Return how far each goal is from the one before, per joint, after the first ``warm_up`` seconds."""
         return [
             [abs(y - x) for x, y in zip(a.pose, b.pose, strict=True)]
             for a, b in pairwise(self.goals)
-            if a.time >= from_now
+            if a.time >= self.goals[0].time + warm_up
         ]
 
-    def _note(self, packet: Packet) -> None:
+    def _record(self, packet: Packet) -> None:
         now = self._clock()
         address = packet.parameters[0] if packet.parameters else None
         if packet.code == Instruction.SYNC_READ and address == Register.PRESENT_POSITION:

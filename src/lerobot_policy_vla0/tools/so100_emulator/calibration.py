@@ -1,7 +1,7 @@
 """The joints of an SO-100, their calibration, and the files LeRobot keeps it in.
 
-Conversions between LeRobot's units (degrees from the middle of the range; percent for the gripper) and encoder steps.
-Knows nothing about servos or buses.
+It converts between LeRobot's units (degrees from the middle of the range; percent open for the gripper) and encoder
+steps.
 """
 
 from __future__ import annotations
@@ -20,26 +20,18 @@ _STEPS_PER_TURN = 4095  # LeRobot divides by the resolution minus one
 
 @dataclass(frozen=True)
 class JointCalibration:
-    """One joint, as in LeRobot's calibration file. Everything in encoder steps.
+    """One joint, as in LeRobot's calibration file. Positions are in encoder steps."""
 
-    Attributes:
-        id: the servo's address.
-        drive_mode: 0; LeRobot's SO-100 knows no other.
-        homing_offset: subtracted from the shaft's position by the servo.
-        range_min: lowest present position.
-        range_max: highest present position.
-    """
-
-    id: int
-    drive_mode: int
-    homing_offset: int
-    range_min: int
+    id: int  # the servo's address
+    drive_mode: int  # always 0 for LeRobot's SO-100
+    homing_offset: int  # the servo subtracts it from the shaft's position
+    range_min: int  # lowest and highest present position
     range_max: int
 
 
 Calibration = dict[str, JointCalibration]
 
-#: Offset, lowest and highest position of each joint of an arm put together by hand.
+#: Offset, lowest and highest position of each joint of a plausible arm.
 _DEFAULT = (
     (-91, 740, 3350),
     (143, 850, 3240),
@@ -59,10 +51,10 @@ def default_calibration() -> Calibration:
 
 
 def load_or_write(path: Path) -> Calibration:
-    """Return the calibration in a file of LeRobot's; write the default one if there is no such file.
+    """Return the calibration in a file of LeRobot's. Write the default one if there is no such file.
 
     Raises:
-        ConfigError: if the file is no calibration of an SO-100. It is left as it is.
+        ConfigError: if the file is no calibration of an SO-100. The file is not changed.
     """
     if not path.exists():
         calibration = default_calibration()
@@ -82,15 +74,7 @@ def load_or_write(path: Path) -> Calibration:
 
 
 def to_steps(pose: Sequence[float], calibration: Calibration) -> list[float]:
-    """Return present positions in encoder steps, clamped to each joint's range.
-
-    Args:
-        pose: degrees from the middle of the range for five joints, percent open for the gripper.
-        calibration: the arm's.
-
-    Raises:
-        ConfigError: if ``pose`` has another length than `JOINTS`.
-    """
+    """Return a pose as present positions in encoder steps, clamped to each joint's range."""
     if len(pose) != len(JOINTS):
         raise ConfigError(f"a pose has {len(JOINTS)} numbers ({', '.join(JOINTS)}), got {len(pose)}")
     steps = []

@@ -1,6 +1,6 @@
-"""Offers pictures the way LeRobot's ``zmq`` camera reads them: JSON with a base64 JPEG, published on a TCP port.
+"""Publishes pictures as LeRobot's ``zmq`` camera reads them: JSON with a base64 JPEG, on a TCP port.
 
-Knows nothing about what is in the pictures. Needs ``pyzmq`` (the ``so100`` extra).
+It needs ``pyzmq`` (the ``so100`` extra).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from lerobot_policy_vla0.errors import ConfigError
 
-#: How long LeRobot's reading thread waits for a picture. Below the 2 s that LeRobot waits for that thread when it
-#: disconnects: with its own default of 5 s it closes the socket under the thread, and libzmq may hang or abort.
+#: Milliseconds that LeRobot's reading thread waits for a picture. When LeRobot disconnects, it waits 2 s for the thread
+#: and then closes its socket. With LeRobot's default of 5 s the thread may still use it, and libzmq may hang or abort.
 _WAIT_MS = 500
 
 logger = logging.getLogger(__name__)
@@ -29,21 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CameraSettings:
-    """What LeRobot is told about a camera.
+    """What LeRobot is told about a camera."""
 
-    Attributes:
-        name: the camera's name in LeRobot; the dataset's key is ``observation.images.NAME``.
-        width: pixels, at least 16.
-        height: pixels, at least 16.
-        fps: pictures per second, 1 to 120.
-        port: TCP port on the loopback; 0 takes a free one.
-    """
-
-    name: str = "top"
-    width: int = 640
+    name: str = "top"  # the dataset's key is observation.images.NAME
+    width: int = 640  # pixels, at least 16
     height: int = 480
-    fps: int = 30
-    port: int = 0
+    fps: int = 30  # pictures per second, 1 to 120
+    port: int = 0  # TCP port on the loopback; 0 takes a free one
 
     def __post_init__(self) -> None:
         if self.width < 16 or self.height < 16:
@@ -56,8 +48,8 @@ class SceneCamera:
     """Publishes pictures from construction until `close`.
 
     Args:
-        settings: size and rate.
-        take: takes a picture, ``(height, width, 3)`` uint8 RGB; called in a thread.
+        settings: of the camera.
+        take: returns a picture, ``(height, width, 3)`` uint8 RGB. A thread calls it.
 
     Raises:
         ConfigError: if pyzmq is missing, or the port is taken.
@@ -132,12 +124,9 @@ class SceneCamera:
 
 
 def encode_message(name: str, picture: NDArray[np.uint8]) -> str:
-    """Return a picture as LeRobot's ``zmq`` camera expects it.
+    """Return an RGB picture as LeRobot's ``zmq`` camera expects it.
 
-    That camera decodes to OpenCV's channel order and calls it RGB, so an RGB picture is encoded as if it were BGR.
-
-    Raises:
-        ConfigError: if the picture is not ``(H, W, 3)`` uint8.
+    That camera decodes to OpenCV's channel order and calls it RGB, so the picture is encoded as if it were BGR.
     """
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ConfigError(f"a picture is (H, W, 3) uint8, got {picture.shape} {picture.dtype}")

@@ -1,7 +1,4 @@
-"""Faults and the ball in words: one line of text switches one fault of an emulator on or off, or moves the ball.
-
-Knows the words; nothing about where lines come from.
-"""
+"""Commands in words: one line of text switches a fault of an emulator on or off, or moves the ball."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ HELP = f"Faults: {'; '.join(WORDS)}. The ball: ball X Y (metres ahead, metres to
 
 
 def obey(emulator: SO100Emulator, line: str) -> None:
-    """Do what a line says; an empty one says nothing.
+    """Do what a line says. An empty line does nothing.
 
     Raises:
-        ConfigError: if the words, an arm or a number make no sense; the message lists what does.
+        ConfigError: if the words, an arm or a number make no sense. The message lists those that do.
     """
     words = line.split()
     if not words:

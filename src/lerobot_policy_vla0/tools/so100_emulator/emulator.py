@@ -1,14 +1,11 @@
-"""Arms and a camera together, and the options that make LeRobot use them.
-
-Knows how the parts fit; nothing about the command line of ``vla0``.
-"""
+"""Emulated arms and a camera together, and the options with which LeRobot's commands use them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from lerobot_policy_vla0.errors import ConfigError
@@ -17,17 +14,19 @@ from lerobot_policy_vla0.tools.so100_emulator.camera import CameraSettings, Scen
 from lerobot_policy_vla0.tools.so100_emulator.scene import Picture, Scene
 from lerobot_policy_vla0.tools.so100_emulator.trajectory import REST, Pose, Trajectory, wave
 
+_MARK = "# Written by vla0 emulate-so100, and gone when it ends."
+
 
 class SO100Emulator:
-    """Emulated SO-100 arms, and a camera that looks at the first follower. Runs until `close`; a context manager.
+    """SO-100 arms, and a camera that looks at the first follower. A context manager that runs until `close`.
 
     Args:
         folder: ports and calibration files are made here; existing calibration files are used as they are.
         followers: names of the arms that are told where to go.
-        leaders: names of the arms that follow the script.
-        trajectory: the leaders' script, pose over seconds.
-        camera: what the camera is like; None for no camera.
-        scene: what it looks at; see `place_ball`.
+        leaders: names of the arms that follow ``trajectory``, pose over seconds.
+        trajectory: of the leaders.
+        camera: None for no camera.
+        scene: what the camera looks at.
         start: pose the followers begin in.
 
     Raises:
@@ -85,19 +84,11 @@ class SO100Emulator:
         return self.scene.render(self.followers[0].pose(), width, height)
 
     def place_ball(self, x: float, y: float) -> None:
-        """Put the ball elsewhere, for the next picture.
-
-        Args:
-            x: metres ahead of the first follower.
-            y: metres to its left.
-
-        Raises:
-            ConfigError: if that is off the table.
-        """
+        """Put the ball ``x`` metres ahead of the first follower and ``y`` metres to its left."""
         self.scene.place_ball(x, y)
 
     def robot_options(self, follower: str | None = None) -> list[str]:
-        """Return the options of LeRobot's commands for a follower (the first), camera included."""
+        """Return the options of LeRobot's commands for a follower (default: the first), camera included."""
         arm = self.arms[follower] if follower else self.followers[0]
         options = _options("robot", "so100_follower", arm)
         if self.camera is not None and arm is self.followers[0]:
@@ -106,19 +97,17 @@ class SO100Emulator:
         return options
 
     def teleop_options(self, leader: str | None = None) -> list[str]:
-        """Return the options of LeRobot's commands for a leader (the first)."""
+        """Return the options of LeRobot's commands for a leader (default: the first)."""
         return _options("teleop", "so100_leader", self.arms[leader] if leader else self.leaders[0])
 
     def close(self) -> None:
-        """Take ports and camera away; calibration files stay."""
+        """Remove ports and camera. Calibration files stay."""
         self._parts.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -129,3 +118,31 @@ def _options(prefix: str, type: str, arm: Arm) -> list[str]:
         f"--{prefix}.id={arm.name}",
         f"--{prefix}.calibration_dir={arm.calibration_dir}",
     ]
+
+
+def bash_arrays(emulator: SO100Emulator) -> str:
+    """Return the arrays ``ROBOT`` and ``TELEOP``: the options of the first follower and of the first leader."""
+    named = {
+        "ROBOT": emulator.robot_options() if emulator.followers else [],
+        "TELEOP": emulator.teleop_options() if emulator.leaders else [],
+    }
+    lines = [_MARK]
+    for name, options in named.items():
+        lines += [f"{name}=(", *(f"  {shlex.quote(option)}" for option in options), ")"]
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def options_file(emulator: SO100Emulator, path: Path) -> Iterator[None]:
+    """Keep `bash_arrays` in a file while the context lasts. A file that no emulator wrote is refused."""
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
+        raise ConfigError(f"{path} exists and is not an emulator's: give another file, or move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = bash_arrays(emulator)
+    path.write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        # An emulator that was started since has written its own.
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            path.unlink()

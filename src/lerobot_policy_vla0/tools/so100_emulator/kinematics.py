@@ -1,6 +1,6 @@
 """Where an SO-100's parts are for its joint angles, and the angles that bring the gripper to a place.
 
-Approximate link lengths, no joint limits. Knows nothing about servos or pictures.
+Link lengths are approximate, and joints have no limits here.
 
 Coordinates are metres: x ahead of the arm, y to its left, z up, the origin on the table under the shoulder's axis.
 Poses are as in `trajectory`: degrees from the middle for five joints, percent open for the gripper.
@@ -22,13 +22,9 @@ SHOULDER_HEIGHT, UPPER_ARM, FOREARM, WRIST, JAW = 0.12, 0.116, 0.135, 0.06, 0.1
 
 
 def joint_points(pose: Sequence[float]) -> Points:
-    """Return base, shoulder, elbow, wrist, palm, tip of the fixed jaw, tip of the moving one.
+    """Return base, shoulder, elbow, wrist, palm, tip of the fixed jaw and tip of the moving one: ``(7, 3)`` metres.
 
-    Args:
-        pose: degrees from the middle for five joints (0: upper arm straight up, forearm level ahead), percent open.
-
-    Returns:
-        ``(7, 3)`` metres.
+    In the pose of zeros the upper arm points straight up and the forearm straight ahead.
     """
     pan, lift, elbow, wrist, roll = np.deg2rad(np.asarray(pose[:5], dtype=np.float64))
     opening = np.deg2rad(pose[5] * 0.9)
@@ -56,7 +52,7 @@ def joint_points(pose: Sequence[float]) -> Points:
 
 
 def gripper_tip(pose: Sequence[float]) -> Points:
-    """Return the middle between the tips of the two jaws: ``(3,)`` metres."""
+    """Return the point between the tips of the two jaws: ``(3,)`` metres."""
     middle: Points = joint_points(pose)[5:7].mean(axis=0)
     return middle
 

@@ -1,6 +1,4 @@
-"""The wire format of Feetech's protocol 0: frames, checksums, a parser that finds them in a stream of bytes.
-
-Knows nothing about servos, registers or serial ports.
+"""The wire format of Feetech's protocol 0: frames, checksums, and a parser that finds frames in a stream of bytes.
 
 ::
 
@@ -34,10 +32,10 @@ class Instruction(IntEnum):
 
 @dataclass(frozen=True)
 class Packet:
-    """A frame that was received whole: the id it is for, its code (instruction or error byte), its parameters."""
+    """A frame that was received whole."""
 
     id: int
-    code: int
+    code: int  # instruction or error byte
     parameters: bytes
 
 
@@ -61,14 +59,10 @@ def encode_packet(id: int, code: int, parameters: bytes = b"") -> bytes:
 
 
 class PacketParser:
-    """Finds frames in a stream that arrives in pieces, skipping noise and frames with a wrong checksum.
-
-    Attributes:
-        rejected: how many frames had a wrong checksum.
-    """
+    """Finds frames in a stream that arrives in pieces. Noise and frames with a wrong checksum are skipped."""
 
     def __init__(self) -> None:
-        self.rejected = 0
+        self.rejected = 0  # frames that had a wrong checksum
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Packet]:
@@ -77,15 +71,14 @@ class PacketParser:
         while True:
             start = self._buffer.find(HEADER)
             if start < 0:
-                # Keep a last FF: the next piece may bring the second one.
+                # A header may be split between this piece and the next one.
                 del self._buffer[: -1 if self._buffer.endswith(b"\xff") else None]
                 return
             del self._buffer[:start]
             if len(self._buffer) < 4:
                 return
-            if (
-                self._buffer[2] == 0xFF or self._buffer[3] < 2
-            ):  # no id is FF, no length below 2: not a frame's start
+            # In a frame, no id is FF and no length is below 2.
+            if self._buffer[2] == 0xFF or self._buffer[3] < 2:
                 del self._buffer[0]
                 continue
             end = self._buffer[3] + 4

@@ -1,7 +1,6 @@
 """A serial port that is a pseudo-terminal, with a bus behind it.
 
-pyserial opens it like a USB adapter. Knows nothing about what the bytes mean beyond handing frames to the bus.
-Linux (and other systems with pseudo-terminals) only.
+pyserial opens it like a USB adapter. It needs Linux or another system with pseudo-terminals.
 """
 
 from __future__ import annotations
@@ -32,14 +31,9 @@ _SPEEDS = {
 
 
 class SerialPort:
-    """Serves a bus on a pseudo-terminal, from a thread of its own, from construction until `close`.
+    """Serves a bus on a pseudo-terminal in a thread of its own, from construction until `close`.
 
-    Args:
-        bus: what answers.
-        path: where the port appears, as a symbolic link; a link that is there already is replaced.
-
-    Raises:
-        ConfigError: if something other than a link is at ``path``.
+    The port appears at ``path`` as a symbolic link, which replaces a link that is there already.
     """
 
     def __init__(self, bus: ServoBus, path: Path) -> None:
@@ -51,12 +45,12 @@ class SerialPort:
         self.replug()
 
     def unplug(self) -> None:
-        """Pull the cable: the host gets an I/O error, as with a USB adapter, and the port's name is gone."""
+        """Pull the cable. The host gets an I/O error, as with a USB adapter, and the port's name disappears."""
         logger.warning("fault: port %s is unplugged", self.path)
         self.close()
 
     def replug(self) -> None:
-        """Plug the cable in again: the same name, a new port. Servos kept their power."""
+        """Plug the cable in again, which makes a new port of the same name. Servos kept their power."""
         if self._thread is not None:
             return
         master, slave = os.openpty()
@@ -75,7 +69,7 @@ class SerialPort:
         self._thread.start()
 
     def close(self) -> None:
-        """Take the port away; the name goes first, then the connection."""
+        """Remove the port's name, then the connection."""
         if self._thread is None:
             return
         self.path.unlink(missing_ok=True)
@@ -90,7 +84,7 @@ class SerialPort:
                 ready, _, _ = select.select([master, stopped], [], [])
                 if stopped in ready:
                     return
-                # The slave stays open here: a host that closes the port is then no end of file, and its speed shows.
+                # The slave stays open, so that the end of a connection is no end of file. Its speed is the host's.
                 baud_rate = _SPEEDS.get(termios.tcgetattr(slave)[5], 0)
                 for packet in parser.feed(os.read(master, 4096)):
                     for reply in self.bus.handle(packet, baud_rate):

@@ -1,7 +1,6 @@
 """What a camera sees: an SO-100, drawn from its joint angles, on a table with a coloured ball.
 
-A pinhole camera, lines and discs. Every joint changes the picture. Knows nothing about servos or how pictures travel.
-Coordinates are those of `kinematics`.
+A pinhole camera draws lines and discs; every joint changes the picture. Coordinates are those of `kinematics`.
 """
 
 from __future__ import annotations
@@ -18,24 +17,18 @@ from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator.kinematics import Points, joint_points
 
 Picture = NDArray[np.uint8]
+Color = tuple[int, int, int]  # red, green, blue
 
-#: Metres the table reaches from and to.
+#: The table's edges in metres.
 _TABLE_X, _TABLE_Y = (-0.35, 0.5), (-0.45, 0.45)
 _GRID, _WALL = (160, 142, 115), (214, 220, 226)
-_BASE, _LINK, _JOINT, _FIXED_JAW, _MOVING_JAW = (
-    (60, 60, 66),
-    (238, 178, 40),
-    (70, 70, 78),
-    (40, 110, 60),
-    (120, 40, 140),
-)
+_BASE, _LINK, _JOINT = (60, 60, 66), (238, 178, 40), (70, 70, 78)
+_FIXED_JAW, _MOVING_JAW = (40, 110, 60), (120, 40, 140)
+_SHIFT = 4  # OpenCV draws at sixteenths of a pixel, so that small motion is visible
 
 
-def _tiles() -> list[tuple[list[tuple[float, float, float]], tuple[int, int, int]]]:
-    """Return corners and colour of the tiles on the table.
-
-    No two have the same colour, so that every part of the picture tells which part it is.
-    """
+def _tiles() -> list[tuple[list[tuple[float, float, float]], Color]]:
+    """Return corners and colour of the tiles on the table. No two tiles have the same colour."""
     tiles = []
     n = 9
     xs, ys = np.linspace(*_TABLE_X, n + 1).tolist(), np.linspace(*_TABLE_Y, n + 1).tolist()
@@ -43,9 +36,8 @@ def _tiles() -> list[tuple[list[tuple[float, float, float]], tuple[int, int, int
         corners = [(xs[i + a], ys[j + b], 0.0) for a, b in ((0, 0), (1, 0), (1, 1), (0, 1))]
         near, left = i / (n - 1), j / (n - 1)
         light = 0.7 + 0.4 * near
-        tiles.append(
-            (corners, (int(light * (90 + 110 * left)), int(light * 160), int(light * (200 - 110 * left))))
-        )
+        red, green, blue = 90 + 110 * left, 160, 200 - 110 * left
+        tiles.append((corners, (int(light * red), int(light * green), int(light * blue))))
     return tiles
 
 
@@ -54,23 +46,14 @@ _TILES = _tiles()
 
 @dataclass
 class Scene:
-    """A table, a ball, an arm and where they are looked at from.
+    """A table, a ball, an arm, and the camera that looks at them."""
 
-    Attributes:
-        ball: x and y of the ball on the table, metres; see `place_ball`.
-        ball_radius: metres, in (0, 0.2].
-        ball_color: red, green, blue, 0 to 255.
-        eye: where the camera is.
-        look_at: what is in the middle of the picture.
-        field_of_view: vertical, degrees, in (0, 180).
-    """
-
-    ball: tuple[float, float] = (0.24, 0.08)
-    ball_radius: float = 0.02
-    ball_color: tuple[int, int, int] = (220, 40, 30)
-    eye: tuple[float, float, float] = (0.55, -0.4, 0.42)
-    look_at: tuple[float, float, float] = (0.13, 0.0, 0.1)
-    field_of_view: float = 48.0
+    ball: tuple[float, float] = (0.24, 0.08)  # x and y in metres, see `place_ball`
+    ball_radius: float = 0.02  # metres, in (0, 0.2]
+    ball_color: Color = (220, 40, 30)
+    eye: tuple[float, float, float] = (0.55, -0.4, 0.42)  # where the camera is
+    look_at: tuple[float, float, float] = (0.13, 0.0, 0.1)  # the middle of the picture
+    field_of_view: float = 48.0  # vertical, degrees, in (0, 180)
     _drawn: tuple[object, Picture] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,11 +73,7 @@ class Scene:
         return np.array([*self.ball, self.ball_radius])
 
     def place_ball(self, x: float, y: float) -> None:
-        """Put the ball elsewhere on the table; the next picture shows it there. May be called from any thread.
-
-        Args:
-            x: metres ahead of the arm.
-            y: metres to its left.
+        """Put the ball ``x`` metres ahead of the arm and ``y`` metres to its left. May be called from any thread.
 
         Raises:
             ConfigError: if that is off the table.
@@ -108,16 +87,7 @@ class Scene:
         self.ball = (x, y)  # one assignment: a camera never sees half a move
 
     def render(self, pose: Sequence[float], width: int, height: int) -> Picture:
-        """Return the picture of an arm in ``pose``.
-
-        Args:
-            pose: see `joint_points`.
-            width: pixels.
-            height: pixels.
-
-        Returns:
-            ``(height, width, 3)`` uint8, RGB.
-        """
+        """Return the picture of an arm in ``pose``: ``(height, width, 3)`` uint8, RGB."""
         picture: Picture = self._empty_table(width, height).copy()
         points = joint_points(pose)
         shadow = points * [1.0, 1.0, 0.0]
@@ -139,7 +109,7 @@ class Scene:
         return picture
 
     def _empty_table(self, width: int, height: int) -> Picture:
-        """Return the picture without arm and ball, drawn once for each viewpoint and size."""
+        """Return the picture without arm and ball, which is drawn once for each viewpoint and size."""
         key = (self.eye, self.look_at, self.field_of_view, width, height)
         if self._drawn is not None and self._drawn[0] == key:
             return self._drawn[1]
@@ -181,32 +151,20 @@ class Scene:
         start: Sequence[float] | Points,
         end: Sequence[float] | Points,
         size: float,
-        color: tuple[int, int, int],
+        color: Color,
     ) -> None:
-        pixels, scale = self._project(picture, np.stack([np.asarray(start, float), np.asarray(end, float)]))
+        pixels, scale = self._project(picture, np.array([start, end], float))
         first, last = _fixed_point(pixels)
         cv2.line(picture, first, last, color, max(1, round(size * scale)), cv2.LINE_AA, _SHIFT)
 
-    def _disc(self, picture: Picture, centre: Points, radius: float, color: tuple[int, int, int]) -> None:
+    def _disc(self, picture: Picture, centre: Points, radius: float, color: Color) -> None:
         pixels, scale = self._project(picture, centre[None])
-        cv2.circle(
-            picture,
-            _fixed_point(pixels)[0],
-            round(radius * scale * 2**_SHIFT),
-            color,
-            -1,
-            cv2.LINE_AA,
-            _SHIFT,
-        )
+        size = round(radius * scale * 2**_SHIFT)
+        cv2.circle(picture, _fixed_point(pixels)[0], size, color, -1, cv2.LINE_AA, _SHIFT)
 
-    def _polygon(
-        self, picture: Picture, corners: Sequence[Sequence[float]], color: tuple[int, int, int]
-    ) -> None:
+    def _polygon(self, picture: Picture, corners: Sequence[Sequence[float]], color: Color) -> None:
         pixels, _ = self._project(picture, corners)
         cv2.fillConvexPoly(picture, np.array(_fixed_point(pixels)), color, cv2.LINE_AA, _SHIFT)
-
-
-_SHIFT = 4  # OpenCV draws at sixteenths of a pixel: small motion shows
 
 
 def _fixed_point(pixels: Points) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Scripts for a leader arm: a pose for every moment. Pure functions of time; knows nothing about servos.
+"""Scripts for a leader arm: functions of time that return a pose.
 
 A pose is six numbers in LeRobot's units: degrees from the middle of the range, and percent open for the gripper.
 """
@@ -15,28 +15,21 @@ Pose = Sequence[float]
 #: The pose to be in, t seconds after the arm got its power.
 Trajectory = Callable[[float], Pose]
 
-#: Folded, gripper nearly closed: where arms start.
+#: Where arms start: folded, with the gripper nearly closed.
 REST: Pose = (0.0, -60.0, 60.0, 30.0, 0.0, 10.0)
 
 
 def wave(seconds: float) -> Pose:
-    """Return the pose of an arm that waves: every joint moves, no two alike, at 60 degrees a second or less."""
-    swing = [
-        (0.0, 40.0, 5.0),
-        (-20.0, 25.0, 7.0),
-        (20.0, 25.0, 6.0),
-        (30.0, 20.0, 4.0),
-        (0.0, 45.0, 8.0),
-        (50.0, 40.0, 5.0),
+    """Return the pose of an arm that waves. Joints move differently, at 60 degrees a second or less."""
+    middles, sizes, periods = (0, -20, 20, 30, 0, 50), (40, 25, 25, 20, 45, 40), (5, 7, 6, 4, 8, 5)
+    return [
+        middle + size * math.sin(2 * math.pi * seconds / period)
+        for middle, size, period in zip(middles, sizes, periods, strict=True)
     ]
-    return [middle + size * math.sin(2 * math.pi * seconds / period) for middle, size, period in swing]
 
 
 def through(points: Sequence[tuple[float, Pose]]) -> Trajectory:
-    """Return a trajectory through poses at given times, at rest in each, that starts over after the last.
-
-    Args:
-        points: seconds and pose, in the order of time; the first at 0.
+    """Return a trajectory through ``points`` of seconds and pose, which rests in each and starts over after the last.
 
     Raises:
         ConfigError: if there are fewer than two points, or the times do not grow from 0.
