@@ -1,7 +1,7 @@
-"""Statistics of a data set: can they normalise actions and state, and are they the statistics that are meant?
+"""Checks that a data set's statistics can normalise actions and state, and that they are the ones the options mean.
 
-LeRobot's normaliser passes a key without statistics through unchanged and never compares them with the options;
-everything that would go wrong silently is an error here. Knows statistics and options, no data.
+LeRobot's normaliser passes a key without statistics through unchanged and never compares statistics with options. What
+would go wrong silently there is an error here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and never over what somebody made. Knows not what is in them."""
+"""Files and folders that appear whole or not at all, and never over what somebody made."""
 
 from __future__ import annotations
 

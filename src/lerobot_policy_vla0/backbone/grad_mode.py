@@ -1,7 +1,7 @@
 """The mode that answers are computed in: without gradients, and never in PyTorch's inference mode.
 
 What is made in inference mode cannot be written to outside it, and a policy keeps what it makes: caches, buffers,
-chunks. Knows nothing about any of them.
+chunks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The backbone: loads or builds a Qwen-VL with its tokenizer, unmodified, and runs it.
 
-Knows dtype, attention, freezing and checkpointing; knows nothing about actions, robots or LeRobot's batches. Which
+Precision, attention, freezing and gradient checkpointing are set here. Which
 backbones there are is in `backbones`.
 """
 
@@ -210,16 +210,25 @@ class VLM(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden[:, first:]
 
+    def embed(self, ids: Tensor, is_image: Tensor, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+        """Return the language model's inputs ``(B, L, hidden)``: token embeddings, images at their placeholders.
+
+        Args:
+            ids: ``(B, L)`` int64.
+            is_image: ``(B, L)`` bool, true at the placeholders.
+            pixel_values: ``(patches, C*t*p*p)`` float, the patches of all images in the order of the placeholders.
+            grid_thw: ``(images, 3)`` int64.
+        """
+        embeddings: Tensor = self.model.model.language_model.embed_tokens(ids)
+        features = self.model.model.get_image_features(pixel_values, grid_thw).pooler_output
+        pictures = torch.cat(list(features)).to(embeddings.dtype)  # (image tokens, hidden)
+        return embeddings.masked_scatter(is_image.unsqueeze(-1), pictures)
+
     def _packed_states(self, packed: PackedBatch, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Return the last hidden states of a packed batch: ``(P + B*S, hidden)``."""
-        model = self.model.model
-        embeddings = model.language_model.embed_tokens(packed.ids)
-        features = model.get_image_features(pixel_values, grid_thw).pooler_output
-        pictures = torch.cat(list(features)).to(embeddings.dtype)
         is_image = packed.ids == self.image_token_id
-        embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), pictures)
-        output = model.language_model(
-            inputs_embeds=embeddings,
+        output = self.model.model.language_model(
+            inputs_embeds=self.embed(packed.ids, is_image, pixel_values, grid_thw),
             attention_mask={"full_attention": None},  # the layout says it all
             position_ids=packed.positions,
             use_cache=False,

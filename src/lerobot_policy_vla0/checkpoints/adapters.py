@@ -2,7 +2,7 @@
 
 LeRobot trains adapters through ``--peft.*`` and reloads one by asking for its base policy first. Here the base
 may be the bare backbone: an adapter then names the backbone it was trained on, as adapters on the Hub do, and
-the policy around it is rebuilt from the config beside the adapter. Knows nothing about actions or images. PEFT is
+the policy around it is rebuilt from the config beside the adapter. PEFT is
 an optional dependency and imported on use.
 """
 

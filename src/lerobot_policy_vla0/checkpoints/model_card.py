@@ -1,4 +1,4 @@
-"""The card of a published policy: what it is, how to run it, and what it may be used for. Knows configs only."""
+"""The card of a published policy: what it is, how to run it, and what it may be used for."""
 
 from __future__ import annotations
 

@@ -126,12 +126,9 @@ class PassRunner:
         self._weights_seen = None  # an error below leaves a cache that nothing may be taken over from
         length = self._prompt_length
         batch, width = feed.symbols.shape
-        embeddings = self._language_model.embed_tokens(request.ids[:, start:])
-        features = self.vlm.model.model.get_image_features(
-            request.pixel_values, request.grid_thw
-        ).pooler_output
-        pictures = torch.cat(list(features), dim=0).to(embeddings.dtype)
-        embeddings = embeddings.masked_scatter(self._image_mask[:, start:].unsqueeze(-1), pictures)
+        embeddings = self.vlm.embed(
+            request.ids[:, start:], self._image_mask[:, start:], request.pixel_values, request.grid_thw
+        )
         positions = self._positions[:, :, start:]
         columns = torch.arange(start, length + width, device=self._device).expand(batch, -1)
         keys = self._all_columns[: length + width]

@@ -5,7 +5,7 @@ step ``j`` of the newest chunk, at index ``j + i*k``. The executed action is a w
 last ``n`` chunks that still cover the step (arXiv 2510.13054, section III-D: equal weights; the paper's
 code gives older chunks weight 0.5 and the newest 1.0).
 
-Works on a batch of chunks in ``[-1, 1]``; knows nothing about text, robots or units.
+Chunks come as a batch, with values in ``[-1, 1]``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Both are put right in normalised units. Every tick the absolute action zero is s
 comes out as the *origin* ``o_t = normalise(0 - state_t)``. An answer ``r`` to the query at tick ``q`` means the
 absolute place ``r - o_q``, the same for all ticks, and is said at tick ``t`` as ``r - o_q + o_t``: what the
 post-processor then makes of it is the un-normalised ``r`` plus the state at the query. Dimensions that stay absolute
-have the origin 0. Knows nothing about text or models.
+have the origin 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Limits how far an action may be from the one executed before it: the option ``max_action_step``.
 
-Works on normalised actions, a batch at a time; the robot's units are met once, in `step_limits`. Knows nothing about
-text or models, nor where the predecessor comes from: the policy says.
+Actions are normalised and come as a batch. `step_limits` alone converts limits from the robot's units. The caller says
+which action was executed before.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ of factors and returns a new image in ``[0, 1]``; applied to one sample, each me
 operation of the same name means (`torchvision.transforms.v2.functional.adjust_*`). Torchvision takes one
 factor per call, so a batch would need a Python loop; here the batch is one set of kernels.
 
-Knows nothing about cameras, crops or settings, and draws nothing: the caller brings the random numbers.
+Nothing is drawn here: the caller brings the random numbers.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ::
 
-    (B, 3, H, W) per camera, any H and W          cameras.select_cameras: names and shapes checked
+    (B, 3, H, W) per camera, any H and W          batches.select_cameras: names and shapes checked
       ─ crop_box ─ random or centre crop ─ bilinear resize ─ colour jitter ─ truncation ─▶
     (B, 3, h, w) uint8 per camera                 transform
       ─ side by side ─▶ (B, 3, h, n*w) uint8      tile
@@ -13,8 +13,7 @@ Pure functions on tensors, on whatever device the images are. Every one runs in 
 whatever the batch size, and none waits for an accelerator: random numbers and constants are copied to the
 device without blocking, and value checks are packed for one later transfer (`cameras.image_problems`).
 
-Knows the image half of the VLA-0 protocol (arXiv 2510.13054) and the patch layout of Qwen2-VL's image
-processor. Knows nothing about prompts, tokens, configuration objects, LeRobot or transformers.
+The order of the steps is the VLA-0 protocol's (arXiv 2510.13054); the patch layout is Qwen2-VL's image processor's.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Actions as text: normalised actions ⇄ bins ⇄ token ids, vectorised on the device.
 
-Knows nothing about images, prompts, models or physical units: it sees actions in ``[-1, 1]`` and the
-ids of twelve characters. Encoding and decoding are exact inverses on the bins
-(`encode_bins` / `decode_ids`), and lose at most half a bin on the actions
-(`actions_to_bins` / `bins_to_actions`).
+Actions are in ``[-1, 1]``, and the text has twelve characters. Encoding and decoding are exact inverses on the bins
+(`encode_bins` / `decode_ids`), and lose at most half a bin on the actions (`actions_to_bins` / `bins_to_actions`).
 
 The text of a chunk of ``T`` steps of ``D`` dimensions is ``T*D`` integers in ``[0, n_bins]``, step by
 step, one space between them, no leading zeros; then the end-of-turn token and the newline with which

@@ -1,8 +1,7 @@
 """The prompt: what is written around the images and the instruction, as token ids and positions.
 
 Lays out Qwen's chat format with the protocol's system message (arXiv 2510.13054, section III-B) and
-computes the multimodal rotary positions of the result. Knows about text and tokens, not about pixels,
-actions or models.
+computes the multimodal rotary positions of the result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of the training augmentation: a seed and a count of steps, saved with the weights.
 
-LeRobot's saved random state is not enough to resume: recreating the data loader consumes some of it. A module
-of its own, because that is what PEFT can save beside an adapter. Knows nothing about what is drawn.
+LeRobot's saved random state is not enough to resume, because recreating the data loader consumes some of it. It is a
+module of its own, because PEFT can save modules beside an adapter.
 """
 
 from __future__ import annotations

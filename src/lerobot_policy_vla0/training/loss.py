@@ -1,8 +1,8 @@
 """The training loss and what is logged beside it: pure functions on hidden states and labels.
 
-Knows nothing about images, prompts or LeRobot. Hidden states are gathered at the positions that carry a
-label before they meet the vocabulary, so no logits exist for prompt, images or hidden characters; the logits of
-those that do exist a chunk at a time, in the backward pass too.
+Hidden states are gathered at the positions that carry a label before they are projected onto the vocabulary, so no
+logits exist for the prompt, the images or hidden characters. The others are projected a part at a time, in the backward
+pass too.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ share of them forces it to look at the image instead of continuing the digits (a
 section III-C): with probability ``skip_prob`` a sample is left alone, otherwise a ratio drawn from
 ``U(0, max_ratio)`` of its characters is replaced by ``?`` in the input and dropped from the loss.
 
-A pure function on (ids, labels): knows nothing about prompts, images or the model. The end token, the
-newline and padding are never touched.
+The end token, the newline and padding are never hidden.
 """
 
 from __future__ import annotations
