@@ -44,6 +44,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_compiler_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile into a folder of this run: a run that was killed may have left half a file in the user's cache."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
     """Let every test call `lerobot-train` as a new process would: accelerate keeps the first precision it got."""

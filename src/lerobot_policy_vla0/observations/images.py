@@ -11,7 +11,7 @@
 
 Pure functions on tensors, on whatever device the images are. Every one runs in a fixed number of kernels,
 whatever the batch size, and none waits for an accelerator: random numbers and constants are copied to the
-device without blocking, and value checks are packed for one later transfer (`cameras.image_problems`).
+device without blocking, and value checks are packed for one later transfer (`batches.image_problems`).
 
 The order of the steps is the VLA-0 protocol's (arXiv 2510.13054); the patch layout is Qwen2-VL's image processor's.
 """
