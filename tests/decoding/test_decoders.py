@@ -370,6 +370,27 @@ def test_memory_does_not_grow_over_500_chunks(policy: VLA0Policy) -> None:
     assert _live_bytes() <= before + 100_000
 
 
+def test_an_answer_that_failed_is_not_taken_for_the_previous_chunk(policy: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, 5, 2), (4, 3), 1000, 1.0)
+    oracle = reference(policy, problem)
+    decoder = speculative(policy, problem)
+    decoder.decode(problem.request)
+    score = decoder.runner.score
+
+    def fail(_: Feed) -> NDArray[Any]:
+        raise DecodeError("as after damaged weights")
+
+    decoder.runner.score = fail  # type: ignore[method-assign]
+    other = make_request(policy, 6, 2)
+    with pytest.raises(DecodeError, match="as after damaged weights"):
+        decoder.decode(other)
+    decoder.runner.score = score  # type: ignore[method-assign]
+    assert check_equal(decoder, problem, oracle) == 0
+    assert isinstance(decoder.drafter, PreviousChunkDrafter) and decoder.drafter._previous is not None
+    bins = [_numbers(trace.symbols) for trace in oracle[1].traces]
+    assert decoder.drafter._previous.reshape(2, -1).tolist() == bins
+
+
 def _live_bytes() -> int:
     import gc
 

@@ -1,4 +1,4 @@
-"""decoding/grammar.py: its language is exactly the legal answers, and it never runs into a dead end."""
+"""text/grammar.py: its language is exactly the legal answers, and it never runs into a dead end."""
 
 from __future__ import annotations
 

@@ -55,9 +55,7 @@ class StaticPass:
         if cuda:
             try:
                 self._capture(spare)
-            except (
-                RuntimeError
-            ) as error:  # a driver or a library cannot; the uncaptured pass gives the same logits
+            except RuntimeError as error:  # the uncaptured pass gives the same logits
                 self._graph = None
                 logger.warning(
                     "decoder: a pass of width %d could not be captured as a CUDA graph (%s); it runs uncaptured, which "

@@ -32,7 +32,7 @@ class GrammarLogitsProcessor(LogitsProcessor):
         given: per row, the symbols of the answer that its input ends with.
 
     Raises:
-        DecodeError: if a row's logits hold NaN or plus infinity, or no legal token is left finite.
+        DecodeError: if a row's logits of the twelve symbols hold NaN or infinity.
     """
 
     def __init__(self, grammar: AnswerGrammar, given: list[list[int]]) -> None:
