@@ -68,11 +68,7 @@ class Assets:
         return name in self._names if self.root is None else (self.root / name).is_file()
 
     def references(self, model: str, scene: Scene | None) -> Iterator[str]:
-        """Yield the files that an MJCF file names, relative to the assets; none if only names are known.
-
-        Raises:
-            LiberoError: if the file is no XML.
-        """
+        """Yield the files that an MJCF file names, relative to the assets; none if only names are known."""
         if self.root is None:
             return
         try:

@@ -66,10 +66,7 @@ def config_folder(given: Path | None = None) -> Path:
 
 
 def write_config(package: Path, folder: Path) -> bool:
-    """Write LIBERO's configuration to a folder, unless one is there that loads the same task files.
-
-    Returns:
-        Whether a file was written.
+    """Write LIBERO's configuration to a folder, unless one is there that fits; return whether it was written.
 
     Raises:
         LiberoError: if the file there is unreadable or loads other task files. It is not changed.

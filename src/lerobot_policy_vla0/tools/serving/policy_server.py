@@ -126,10 +126,6 @@ def check_features(config: Any, features: dict[str, Any]) -> None:
     """Refuse a robot whose cameras or joints are not those a ``vla0`` policy was trained with.
 
     LeRobot's server would log an error for each observation and tell the client nothing.
-
-    Raises:
-        CameraError: with the cameras of both.
-        ActionError: with the number of joints of both.
     """
     if config.type != "vla0":
         return
@@ -179,11 +175,7 @@ def make_settings(**options: Any) -> PolicyServerConfig:
 
 
 def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
-    """Serve until ``done`` is set, then end calls in progress and stop.
-
-    Raises:
-        ConfigError: if the address cannot be listened on.
-    """
+    """Serve until ``done`` is set, then end calls in progress and stop."""
     servicer = VLA0PolicyServer(settings)
     # Without so_reuseport=0 a second server can take the same port, and each then gets some of the calls.
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=[("grpc.so_reuseport", 0)])
