@@ -42,11 +42,7 @@ class DatasetSource:
     revision: str | None = None
 
     def metadata(self) -> Any:
-        """Return LeRobot's ``LeRobotDatasetMetadata``, downloaded if the dataset is only on the Hub.
-
-        Raises:
-            DatasetError: if there is no such dataset, or it has no episodes or no usable action.
-        """
+        """Return LeRobot's ``LeRobotDatasetMetadata``, downloaded if the dataset is only on the Hub."""
         from lerobot.datasets import LeRobotDatasetMetadata
 
         with _reading(self):
@@ -121,11 +117,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config
 
 
 def set_features(config: VLA0Config, meta: Any) -> None:
-    """Set a config's features to a dataset's, as LeRobot's ``make_policy`` does before training.
-
-    Raises:
-        CameraError, ConfigError: if the policy cannot be trained on them.
-    """
+    """Set a config's features to a dataset's and check them, as LeRobot's ``make_policy`` does before training."""
     features = dataset_to_policy_features(meta.features)
     config.output_features = {key: item for key, item in features.items() if item.type is FeatureType.ACTION}
     config.input_features = {key: item for key, item in features.items() if key not in config.output_features}
@@ -194,18 +186,7 @@ class TrainedPolicy:
 
 
 def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str, str]) -> TrainedPolicy:
-    """Load a trained policy after checking that it fits a dataset.
-
-    Args:
-        path: a checkpoint's folder or Hub repo.
-        overrides: see `load_config`.
-        meta: of the dataset.
-        rename_map: keys of the dataset to keys of the policy.
-
-    Raises:
-        CameraError, ActionError: if the dataset does not fit, see `match_cameras`.
-        CheckpointError, ConfigError: if the policy cannot be loaded.
-    """
+    """Load a trained policy, after checking that it fits a dataset; see `load_config` and `match_cameras`."""
     config = load_config(path, overrides)
     if config.decoder == "auto" and config.draft_width is None:
         # The speculative decoder chooses its width by timing, and in bfloat16 another width can decide near-ties
@@ -245,9 +226,8 @@ def load_with_processors(
 def match_cameras(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
     """Return the dataset's key for each camera of a trained policy.
 
-    Raises:
-        CameraError: if the dataset lacks a camera; names those of both.
-        ActionError: if the dataset's actions have another number of dimensions.
+    ``rename_map`` has keys of the policy for keys of the dataset. A dataset that lacks a camera, or has actions of
+    another size, is refused.
     """
     there = [key for key in meta.camera_keys if key not in meta.depth_keys]
     unknown = sorted(set(rename_map) - set(meta.features))

@@ -334,7 +334,7 @@ def test_lerobot_trains_and_evaluates_the_imported_policy(
     assert json.loads((tmp_path / "eval/eval_info.json").read_text())["overall"]["n_episodes"] == 1
 
 
-def test_from_official_is_the_same_in_python(source: Path, imported: Path, tmp_path: Path) -> None:
+def test_load_official_checkpoint_is_the_same_in_python(source: Path, imported: Path, tmp_path: Path) -> None:
     kept = load_official_checkpoint(source, out=tmp_path / "kept", paper_ensemble=True)
     assert kept.config.ensemble_old_weight == 1.0
     assert not kept.training

@@ -37,7 +37,7 @@ with contextlib.chdir(tempfile.mkdtemp()):
     from lerobot.transport.utils import send_bytes_in_chunks
 
     from lerobot_policy_vla0.tools.serving.policy_server import (
-        check_robot,
+        check_features,
         exposure_warning,
         is_loopback,
         make_settings,
@@ -171,7 +171,7 @@ def test_the_newest_client_has_the_policy_alone(port: int, checkpoint: Path) -> 
         ),
         (
             {"observation.state": {**STATE, "shape": (7,)}, "observation.images.top": TOP},
-            "ConfigError: the robot has 7 joints .* but the policy was trained with 6",
+            "ActionError: observation.state has 7 values, the policy was trained with 6: this is another robot",
         ),
     ],
 )
@@ -205,11 +205,11 @@ def test_a_policy_that_does_not_load_is_named_and_the_one_before_does_not_act(
 def test_cameras_that_are_chosen_or_too_many() -> None:
     config = make_config(cameras=("observation.images.top", "observation.images.wrist"), action_dim=6)
     both = {**FEATURES, "observation.images.wrist": TOP}
-    check_robot(config, both)
+    check_features(config, both)
     with pytest.raises(CameraError, match=r"missing \['observation.images.wrist'\]"):
-        check_robot(config, FEATURES)
+        check_features(config, FEATURES)
     with pytest.raises(CameraError, match=r"unknown \['observation.images.third'\]"):
-        check_robot(config, {**both, "observation.images.third": TOP})
+        check_features(config, {**both, "observation.images.third": TOP})
 
 
 # ---------------------------------------------------------------------- addresses

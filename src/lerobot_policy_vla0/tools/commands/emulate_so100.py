@@ -81,7 +81,7 @@ def _typed_lines(done: threading.Event) -> Iterator[str]:
             continue
         data = os.read(descriptor, 4096)
         if not data:
-            while not done.wait(0.2):  # a wait without a limit would not see the signal
+            while not done.wait(0.2):  # a wait without a limit would not notice the signal
                 pass
         *lines, typed = (typed + data).split(b"\n")
         yield from (line.decode(errors="replace") for line in lines)

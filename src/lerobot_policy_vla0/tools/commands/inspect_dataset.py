@@ -6,13 +6,7 @@ import argparse
 import json
 import sys
 
-from lerobot_policy_vla0.tools.commands.shared import (
-    add_dataset_options,
-    add_policy_options,
-    add_report_options,
-    dataset_source,
-    policy_overrides,
-)
+from lerobot_policy_vla0.tools.commands import shared
 
 _EXAMPLES = """\
 with the options you are going to train with:
@@ -26,14 +20,14 @@ Reads all actions and one frame; no video is decoded or downloaded beyond that f
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = _EXAMPLES
-    add_dataset_options(parser)
-    add_policy_options(parser, path_required=False)
+    shared.add_dataset_options(parser)
+    shared.add_policy_options(parser, path_required=False)
     add = parser.add_argument
     add("--episode", type=int, default=0, metavar="E", help="episode of the picture (default 0)")
     add("--frame", type=int, default=0, metavar="F", help="frame of that episode (default 0)")
     samples = "samples per GPU, for the estimates (default 8)"
     add("--batch-size", type=int, default=8, metavar="N", help=samples)
-    add_report_options(parser)
+    shared.add_report_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,8 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         refuse_existing(arguments.out)  # before the work, not after it
     inspection = dataset.inspect(
-        dataset_source(arguments),
-        load_config(arguments.policy_path, policy_overrides(arguments)),
+        shared.dataset_source(arguments),
+        load_config(arguments.policy_path, shared.policy_overrides(arguments)),
         episode=arguments.episode,
         frame=arguments.frame,
         batch_size=arguments.batch_size,

@@ -8,12 +8,7 @@ import math
 from typing import Any
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.tools.commands.shared import (
-    add_dataset_options,
-    add_policy_options,
-    dataset_source,
-    policy_overrides,
-)
+from lerobot_policy_vla0.tools.commands import shared
 from lerobot_policy_vla0.tools.latency.budget import PLANNERS, Loop, QueryTime
 from lerobot_policy_vla0.tools.latency.report import as_json, as_table, make_lines
 
@@ -25,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Without a dataset frames are made up: drafts fit them badly, and the time is an upper bound."
     )
-    add_policy_options(parser, path_required=False)
-    add_dataset_options(parser, required=False)
+    shared.add_policy_options(parser, path_required=False)
+    shared.add_dataset_options(parser, required=False)
     add = parser.add_argument
     add("--fps", type=float, default=30.0, help="control steps per second (default 30)")
     refused = "fail if one of these is refused (default: if all are)"
@@ -56,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: for arguments that contradict each other, or if the modes asked for are refused.
     """
-    overrides = policy_overrides(arguments)
+    overrides = shared.policy_overrides(arguments)
     _check(arguments, overrides)
     measurement: Any = None
     if arguments.policy_path is not None:
@@ -68,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.latency_ms is None:
             repeats = _REPEATS if arguments.repeats is None else arguments.repeats
             recorded = arguments.repo_id is not None or arguments.root is not None
-            dataset = dataset_source(arguments).open() if recorded else None
+            dataset = shared.dataset_source(arguments).open() if recorded else None
             measurement = measure(arguments.policy_path, config, repeats=repeats, dataset=dataset)
     else:
         chunk = arguments.chunk_size
@@ -110,22 +105,17 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> None:
         )
     if arguments.latency_ms is not None and not 0 < arguments.latency_ms < math.inf:
         raise ConfigError(f"--latency-ms={arguments.latency_ms:g} must be finite and above 0.")
-    if arguments.fixed_ms is not None and arguments.latency_ms is not None:
-        if not 0 <= arguments.fixed_ms <= arguments.latency_ms:
-            raise ConfigError(
-                f"--fixed-ms={arguments.fixed_ms:g} is a part of --latency-ms={arguments.latency_ms:g}: give a value "
-                "from 0 to it."
-            )
-    elif arguments.fixed_ms is not None:
+    if arguments.fixed_ms is not None and arguments.latency_ms is None:
         raise ConfigError(f"--fixed-ms={arguments.fixed_ms:g} has no effect without --latency-ms.")
-    for name, value in (
-        ("repeats", arguments.repeats),
-        ("dataset.repo_id", arguments.repo_id),
-        ("dataset.root", arguments.root),
-        ("dataset.revision", arguments.revision),
-    ):
-        if value is not None and arguments.latency_ms is not None:
-            raise ConfigError(f"--{name}={value} has no effect with --latency-ms: nothing is measured.")
+    if arguments.fixed_ms is not None and not 0 <= arguments.fixed_ms <= arguments.latency_ms:
+        raise ConfigError(
+            f"--fixed-ms={arguments.fixed_ms:g} is a part of --latency-ms={arguments.latency_ms:g}: give a value "
+            "from 0 to it."
+        )
+    for name in ("repeats", "repo_id", "root", "revision"):
+        if arguments.latency_ms is not None and (value := getattr(arguments, name)) is not None:
+            option = name if name == "repeats" else f"dataset.{name}"
+            raise ConfigError(f"--{option}={value} has no effect with --latency-ms: nothing is measured.")
     if arguments.revision is not None and arguments.repo_id is None:
         raise ConfigError(f"--dataset.revision={arguments.revision} has no effect without --dataset.repo_id.")
     for name in ("chunk_size", "n_action_steps"):

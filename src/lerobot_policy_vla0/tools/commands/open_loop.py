@@ -6,13 +6,7 @@ import argparse
 import json
 import sys
 
-from lerobot_policy_vla0.tools.commands.shared import (
-    add_dataset_options,
-    add_policy_options,
-    add_report_options,
-    dataset_source,
-    policy_overrides,
-)
+from lerobot_policy_vla0.tools.commands import shared
 
 _EXAMPLES = """\
 the episodes that training held out (--dataset.eval_split), with a page to look at:
@@ -32,8 +26,8 @@ _MAX_MAE = "exit with 1 if the mean error in {} is above X"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = _EXAMPLES
-    add_policy_options(parser, path_required=True)
-    add_dataset_options(parser)
+    shared.add_policy_options(parser, path_required=True)
+    shared.add_dataset_options(parser)
     add = parser.add_argument
     add("--episodes", metavar="LIST", help=_EPISODES)
     frames = parser.add_mutually_exclusive_group()
@@ -43,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=16, metavar="N", help="frames per query (default 16)")
     add("--seed", type=int, default=0, help="for --policy.temperature above 0 (default 0)")
     add("--rename_map", type=_mapping, default={}, metavar="JSON", help=_RENAME)
-    add_report_options(parser)
+    shared.add_report_options(parser)
     add("--max-mae", type=float, metavar="X", help=_MAX_MAE.format("the robot's units"))
     add("--max-mae-bins", type=float, metavar="X", help=_MAX_MAE.format("bins"))
 
@@ -54,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lerobot_policy_vla0.tools import loading
     from lerobot_policy_vla0.tools.inspection import open_loop, open_loop_report
 
-    source = dataset_source(arguments)
+    source = shared.dataset_source(arguments)
     if arguments.out is not None:
         refuse_existing(arguments.out)  # before the work, not after it
     meta = source.metadata()
@@ -62,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.episodes is not None:
         chosen = loading.parse_episodes(arguments.episodes, meta.total_episodes)
     trained = loading.load_policy(
-        arguments.policy_path, policy_overrides(arguments), meta, arguments.rename_map
+        arguments.policy_path, shared.policy_overrides(arguments), meta, arguments.rename_map
     )
     unseen = loading.held_out_episodes(meta, source, trained.training)
     result = open_loop.evaluate(

@@ -1,4 +1,4 @@
-"""The model card of an imported checkpoint: where it comes from, whose licences it carries, how to run it."""
+"""Writes the model card of an imported checkpoint: where it comes from, its licences, and how to run it."""
 
 from __future__ import annotations
 

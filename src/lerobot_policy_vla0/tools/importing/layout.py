@@ -175,14 +175,17 @@ def read_paper_config(file: Path) -> StatedProtocol:
     model = _section(config, file, "MODEL", "QWEN")
     image = _parse_options(_section(config, file, "DATALOADER", "ROBOVERSE").get("cfg_opts"), file)
 
-    history = _number(model, "history", file, "MODEL.QWEN.", int)
+    def integer(name: str) -> int | None:
+        return _number(model, name, file, "MODEL.QWEN.", int)
+
+    history = integer("history")
     if history is not None and history > 1:
         raise CheckpointError(
             f"{file}: MODEL.QWEN.history is {history}, but this policy sees one observation per camera. Only "
             "checkpoints with history 1 can be imported."
         )
     cameras = _names_of_cameras(image.get("IMAGE.cam_list"), file)
-    n_cameras = _number(model, "num_cam", file, "MODEL.QWEN.", int)
+    n_cameras = integer("num_cam")
     if cameras is not None and n_cameras is not None and n_cameras != len(cameras):
         raise CheckpointError(
             f"{file}: MODEL.QWEN.num_cam is {n_cameras}, but IMAGE.cam_list names {len(cameras)} cameras: "
@@ -192,9 +195,9 @@ def read_paper_config(file: Path) -> StatedProtocol:
     if tiled is not None and not isinstance(tiled, bool):
         raise CheckpointError(f"{file}: MODEL.QWEN.tiled_rgb_imgs is {tiled!r}, expected true or false.")
     return StatedProtocol(
-        chunk_size=_number(model, "horizon", file, "MODEL.QWEN.", int),
-        n_bins=_number(model, "num_bins_actions", file, "MODEL.QWEN.", int),
-        action_dim=_number(model, "original_action_dim", file, "MODEL.QWEN.", int),
+        chunk_size=integer("horizon"),
+        n_bins=integer("num_bins_actions"),
+        action_dim=integer("original_action_dim"),
         image_size=_image_size(model.get("rgb_img_size"), image.get("IMAGE.img_size"), file),
         crop_ratio=_number(image, "IMAGE.crop_img", file, "", float),
         tile_images=tiled,
@@ -274,14 +277,10 @@ def _image_size(of_model: Any, of_loader: Any, file: Path) -> tuple[int, int] | 
 
 def _size(value: Any, name: str, file: Path) -> tuple[int, int]:
     pair = _literal(value) if isinstance(value, str) else value
-    pair = (pair, pair) if isinstance(pair, int) and not isinstance(pair, bool) else pair
-    if (
-        not isinstance(pair, list | tuple)
-        or len(pair) != 2
-        or not all(isinstance(side, int) and not isinstance(side, bool) for side in pair)
-    ):
+    height, width = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (pair, pair)
+    if type(height) is not int or type(width) is not int:  # a bool is an int, too
         raise CheckpointError(f"{file}: {name} is {value!r}, expected pixels, e.g. 224 or [224, 224].")
-    return (pair[0], pair[1])
+    return height, width
 
 
 def read_action_range(file: Path) -> tuple[list[float], list[float]]:

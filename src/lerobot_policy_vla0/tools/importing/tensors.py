@@ -18,15 +18,9 @@ AUGMENTATION_STATE = "augmentation.state"
 
 
 def plan_weights(skeleton: VLA0Policy, reader: ShardReader, model: Path) -> dict[str, TensorSource]:
-    """Return where each tensor of the policy's file comes from.
+    """Return where each tensor of the policy's file comes from; see `policy_folder.match_tensors`.
 
-    Args:
-        skeleton: the policy on the ``meta`` device.
-        reader: the stored tensors.
-        model: their folder, for messages.
-
-    Raises:
-        CheckpointError: see `policy_folder.match_tensors`.
+    ``skeleton`` is the policy on the ``meta`` device, ``model`` the folder of the stored tensors, for messages.
     """
     tensors = match_tensors(
         skeleton, reader, model, rename=policy_name, without=frozenset({AUGMENTATION_STATE})

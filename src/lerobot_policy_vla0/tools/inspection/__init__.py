@@ -1,1 +1,1 @@
-"""Looking at data and at a policy without a robot: ``vla0 inspect-dataset`` and ``vla0 open-loop``."""
+"""``vla0 inspect-dataset`` and ``vla0 open-loop`` look at data and at a policy without a robot."""

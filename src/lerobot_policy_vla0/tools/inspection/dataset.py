@@ -1,4 +1,4 @@
-"""What VLA-0 will make of a dataset: ranges, quantisation, text length, pictures, cost. Measured on the data itself.
+"""Measures what VLA-0 will make of a dataset: ranges, quantisation, text length, pictures, cost.
 
 It reads all actions and one frame. LeRobot's own step normalises the actions and the policy's own codec writes them, so
 that the report shows what training will see.
@@ -72,12 +72,8 @@ def inspect(
 ) -> Inspection:
     """Inspect a dataset for a policy that is to be trained on it.
 
-    Args:
-        source: the dataset.
-        config: the policy's options. Its features are set to the dataset's.
-        episode: episode of the picture.
-        frame: of that episode.
-        batch_size: samples per GPU, for the estimates.
+    The config's features are set to the dataset's. ``episode`` and ``frame`` choose the picture. ``batch_size`` is the
+    number of samples per GPU, for the estimates.
 
     Raises:
         DatasetError: if the dataset, or that frame, does not exist.
@@ -128,11 +124,7 @@ def inspect(
         "episodes": len(lengths),
         "frames": sum(lengths),
         "fps": int(meta.fps),
-        "episode_length": {
-            "min": min(lengths),
-            "median": float(np.median(lengths)),
-            "max": max(lengths),
-        },
+        "episode_length": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
         "tasks": dict(sorted(tasks.items(), key=lambda item: (-item[1], item[0]))),
         "chunk_size": config.chunk_size,
         "chunk_seconds": tidy(config.chunk_size / meta.fps),
@@ -165,12 +157,7 @@ def inspect(
 
 
 def read_actions(source: DatasetSource, lengths: list[int]) -> NDArray[Any]:
-    """Return all actions of a dataset, ``(N, D)`` float32, without decoding a picture.
-
-    Raises:
-        ActionError: naming the episodes with NaN or infinite actions.
-        DatasetError: if there are not as many as the episodes should have.
-    """
+    """Return all actions of a dataset, ``(N, D)`` float32, without decoding a picture."""
     table = source.open(download_videos=False).hf_dataset.select_columns([ACTION]).with_format("numpy")
     actions = np.asarray(table[:][ACTION], dtype=np.float32)
     actions = actions.reshape(len(actions), -1)  # LeRobot stores a single dimension without its axis

@@ -1,4 +1,4 @@
-"""The report on a dataset: for the terminal, and as a folder with a page, Markdown, pictures and JSON."""
+"""Writes the report on a dataset: for the terminal, and as a folder with a page, Markdown, pictures and JSON."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ def terminal(numbers: dict[str, Any]) -> str:
 def write(inspection: Inspection, folder: Path) -> Path:
     """Write ``index.html`` (self-contained), ``report.md``, ``report.json`` and the pictures; return the page.
 
-    ``model_input*.png`` are the very pixels that the model gets, ``camera_*.png`` each camera's part of them.
-
-    Raises:
-        OutputError: if the folder is not empty, or cannot be written.
+    ``model_input*.png`` are the pixels that the model gets, ``camera_*.png`` each camera's part of them.
     """
     numbers, size = inspection.numbers, len(inspection.model_input)
     inputs = [f"model_input{'' if size == 1 else f'_{place + 1}'}.png" for place in range(size)]

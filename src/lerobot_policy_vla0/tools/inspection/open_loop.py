@@ -1,4 +1,4 @@
-"""Open loop: what a policy would do on frames of a demonstration, compared with what was demonstrated there.
+"""Asks a policy what it would do on the frames of a demonstration, and compares that with the demonstration.
 
 The policy sees the demonstration's frames whatever it predicts, through its own pre- and post-processor.
 """

@@ -1,4 +1,4 @@
-"""The report of an open-loop run: for the terminal, and as a folder with a page, pictures and JSON."""
+"""Writes the report of an open-loop run: for the terminal, and as a folder with a page, pictures and JSON."""
 
 from __future__ import annotations
 
@@ -37,11 +37,7 @@ def terminal(numbers: dict[str, Any]) -> str:
 
 
 def write(result: OpenLoopResult, numbers: dict[str, Any], folder: Path) -> Path:
-    """Write ``index.html`` (self-contained), ``report.json`` and the pictures; return the page.
-
-    Raises:
-        OutputError: if the folder is not empty, or cannot be written.
-    """
+    """Write ``index.html`` (self-contained), ``report.json`` and the pictures; return the page."""
     drawn = sorted(result.episodes, key=lambda e: -float(e.bin_error[e.valid].mean()))[:MAX_PICTURES]
     pictures = {"horizon.png": _draw_horizon(numbers)}
     pictures |= {f"episode_{e.index:06d}.png": _draw_episode(result, e) for e in drawn}

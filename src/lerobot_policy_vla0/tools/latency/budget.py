@@ -44,26 +44,17 @@ class QueryTime:
 
 @dataclass(frozen=True)
 class Loop:
-    """The control loop around a policy. The defaults are LeRobot's.
+    """The control loop around a policy. The defaults are LeRobot's."""
 
-    Attributes:
-        fps: control steps per second.
-        chunk_size: steps predicted per query.
-        n_action_steps: steps executed per query (sync only).
-        execution_horizon: ``--inference.rtc.execution_horizon``: rows of the running chunk that a query is given.
-        queue_threshold: ``--inference.queue_threshold``: RTC queries when no more steps than this are left.
-        chunk_size_threshold: the asynchronous client's ``--chunk_size_threshold``: it sends an observation when no
-            larger share of a chunk is left.
-        network_ms: the way to the policy server and back, for one observation (async only).
-    """
-
-    fps: float
-    chunk_size: int
-    n_action_steps: int
-    execution_horizon: int = 10
-    queue_threshold: int = 30
-    chunk_size_threshold: float = 0.5
-    network_ms: float = 0.0
+    fps: float  # control steps per second
+    chunk_size: int  # steps predicted per query
+    n_action_steps: int  # sync: steps executed per query
+    execution_horizon: int = 10  # RTC: rows of the running chunk that a query is given
+    queue_threshold: int = 30  # RTC: it queries when no more steps than this are left
+    chunk_size_threshold: float = (
+        0.5  # async: it sends an observation when no larger share of a chunk is left
+    )
+    network_ms: float = 0.0  # async: the way to the policy server and back, for one observation
 
     def __post_init__(self) -> None:
         for name in ("fps", "chunk_size", "n_action_steps"):
@@ -87,28 +78,16 @@ class Loop:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a mode does with a query's time, in the cycle that repeats.
+    """What a mode does with a query's time, in the cycle that repeats."""
 
-    Attributes:
-        mode: ``sync``, ``rtc`` or ``async``.
-        latency_ms: time of a query, the network's included.
-        delay_steps: control steps ``d`` that pass meanwhile.
-        left_steps: steps of a new chunk still to be executed when it arrives, if no earlier one was missed (sync:
-            ``n_action_steps``).
-        executed_steps: steps executed per query, 0 if the robot never moves.
-        still_ms: time per query without a new goal. RTC then skips as many steps.
-        committed_steps: of the ``d`` steps, those with which the next chunk begins, so that it joins (RTC; else 0).
-        fps: of the loop.
-    """
-
-    mode: str
-    latency_ms: float
-    delay_steps: int
-    left_steps: int
-    executed_steps: int
-    still_ms: float
-    committed_steps: int
-    fps: float
+    mode: str  # "sync", "rtc" or "async"
+    latency_ms: float  # time of a query, the network's included
+    delay_steps: int  # control steps d that pass meanwhile
+    left_steps: int  # steps of a chunk still to be executed when it arrives, if no earlier one was missed
+    executed_steps: int  # steps executed per query, 0 if the robot never moves
+    still_ms: float  # time per query without a new goal; RTC then skips as many steps
+    committed_steps: int  # RTC: of the d steps, those with which the next chunk begins, so that it joins
+    fps: float  # of the loop
 
     @property
     def moving_share(self) -> float:

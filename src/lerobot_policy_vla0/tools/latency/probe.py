@@ -77,10 +77,6 @@ def measure(
         config: from `loading.load_config`.
         repeats: queries per figure, at least 2.
         dataset: the source of frames, from its beginning; None makes frames up.
-
-    Raises:
-        ConfigError: if ``repeats`` is below 2.
-        CameraError: if the dataset lacks one of the policy's cameras.
     """
     if repeats < 2:
         raise ConfigError(f"repeats={repeats} must be at least 2, for a median and a 95th percentile.")

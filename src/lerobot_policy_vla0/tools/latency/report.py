@@ -6,17 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lerobot_policy_vla0.tools.latency.budget import (
-    MAX_CHUNK,
-    PLANNERS,
-    Loop,
-    Plan,
-    QueryTime,
-    chunk_range,
-    highest_fps,
-    objection,
-    threshold_fix,
-)
+from lerobot_policy_vla0.tools.latency import budget
+from lerobot_policy_vla0.tools.latency.budget import Loop, Plan, QueryTime
 from lerobot_policy_vla0.tools.reporting.pages import Table, text_table
 
 if TYPE_CHECKING:
@@ -46,8 +37,9 @@ def make_lines(time: QueryTime, loop: Loop) -> list[Line]:
     wanted += [("rtc", "rtc", loop), ("async", "async", loop)]
     lines = []
     for name, mode, of in wanted:
-        limits = highest_fps(mode, time, of), chunk_range(mode, time, of)
-        lines.append(Line(name, of, PLANNERS[mode](time, of), objection(mode, time, of), *limits))
+        plan, objection = budget.PLANNERS[mode](time, of), budget.objection(mode, time, of)
+        limits = budget.highest_fps(mode, time, of), budget.chunk_range(mode, time, of)
+        lines.append(Line(name, of, plan, objection, *limits))
     return lines
 
 
@@ -82,7 +74,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     chunks = "none"
     if line.chunks is not None:
         smallest, largest = line.chunks
-        chunks = f"{smallest}+" if largest == MAX_CHUNK else f"{smallest} to {largest}"
+        chunks = f"{smallest}+" if largest == budget.MAX_CHUNK else f"{smallest} to {largest}"
     return (
         line.name,
         str(plan.executed_steps),
@@ -105,7 +97,7 @@ def _remarks(time: QueryTime, loop: Loop, lines: Sequence[Line]) -> list[str]:
             said.append(f"refused: {line.name}: {line.objection.partition(': ')[2]}")
         elif line.plan.mode != "sync" and line.plan.verdict == "pauses":
             # The chunk sizes were found with these thresholds, so an earlier query is the better answer.
-            earlier = threshold_fix(line.plan.mode, time, line.loop)
+            earlier = budget.threshold_fix(line.plan.mode, time, line.loop)
             if earlier is not None:
                 said.append(f"{line.name}: {earlier} to keep up.")
             elif line.chunks is not None:

@@ -1,1 +1,1 @@
-"""LIBERO without questions: its configuration and assets."""
+"""Configures LIBERO and checks its assets."""

@@ -1,11 +1,11 @@
-"""Which files of LIBERO's assets a suite loads: worked out from its task files and the models they name.
+"""Finds out which files of LIBERO's assets a suite loads, from its task files and the models they name.
 
-Reads text files only. Knows nothing about where assets are looked for or installed (`libero_setup.py` does), and never
-imports LIBERO, whose first import asks questions. A test compares the answer with what the simulator loaded.
+It never imports LIBERO, whose first import asks questions. A test compares the files with those the simulator loads.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,17 +20,13 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 @dataclass(frozen=True)
 class Scene:
-    """The surroundings of a task, by the problem its file names.
+    """The surroundings of a task."""
 
-    Attributes:
-        model: MJCF file, relative to the assets.
-        surface: the fixture that is part of the scene and has no model of its own.
-        floor, wall: textures that hf-libero puts in place of those the model names.
-    """
-
-    model: str
-    surface: str
-    floor: str = "light-gray-floor-tile.png"
+    model: str  # MJCF file, relative to the assets
+    surface: str  # the fixture that is part of the scene and has no model of its own
+    floor: str = (
+        "light-gray-floor-tile.png"  # hf-libero uses these textures in place of those the model names
+    )
     wall: str = "light-gray-plaster.png"
 
 
@@ -61,12 +57,7 @@ MODEL_PLACES = (
 
 
 class Assets:
-    """A set of asset files: a folder, or the names of what another place holds.
-
-    Args:
-        root: the folder; None if only names are known.
-        names: paths relative to the assets, with forward slashes; ignored with a ``root``.
-    """
+    """A set of asset files: a folder or, without a ``root``, only names relative to the assets."""
 
     def __init__(self, root: Path | None = None, names: frozenset[str] = frozenset()) -> None:
         self.root = root
@@ -77,11 +68,7 @@ class Assets:
         return name in self._names if self.root is None else (self.root / name).is_file()
 
     def references(self, model: str, scene: Scene | None) -> Iterator[str]:
-        """Yield the files an MJCF file names, relative to the assets; none if its text is not at hand.
-
-        Raises:
-            LiberoError: the file is no XML; names it.
-        """
+        """Yield the files that an MJCF file names, relative to the assets; none if only names are known."""
         if self.root is None:
             return
         try:
@@ -91,7 +78,7 @@ class Assets:
                 f"{self.root / model} is damaged ({error}). Fetch LIBERO's assets again."
             ) from error
         styles = {"texplane": scene.floor, "tex-wall": scene.wall} if scene else {}
-        # robosuite leaves out an object's textures that no visible material asks for, and keeps all of a scene's.
+        # robosuite keeps all textures of a scene, and those textures of an object that a visible material uses.
         materials = {geom.get("material") for geom in root.iter("geom")}
         used = {m.get("texture") for m in root.iter("material") if m.get("name") in materials}
         for element in root.iter():
@@ -99,36 +86,17 @@ class Assets:
             if not file or (scene is None and element.tag == "texture" and name not in used):
                 continue
             path = PurePosixPath(model).parent / file
-            yield _plain(path.with_name(styles[name]) if name in styles else path)
-
-
-def _plain(path: PurePosixPath) -> str:
-    """Return a relative path without ``.`` and ``..``.
-
-    >>> _plain(PurePosixPath("scenes/../textures/wood.png"))
-    'textures/wood.png'
-    """
-    parts: list[str] = []
-    for part in path.parts:
-        if part == ".." and parts:
-            parts.pop()
-        else:
-            parts.append(part)
-    return "/".join(parts)
+            # A path such as scenes/../textures/wood.png becomes textures/wood.png.
+            yield posixpath.normpath(path.with_name(styles[name]) if name in styles else path)
 
 
 def task_files(bddl: str, assets: Assets) -> dict[str, bool]:
-    """Return the asset files one task loads, and whether each is there.
+    """Return the asset files that a task with the file text ``bddl`` loads, and whether each exists.
 
-    Args:
-        bddl: text of the task's file.
-        assets: where to look.
-
-    Returns:
-        Path relative to the assets to whether it exists. A model that is nowhere is listed by its name and ``/``.
+    Paths are relative to the assets. A model that is not found is listed by its name and ``/``.
 
     Raises:
-        LiberoError: the task names a scene this version does not know.
+        LiberoError: if the task names a scene that is not in `SCENES`.
     """
     problem = re.search(r"\(problem\s+(\w+)\)", bddl)
     scene = SCENES.get(problem[1].lower()) if problem else None
@@ -153,23 +121,15 @@ def task_files(bddl: str, assets: Assets) -> dict[str, bool]:
 
 
 def suite_files(bddl_files: Path, suite: str, assets: Assets) -> dict[str, bool]:
-    """Return the asset files all tasks of a suite load, and whether each is there; see `suite_tasks`."""
+    """Return the asset files that the tasks of a suite load, and whether each exists; see `suite_tasks`."""
     return {name: there for files in suite_tasks(bddl_files, suite, assets) for name, there in files.items()}
 
 
 def suite_tasks(bddl_files: Path, suite: str, assets: Assets) -> list[dict[str, bool]]:
-    """Return for each task of a suite the asset files it loads, and whether each is there.
+    """Return for each task of a suite the asset files it loads, and whether each exists; see `task_files`.
 
-    Args:
-        bddl_files: LIBERO's folder of task files, one folder per suite.
-        suite: such as ``libero_spatial``.
-        assets: where to look.
-
-    Returns:
-        In the order of the files' names, which is not the order of LIBERO's task numbers.
-
-    Raises:
-        LiberoError: there are no task files, or see `task_files`.
+    Tasks are in the order of their files' names in the folder ``bddl_files/suite``, which is not the order of LIBERO's
+    task numbers.
     """
     tasks = sorted((bddl_files / suite).glob("*.bddl"))
     if not tasks:

@@ -1,8 +1,7 @@
-"""Make LIBERO start without questions: its configuration file, and the place it looks for its assets in.
+"""Lets LIBERO start without questions: writes its configuration file, and links the assets to where it looks for them.
 
-Also says before a command starts LIBERO that this was not done. Knows where hf-libero 0.1.x looks and in which order.
-Never imports it (the first import asks on the terminal), downloads nothing, and replaces nothing that exists. Which
-files a suite needs, `libero_assets.py` works out.
+It follows the order in which hf-libero 0.1.x looks. It never imports hf-libero, whose first import asks a question on
+the terminal, downloads nothing, and replaces nothing that exists.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, suite_files,
 
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 HUB_REPO = "lerobot/libero-assets"
-#: hf-libero takes its cache folder for complete if these are in it, and downloads into it if not.
+#: hf-libero downloads its assets into its cache folder unless these are in it.
 CACHE_FOLDERS = ("articulated_objects", "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects")
 #: The keys that decide what an evaluation loads.
 DECIDING_KEYS = ("benchmark_root", "bddl_files", "init_states")
@@ -30,25 +29,15 @@ DECIDING_KEYS = ("benchmark_root", "bddl_files", "init_states")
 
 @dataclass
 class Setup:
-    """What `set_up` found and did.
+    """What `set_up` found and did."""
 
-    Attributes:
-        config_file: LIBERO's configuration.
-        config_written: whether it was written now; otherwise it was there, and fits.
-        assets: the folder hf-libero will load assets from; None if there is none.
-        linked: the link made now, if any.
-        on_hub: whether the Hub was asked in place of a folder.
-        missing: suite to the asset files that are not there.
-        notes: what else a user should know, one sentence each.
-    """
-
-    config_file: Path
-    config_written: bool
-    assets: Path | None = None
-    linked: Path | None = None
-    on_hub: bool = False
-    missing: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    config_file: Path  # LIBERO's configuration
+    config_written: bool  # otherwise it existed, and fits
+    assets: Path | None = None  # the folder from which hf-libero will load assets, if there is one
+    linked: Path | None = None  # the link that was made, if any
+    on_hub: bool = False  # whether the Hub was asked in place of a folder
+    missing: dict[str, list[str]] = field(default_factory=dict)  # the missing asset files of each suite
+    notes: list[str] = field(default_factory=list)  # what else a user should know, one sentence each
 
     @property
     def incomplete(self) -> list[str]:
@@ -57,11 +46,7 @@ class Setup:
 
 
 def find_package() -> Path:
-    """Return LIBERO's folder of task files and code, without importing it.
-
-    Raises:
-        LiberoError: LIBERO is not installed.
-    """
+    """Return LIBERO's folder of task files and code, without importing it; refuse if LIBERO is not installed."""
     spec = importlib.util.find_spec("libero")
     for location in (spec.submodule_search_locations or []) if spec else []:
         package = Path(location) / "libero"
@@ -71,27 +56,20 @@ def find_package() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the second of the two places hf-libero looks for assets in; the first is its own package."""
+    """Return the folder in which hf-libero looks for assets if its own package has none."""
     return Path.home() / ".cache" / "libero" / "assets"
 
 
 def config_folder(given: Path | None = None) -> Path:
-    """Return the folder of LIBERO's configuration: as given, as in the environment, or LIBERO's default."""
+    """Return the folder of LIBERO's configuration: the given one, that of the environment, or LIBERO's default."""
     return given or Path(os.environ.get(CONFIG_VARIABLE) or Path.home() / ".libero")
 
 
 def write_config(package: Path, folder: Path) -> bool:
-    """Write LIBERO's configuration unless one is there that loads the same task files.
-
-    Args:
-        package: see `find_package`.
-        folder: where to; made if it does not exist.
-
-    Returns:
-        Whether a file was written.
+    """Write LIBERO's configuration to a folder, unless one is there that fits; return whether it was written.
 
     Raises:
-        LiberoError: the file there is unreadable or loads other task files; it is left as it is.
+        LiberoError: if the file there is unreadable or loads other task files. It is not changed.
     """
     file = folder / "config.yaml"
     if not file.exists():
@@ -133,17 +111,10 @@ def _check_config(package: Path, file: Path) -> None:
 
 
 def link_assets(package: Path, given: Path) -> Path | None:
-    """Make hf-libero find the assets in ``given``, by a link in its cache folder.
-
-    Args:
-        package: see `find_package`.
-        given: folder with `articulated_objects` and the others in it.
-
-    Returns:
-        The link, or None if hf-libero finds ``given`` already.
+    """Link hf-libero's cache folder to ``given``; return the link, or None if hf-libero finds ``given`` already.
 
     Raises:
-        LiberoError: another folder is in the way, or ``given`` lacks a folder hf-libero would then download.
+        LiberoError: if another folder is in the way, or ``given`` lacks one of `CACHE_FOLDERS`.
     """
     found = assets_folder(package)
     if found is not None and found.samefile(given):
@@ -161,7 +132,7 @@ def link_assets(package: Path, given: Path) -> Path | None:
         )
     link = cache_folder()
     if link.is_dir() and not link.is_symlink() and not any(link.iterdir()):
-        link.rmdir()  # what hf-libero leaves behind when it could not download
+        link.rmdir()  # hf-libero leaves an empty folder when a download fails
     if link.exists() or link.is_symlink():
         raise LiberoError(
             f"{link} exists ({'a link to ' + os.readlink(link) if link.is_symlink() else 'a folder'}) and was left as "
@@ -173,7 +144,7 @@ def link_assets(package: Path, given: Path) -> Path | None:
 
 
 def assets_folder(package: Path) -> Path | None:
-    """Return the folder hf-libero loads assets from, in its order; None if it would have to download them."""
+    """Return the folder from which hf-libero loads assets; None if it would have to download them."""
     if (package / "assets").exists():
         return package / "assets"
     complete = all((cache_folder() / name).exists() for name in CACHE_FOLDERS)
@@ -181,11 +152,7 @@ def assets_folder(package: Path) -> Path | None:
 
 
 def hub_files() -> frozenset[str]:
-    """Return the names of the asset files on the Hub.
-
-    Raises:
-        LiberoError: the Hub cannot be asked; says why.
-    """
+    """Return the names of the asset files on the Hub; refuse if the Hub cannot be asked."""
     from httpx import HTTPError
     from huggingface_hub import HfApi
 
@@ -206,19 +173,16 @@ def set_up(
     suites: tuple[str, ...] = SUITES,
     link: bool = False,
 ) -> Setup:
-    """Write the configuration and check the assets.
+    """Write the configuration and check the assets. Suites that lack files are no error here.
 
     Args:
         assets: a folder with assets; None takes those hf-libero will find, or asks the Hub.
         config_dir: folder of the configuration; see `config_folder`.
         suites: suites to check.
-        link: make hf-libero find ``assets``, if it does not.
-
-    Returns:
-        What was found and done. Suites that lack files are no error here: see `Setup.incomplete`.
+        link: link hf-libero's cache folder to ``assets``, if it is not.
 
     Raises:
-        LiberoError: LIBERO is not installed, the configuration or the link's place is taken, or there are no assets.
+        LiberoError: if LIBERO is not installed, the configuration or the link's place is taken, or there are no assets.
     """
     if link and assets is None:
         raise LiberoError("--link makes hf-libero find a folder, but none was given. Add --assets DIR.")
@@ -247,16 +211,13 @@ def set_up(
 
 
 def check_before_start(arguments: Mapping[str, str]) -> None:
-    """Refuse arguments of a LeRobot command that would start LIBERO where it is not set up. Writes nothing.
+    """Refuse arguments of a LeRobot command (by name, such as ``env.type``) that would start LIBERO without a set-up.
 
-    Without its configuration LIBERO asks a question on its first import and fails where nobody answers; without
+    Without its configuration LIBERO asks a question on its first import, and fails if there is no terminal. Without
     assets it fails at the first reset, after the policy was loaded.
 
-    Args:
-        arguments: by name, such as ``env.type``. Those of another simulator pass.
-
     Raises:
-        LiberoError: LIBERO is not installed or not set up, or lacks assets of the tasks asked for; says what to run.
+        LiberoError: if LIBERO is not installed or not set up, or lacks assets of the tasks asked for.
     """
     kind = arguments.get("env.type")
     if kind not in ("libero", "libero_plus"):
@@ -271,9 +232,9 @@ def check_before_start(arguments: Mapping[str, str]) -> None:
         )
     _check_config(package, file)
     if kind == "libero_plus":
-        return  # it brings assets of its own, which are not known here
+        return  # it has assets of its own, which cannot be checked here
     for suite in filter(None, map(str.strip, arguments.get("env.task", "").split(","))):
-        if (package / "bddl_files" / suite).is_dir():  # otherwise LeRobot says which suites there are
+        if (package / "bddl_files" / suite).is_dir():  # otherwise LeRobot lists the suites
             _check_assets(package, suite, arguments.get("env.task_ids"))
 
 
@@ -281,7 +242,7 @@ def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
     folder = assets_folder(package)
     source = Assets(folder) if folder is not None else Assets(names=hub_files())
     tasks = suite_tasks(package / "bddl_files", suite, source)
-    # Which file is which task number only LIBERO itself knows, so the complete ones are counted.
+    # Only LIBERO itself knows which file has which task number, so the complete ones are counted.
     complete = sum(all(files.values()) for files in tasks)
     asked = len(tasks) if task_ids is None else _count(task_ids)
     if complete < asked:

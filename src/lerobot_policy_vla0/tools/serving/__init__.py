@@ -1,1 +1,1 @@
-"""Policies as servers."""
+"""Serves policies to robots."""

@@ -1,9 +1,10 @@
-"""LeRobot's asynchronous policy server with this policy among those it serves; started and stopped cleanly.
+"""LeRobot's asynchronous policy server, which serves ``vla0`` policies too.
 
-What is LeRobot's stays LeRobot's: protocol, observation queue, processors, timing. LeRobot 0.6 serves the policy types
-of a list and has no way in for a plugin, so `VLA0PolicyServer` loads ``vla0`` policies itself. And it adds what serving
-a robot needs: a policy that is warm and empty when a client begins, refusals that say why, and one robot at a time.
-Importing this module needs grpcio, and makes LeRobot make a folder ``logs``.
+Protocol, observation queue, processors and timing are LeRobot's. LeRobot 0.6 serves a fixed list of policy types, to
+which a plugin cannot add one, so `VLA0PolicyServer` loads ``vla0`` policies itself. It also warms up and resets the
+policy when a client begins, tells a client why it is refused, and serves one robot at a time.
+
+Importing this module needs grpcio, and LeRobot then creates a folder ``logs``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import time
 from concurrent import futures
 from typing import Any
 
+import torch
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import OBS_STATE
 
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
+from lerobot_policy_vla0.observations.batches import check_robot
 
 try:
     import grpc
@@ -38,7 +42,7 @@ _GRACE_SECONDS = 5.0
 
 
 class VLA0PolicyServer(PolicyServer):
-    """LeRobot's server, and: a fresh policy per client, checked against its robot; the newest client has it alone."""
+    """LeRobot's server, with a fresh policy for each client, which the newest client uses alone."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -47,7 +51,7 @@ class VLA0PolicyServer(PolicyServer):
         self._clients_lock = threading.Lock()
 
     def Ready(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Begin with a new client; the one before gets no more actions."""
+        """Begin with a new client. The previous one gets no more actions."""
         with self._clients_lock:
             self._former |= self._clients
             self._clients = {context.peer()}
@@ -55,12 +59,12 @@ class VLA0PolicyServer(PolicyServer):
             if self._former:
                 logger.info("%s has the policy now; earlier clients get no more actions", context.peer())
         answer = super().Ready(request, context)
-        self.last_processed_obs = None  # of the client before, maybe of another robot
+        self.last_processed_obs = None  # it may be another robot's
         return answer
 
     def SendPolicyInstructions(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Load the client's policy, check that its robot fits, and warm it up."""
-        self.policy = None  # frees the memory of the one before; nothing acts if loading fails
+        self.policy = None  # frees memory, and if loading fails, nothing acts
         try:
             asked = pickle.loads(request.data)
             if self.running and isinstance(asked, RemotePolicyConfig) and asked.policy_type == "vla0":
@@ -69,12 +73,12 @@ class VLA0PolicyServer(PolicyServer):
             else:
                 answer = super().SendPolicyInstructions(request, context)
             if self.policy is not None:
-                check_robot(self.policy.config, self.lerobot_features)
-                self.policy.reset()  # LeRobot's server never does: warms up, and leaves nothing of an earlier episode
-        except Exception as error:  # whatever it is, the client has to hear of it, and nothing may act
+                check_features(self.policy.config, self.lerobot_features)
+                self.policy.reset()  # LeRobot's server never does it. It warms up and forgets an earlier episode.
+        except Exception as error:  # the client has to be told of any error, and nothing may act
             self.policy = None
             said = f"{type(error).__name__}: {error}"
-            if isinstance(error, ValueError):  # ours, and LeRobot's about policy types
+            if isinstance(error, ValueError):  # our errors, and LeRobot's about policy types
                 logger.error("refused: %s", said)
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, said)
             logger.exception("the policy was not loaded")
@@ -82,7 +86,7 @@ class VLA0PolicyServer(PolicyServer):
         return answer
 
     def _load(self, asked: RemotePolicyConfig) -> None:
-        """Load a policy and its processors as LeRobot's server does with those of its list."""
+        """Load a policy and its processors as LeRobot's server loads those of its list."""
         logger.info("loading %s on %s", asked.pretrained_name_or_path, asked.device)
         self.device, self.policy_type = asked.device, asked.policy_type
         self.lerobot_features, self.actions_per_chunk = asked.lerobot_features, asked.actions_per_chunk
@@ -98,14 +102,14 @@ class VLA0PolicyServer(PolicyServer):
         self.policy = policy.to(self.device)
 
     def SendObservations(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        """Take an observation of the present client; those of earlier ones are dropped."""
+        """Take an observation of the present client. Those of earlier ones are dropped."""
         if self._is_former(context):
             return services_pb2.Empty()
         return super().SendObservations(request_iterator, context)
 
     def GetActions(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Return the present client's next chunk; to earlier ones nothing, slowly, since they ask in a tight loop."""
-        if self._is_former(context):
+        """Return the present client's next chunk, and nothing to earlier ones."""
+        if self._is_former(context):  # which ask again at once, without a pause
             time.sleep(self.config.obs_queue_timeout)
             return services_pb2.Empty()
         return super().GetActions(request, context)
@@ -114,22 +118,14 @@ class VLA0PolicyServer(PolicyServer):
         with self._clients_lock:
             former = context.peer() in self._former
             if not former:
-                self._clients.add(context.peer())  # a client whose connection was renewed has another address
+                self._clients.add(context.peer())  # a renewed connection has another address
             return former
 
 
-def check_robot(config: Any, features: dict[str, Any]) -> None:
-    """Refuse a robot whose cameras or joints are not those a policy was trained with.
+def check_features(config: Any, features: dict[str, Any]) -> None:
+    """Refuse a robot whose cameras or joints are not those a ``vla0`` policy was trained with.
 
-    LeRobot's server would answer each of its observations with an error in its own log and nothing to the client.
-
-    Args:
-        config: of the policy; another policy's than ``vla0`` is not checked.
-        features: the robot's, as its client sends them.
-
-    Raises:
-        CameraError: naming the cameras of both.
-        ConfigError: naming the joints of both.
+    LeRobot's server would log an error for each observation and tell the client nothing.
     """
     if config.type != "vla0":
         return
@@ -141,12 +137,8 @@ def check_robot(config: Any, features: dict[str, Any]) -> None:
             f"{sorted(config.image_features)}: {f'missing {missing}' if missing else f'unknown {unknown}'}. Name the "
             "robot's cameras (--robot.cameras) as in the training data."
         )
-    trained, state = config.robot_state_feature, features.get("observation.state")
-    if trained is not None and state is not None and tuple(state["shape"]) != tuple(trained.shape):
-        raise ConfigError(
-            f"the robot has {state['shape'][0]} joints ({', '.join(state['names'])}), but the policy was trained with "
-            f"{trained.shape[0]}. Use the robot it was trained for."
-        )
+    if (state := features.get(OBS_STATE)) is not None:
+        check_robot({OBS_STATE: torch.empty(state["shape"])}, config)
 
 
 def is_loopback(host: str) -> bool:
@@ -156,11 +148,11 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name: nobody says what it resolves to tomorrow
+        return False  # what a name resolves to can change
 
 
 def exposure_warning(host: str, port: int) -> str | None:
-    """Return what the user must know before binding to ``host``, or None on the loopback."""
+    """Return the warning that the user must see before binding to ``host``, or None on the loopback."""
     if is_loopback(host):
         return None
     return (
@@ -171,14 +163,7 @@ def exposure_warning(host: str, port: int) -> str | None:
 
 
 def make_settings(**options: Any) -> PolicyServerConfig:
-    """Return LeRobot's server settings.
-
-    Args:
-        **options: the fields of LeRobot's ``PolicyServerConfig``.
-
-    Raises:
-        ConfigError: naming the value that is out of range.
-    """
+    """Return LeRobot's ``PolicyServerConfig`` with these fields; refuse values out of range."""
     if not options.get("host", "localhost"):
         raise ConfigError("--host is empty: give a name or address, such as localhost.")
     if options.get("fps", 1) < 1:
@@ -190,13 +175,9 @@ def make_settings(**options: Any) -> PolicyServerConfig:
 
 
 def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
-    """Serve until ``done`` is set, then end calls in progress and stop.
-
-    Raises:
-        ConfigError: if the address cannot be listened on.
-    """
+    """Serve until ``done`` is set, then end calls in progress and stop."""
     servicer = VLA0PolicyServer(settings)
-    # Without so_reuseport=0 a second server gets the same port, and either gets some of the calls.
+    # Without so_reuseport=0 a second server can take the same port, and each then gets some of the calls.
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=[("grpc.so_reuseport", 0)])
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(servicer, server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -210,7 +191,7 @@ def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
     server.start()
     try:
         print(f"serving on {host}:{settings.port}; Ctrl-C ends this", flush=True)
-        while not done.wait(0.2):  # a wait without a limit would not see the signal
+        while not done.wait(0.2):  # a wait without a limit would not notice the signal
             pass
     finally:
         servicer.stop()

@@ -149,30 +149,18 @@ def build_bus(
     clock: Callable[[], float] = time.monotonic,
 ) -> ServoBus:
     """Return the six servos of an arm on one bus. `Arm` describes the arguments."""
-    return ServoBus(_servo(i, calibration, trajectory, start, clock) for i in range(len(JOINTS)))
 
+    def shaft(index: int, pose: Pose) -> float:
+        return to_steps(pose, calibration)[index] + calibration[JOINTS[index]].homing_offset
 
-def _servo(
-    index: int,
-    calibration: Calibration,
-    trajectory: Trajectory | None,
-    start: Pose,
-    clock: Callable[[], float],
-) -> Servo:
-    joint = calibration[JOINTS[index]]
-
-    def shaft(pose: Pose) -> float:
-        return to_steps(pose, calibration)[index] + joint.homing_offset
-
-    def hand(seconds: float) -> float:
-        assert trajectory is not None
-        return shaft(trajectory(seconds))
-
-    moved = None if trajectory is None else hand
-    servo = Servo(joint.id, position=shaft(start) % RESOLUTION, hand=moved, clock=clock)
-    servo.memory.set_word(Register.HOMING_OFFSET, joint.homing_offset)
-    servo.memory.set_word(Register.MIN_POSITION_LIMIT, joint.range_min)
-    servo.memory.set_word(Register.MAX_POSITION_LIMIT, joint.range_max)
-    servo.memory.save()
-    servo.advance()
-    return servo
+    servos = []
+    for index, joint in enumerate(calibration[name] for name in JOINTS):
+        hand = None if trajectory is None else lambda t, i=index, script=trajectory: shaft(i, script(t))
+        servo = Servo(joint.id, position=shaft(index, start) % RESOLUTION, hand=hand, clock=clock)
+        servo.memory.set_word(Register.HOMING_OFFSET, joint.homing_offset)
+        servo.memory.set_word(Register.MIN_POSITION_LIMIT, joint.range_min)
+        servo.memory.set_word(Register.MAX_POSITION_LIMIT, joint.range_max)
+        servo.memory.save()
+        servo.advance()
+        servos.append(servo)
+    return ServoBus(servos)

@@ -32,11 +32,8 @@ class BusFaults:
             self._silent.add(id)
 
     def set_error(self, id: int, bits: int) -> None:
-        """Set the error byte of a servo's answers (1 voltage, 4 overheat, 32 overload), until `restore`.
-
-        Raises:
-            ConfigError: if ``bits`` is not in 0 to 127: the SDK takes a higher one for noise.
-        """
+        """Set the error byte of a servo's answers (1 voltage, 4 overheat, 32 overload), until `restore`."""
+        # The SDK takes a higher error byte for noise.
         if not 0 <= bits <= 0x7F:
             raise ConfigError(f"error bits {bits} cannot be sent: give 0 to 127")
         with self._lock:
@@ -135,9 +132,7 @@ class ServoBus:
     def handle(self, packet: Packet, baud_rate: int | None = None) -> list[bytes]:
         """Carry out an instruction and return the answers, in the order they are sent.
 
-        Args:
-            packet: what the host sent.
-            baud_rate: bits per second of the host. Servos set to another rate do not hear it; None reaches all.
+        Servos that are set to another baud rate than the host's do not hear it; None reaches all.
         """
         try:
             instruction = Instruction(packet.code)

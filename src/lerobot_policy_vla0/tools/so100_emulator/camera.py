@@ -47,12 +47,7 @@ class CameraSettings:
 class SceneCamera:
     """Publishes pictures from construction until `close`.
 
-    Args:
-        settings: of the camera.
-        take: returns a picture, ``(height, width, 3)`` uint8 RGB. A thread calls it.
-
-    Raises:
-        ConfigError: if pyzmq is missing, or the port is taken.
+    A thread calls ``take``, which returns a picture, ``(height, width, 3)`` uint8 RGB.
     """
 
     def __init__(self, settings: CameraSettings, take: Callable[[], NDArray[np.uint8]]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator.emulator import SO100Emulator
 
@@ -28,42 +26,39 @@ def obey(emulator: SO100Emulator, line: str) -> None:
     Raises:
         ConfigError: if the words, an arm or a number make no sense. The message lists those that do.
     """
-    words = line.split()
-    if not words:
+    if not line.strip():
         return
     try:
-        _find(emulator, words)()
-    except (KeyError, ValueError, IndexError) as error:
+        _carry_out(emulator, *line.split())
+    except (KeyError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         arms = ", ".join(emulator.arms)
         raise ConfigError(f"cannot do {line.strip()!r}. {HELP}. Arms: {arms}") from error
 
 
-def _find(emulator: SO100Emulator, words: list[str]) -> Callable[[], None]:
-    verb, *rest = words
-    camera = emulator.camera
-    if verb == "ball":
-        x, y = (float(number) for number in rest)
-        return lambda: emulator.place_ball(x, y)
-    if verb in ("stall", "resume") and not rest:
-        if camera is None:
-            raise ConfigError(f"cannot do {verb!r}: there is no camera")
-        return camera.stall if verb == "stall" else camera.resume
-    arm = emulator.arms[rest[0]]
-    match verb, rest[1:]:
-        case "silence", [servo]:
-            return lambda: arm.faults.silence(int(servo))
-        case "error", [servo, bits]:
-            return lambda: arm.faults.set_error(int(servo), int(bits))
-        case "restore", [servo]:
-            return lambda: arm.faults.restore(int(servo))
-        case "corrupt", [answers]:
-            return lambda: arm.faults.corrupt(int(answers))
-        case "delay", [seconds]:
-            return lambda: arm.faults.delay(float(seconds))
-        case "unplug", []:
-            return arm.port.unplug
-        case "replug", []:
-            return arm.port.replug
-    raise ValueError(verb)
+def _carry_out(emulator: SO100Emulator, *words: str) -> None:
+    arms = emulator.arms
+    match words:
+        case "ball", x, y:
+            emulator.place_ball(float(x), float(y))
+        case (("stall" | "resume") as verb,):
+            if emulator.camera is None:
+                raise ConfigError(f"cannot do {verb!r}: there is no camera")
+            (emulator.camera.stall if verb == "stall" else emulator.camera.resume)()
+        case "silence", arm, servo:
+            arms[arm].faults.silence(int(servo))
+        case "error", arm, servo, bits:
+            arms[arm].faults.set_error(int(servo), int(bits))
+        case "restore", arm, servo:
+            arms[arm].faults.restore(int(servo))
+        case "corrupt", arm, answers:
+            arms[arm].faults.corrupt(int(answers))
+        case "delay", arm, seconds:
+            arms[arm].faults.delay(float(seconds))
+        case "unplug", arm:
+            arms[arm].port.unplug()
+        case "replug", arm:
+            arms[arm].port.replug()
+        case _:
+            raise ValueError(words[0])

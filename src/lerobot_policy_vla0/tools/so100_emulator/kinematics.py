@@ -58,14 +58,9 @@ def gripper_tip(pose: Sequence[float]) -> Points:
 
 
 def reach(point: Sequence[float], pitch: float = 150.0) -> list[float]:
-    """Return the pose that brings the tip of the closed gripper to a place, elbow up, roll 0.
+    """Return the pose that brings the tip of the closed gripper to x, y, z, with elbow up and roll 0.
 
-    Args:
-        point: x, y, z in metres.
-        pitch: direction of the gripper, degrees from straight up: 90 points ahead, 180 down.
-
-    Raises:
-        ConfigError: if the arm is too short, or too long, for that.
+    The gripper points ahead with a ``pitch`` of 90 degrees, and down with 180. A place out of reach is refused.
 
     >>> pose = reach([0.2, -0.1, 0.03])
     >>> [round(angle, 1) for angle in pose]

@@ -73,11 +73,7 @@ class Scene:
         return np.array([*self.ball, self.ball_radius])
 
     def place_ball(self, x: float, y: float) -> None:
-        """Put the ball ``x`` metres ahead of the arm and ``y`` metres to its left. May be called from any thread.
-
-        Raises:
-            ConfigError: if that is off the table.
-        """
+        """Put the ball ``x`` metres ahead of the arm and ``y`` metres to its left. May be called from any thread."""
         (x_low, x_high), (y_low, y_high) = _TABLE_X, _TABLE_Y
         if not (x_low <= x <= x_high and y_low <= y <= y_high):  # false for NaN
             raise ConfigError(

@@ -202,11 +202,8 @@ def approach(error: float, gain: float, speed: float, seconds: float) -> float:
 class Servo:
     """A servo on a bus, which serialises access: a servo is not safe for several threads.
 
-    Args:
-        id: address on the bus, 0 to 253.
-        position: where the shaft starts, encoder steps before the homing offset.
-        hand: what moves the shaft while torque is off; None leaves it where it is.
-        clock: seconds, never going back.
+    The shaft starts at ``position``, in encoder steps before the homing offset. While torque is off, ``hand`` moves it.
+    The clock returns seconds that never decrease.
     """
 
     def __init__(

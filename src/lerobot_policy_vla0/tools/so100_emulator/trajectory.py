@@ -29,11 +29,7 @@ def wave(seconds: float) -> Pose:
 
 
 def through(points: Sequence[tuple[float, Pose]]) -> Trajectory:
-    """Return a trajectory through ``points`` of seconds and pose, which rests in each and starts over after the last.
-
-    Raises:
-        ConfigError: if there are fewer than two points, or the times do not grow from 0.
-    """
+    """Return a trajectory through ``points`` of seconds and pose. It rests in each and starts over after the last."""
     times = [time for time, _ in points]
     if len(points) < 2 or times[0] != 0 or any(b <= a for a, b in pairwise(times)):
         raise ConfigError(f"a trajectory needs two or more points at growing times from 0, got times {times}")
