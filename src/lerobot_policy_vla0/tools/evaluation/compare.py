@@ -1,11 +1,9 @@
-"""Success rates and paired comparisons of what was read from disk.
-
-Episodes in, numbers out; knows nothing about how they are shown.
-"""
+"""Computes success rates and paired comparisons from episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lerobot_policy_vla0.errors import EvaluationError
@@ -20,7 +18,7 @@ from lerobot_policy_vla0.tools.evaluation.statistics import (
 
 @dataclass(frozen=True)
 class Rate:
-    """A success rate: counts, and what follows from them."""
+    """A success rate."""
 
     n_success: int
     n_episodes: int
@@ -42,7 +40,7 @@ class Line:
 
     Attributes:
         kind: ``task``, ``suite`` or ``all``.
-        name: for people.
+        name: in the report.
         rates: by policy; None where it was not evaluated.
     """
 
@@ -60,10 +58,9 @@ def rate_of(episodes: Iterable[Episode]) -> Rate | None:
 def success_lines(runs: Sequence[Run]) -> list[Line]:
     """Return a line per task, per suite of several tasks, and one for everything if there are several suites."""
 
-    def line(kind: str, name: str, members: Collection[tuple[str, int]]) -> Line:
-        return Line(
-            kind, name, {run.name: rate_of(e for e in run.episodes if e.task in members) for run in runs}
-        )
+    def line(kind: str, name: str, members: Sequence[tuple[str, int]]) -> Line:
+        rates = {run.name: rate_of(e for e in run.episodes if e.task in members) for run in runs}
+        return Line(kind, name, rates)
 
     tasks = sorted({episode.task for run in runs for episode in run.episodes})
     suites = sorted({suite for suite, _ in tasks})
@@ -79,7 +76,7 @@ def success_lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
-    """Return a task's name for people; the suite's own if it is the only one in it."""
+    """Return a task's name for the report; it is the suite's if the suite has no other task."""
     suite, task_id = task
     alone = all(episode.task == task for run in runs for episode in run.episodes if episode.suite == suite)
     known = next((run.task_names[task] for run in runs if task in run.task_names), f"task {task_id}")
@@ -91,7 +88,7 @@ class Comparison:
     """Two policies on the same starts.
 
     Attributes:
-        first, second: the policies.
+        first, second: names of the policies.
         scope: a suite, or ``all tasks``.
         both, only_first, only_second, neither: episodes by who solved them.
         unpaired: episodes of either policy whose start the other one did not play; they are left out.
@@ -113,7 +110,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, exact McNemar test."""
+        """Two-sided, of the exact McNemar test."""
         return mcnemar_exact(self.only_first, self.only_second)
 
     @property
@@ -146,33 +143,33 @@ def compare(first: Run, second: Run) -> list[Comparison]:
                 "seeds it was made. Let its folder end in _seed<first seed>, evaluate with vla0 eval, or add "
                 "--first-seed"
             )
-    outcomes = [{episode.start: episode.success for episode in run.episodes} for run in (first, second)]
-    shared = sorted(outcomes[0].keys() & outcomes[1].keys(), key=str)
-    if not shared:
+    solved_first, solved_second = (
+        {episode.start: episode.success for episode in run.episodes} for run in (first, second)
+    )
+    if not solved_first.keys() & solved_second.keys():
         raise EvaluationError(
             f"{first.name!r} and {second.name!r} have no episode in common: {_extent(first)} and {_extent(second)}. "
             "Evaluate both with the same tasks and --seed"
         )
-    suites = sorted({start[0] for start in shared})
-    scopes = [("all tasks", suites)] if len(suites) > 1 else []
-    scopes += [(suite, [suite]) for suite in suites]
+    suites = sorted({suite for suite, *_ in solved_first.keys() & solved_second.keys()})
     comparisons = []
-    for name, members in scopes:
-        pairs = [(outcomes[0][start], outcomes[1][start]) for start in shared if start[0] in members]
-        unpaired = [
-            sum(1 for start in mine if start[0] in members and start not in other)
-            for mine, other in (outcomes, reversed(outcomes))
-        ]
+    for scope in [*(["all tasks"] if len(suites) > 1 else []), *suites]:
+        members = suites if scope == "all tasks" else [scope]
+        pairs = Counter(
+            (solved_first.get(start), solved_second.get(start))
+            for start in solved_first | solved_second
+            if start[0] in members
+        )
         comparisons.append(
             Comparison(
                 first.name,
                 second.name,
-                name,
-                both=pairs.count((True, True)),
-                only_first=pairs.count((True, False)),
-                only_second=pairs.count((False, True)),
-                neither=pairs.count((False, False)),
-                unpaired=(unpaired[0], unpaired[1]),
+                scope,
+                both=pairs[True, True],
+                only_first=pairs[True, False],
+                only_second=pairs[False, True],
+                neither=pairs[False, False],
+                unpaired=(pairs[True, None] + pairs[False, None], pairs[None, True] + pairs[None, False]),
             )
         )
     return comparisons
