@@ -26,17 +26,13 @@ def run_worker(
     environment: Mapping[str, str],
     stop: threading.Event,
 ) -> int:
-    """Run ``command FD arguments...`` until it ends; the program has to call `end_with_parent` with FD.
+    """Run ``command FD arguments...`` until it ends or ``stop`` is set; nothing that it started is left.
 
-    Args:
-        command: the program.
-        arguments: those that follow the descriptor.
-        log: the file that its output and errors are added to.
-        environment: all of its environment variables.
-        stop: ends the worker when it is set.
+    The program has to call `end_with_parent` with FD. Its output and errors are added to ``log``, and ``environment``
+    is all of its environment variables.
 
     Returns:
-        The exit status; minus the signal's number if a signal ended it. Nothing it started is left.
+        The exit status, or minus the number of the signal that ended it.
     """
     reading, lifeline = os.pipe()  # a child inherits neither end unless pass_fds names it
     try:
@@ -90,8 +86,8 @@ def run_in_places[Job, Place, Result](
             free.put(place)
 
     with ThreadPoolExecutor(len(places)) as pool:
-        futures = [pool.submit(call, job) for job in jobs]
         try:
+            futures = [pool.submit(call, job) for job in jobs]
             for future in as_completed(futures):
                 future.result()  # raises the first exception there is
         except BaseException:

@@ -32,32 +32,20 @@ _SET_BY_US = {
 
 @dataclass(frozen=True)
 class Training:
-    """One run of ``lerobot-train``.
+    """One run of ``lerobot-train``."""
 
-    Attributes:
-        name: of its folder.
-        seed: of the run.
-        arguments: of ``lerobot-train``, by name, without output folder and seed.
-    """
-
-    name: str
+    name: str  # of its folder
     seed: int
-    arguments: dict[str, str]
+    arguments: dict[str, str]  # of lerobot-train, by name, without output folder and seed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one training's last checkpoint.
+    """One evaluation of one training's last checkpoint."""
 
-    Attributes:
-        name: of its folder.
-        training: the one that makes the checkpoint.
-        arguments: of ``lerobot-eval``, by name, without output folder and policy.
-    """
-
-    name: str
-    training: Training
-    arguments: dict[str, str]
+    name: str  # of its folder
+    training: Training  # the one that makes the checkpoint
+    arguments: dict[str, str]  # of lerobot-eval, by name, without output folder and policy
 
 
 @dataclass(frozen=True)
@@ -78,17 +66,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation.
+    """An ablation."""
 
-    Attributes:
-        seeds: of training.
-        factors: the choices that are varied.
-        episodes_per_shard: see `evaluation.plan.plan_shards`.
-    """
-
-    seeds: tuple[int, ...]
-    factors: tuple[Factor, ...]
-    episodes_per_shard: int | None = None
+    seeds: tuple[int, ...]  # of training
+    factors: tuple[Factor, ...]  # the choices that are varied
+    episodes_per_shard: int | None = None  # see `evaluation.plan.plan_shards`
 
     def evaluations(self, seed: int) -> list[Evaluation]:
         """Return the distinct evaluations of a seed, in the order of the file."""

@@ -24,21 +24,13 @@ _HEADER = ["", "solved", "95 %", "by seed", "difference to the first row", "p", 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant's results.
+    """A variant's results."""
 
-    Attributes:
-        name: of the variant.
-        run: its episodes; None if there are none yet.
-        by_seed: ``solved/played`` per training seed.
-        missing: evaluations that are not finished.
-        comparison: with the first variant; None for itself and where no start was played by both.
-    """
-
-    name: str
-    run: Run | None
-    by_seed: list[str]
-    missing: list[str]
-    comparison: Comparison | None
+    name: str  # of the variant
+    run: Run | None  # its episodes; None if there are none yet
+    by_seed: list[str]  # solved/played per training seed
+    missing: list[str]  # evaluations that are not finished
+    comparison: Comparison | None  # with the first variant; None for itself and without a common start
 
 
 def read_factor(factor: Factor, out: Path) -> list[Row]:

@@ -37,17 +37,14 @@ def finished_policy(folder: Path) -> Path | None:
 def train(
     training: Training, folder: Path, variables: dict[str, str], device: str | None, stop: Event
 ) -> Path:
-    """Train until the last step, from the last checkpoint if there is one.
+    """Train until the last step, from the last checkpoint if there is one; return the trained policy's folder.
 
     Args:
         training: what to run.
         folder: of its runs.
-        variables: environment variables for it.
+        variables: environment variables for the command.
         device: ``--policy.device``, or None to leave it as it is.
         stop: ends the run when it is set; its checkpoints stay.
-
-    Returns:
-        The folder of the trained policy.
 
     Raises:
         EvaluationError: the folder was begun with other arguments, or the command failed (its log is named).

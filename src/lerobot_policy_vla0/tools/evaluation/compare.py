@@ -7,13 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.tools.evaluation import statistics
 from lerobot_policy_vla0.tools.evaluation.runs import Episode, Run
-from lerobot_policy_vla0.tools.evaluation.statistics import (
-    mcnemar_exact,
-    paired_difference_interval,
-    pairs_to_separate,
-    wilson_interval,
-)
 
 
 @dataclass(frozen=True)
@@ -31,22 +26,16 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval."""
-        return wilson_interval(self.n_success, self.n_episodes)
+        return statistics.wilson_interval(self.n_success, self.n_episodes)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the success table.
+    """One line of the success table."""
 
-    Attributes:
-        kind: ``task``, ``suite`` or ``all``.
-        name: in the report.
-        rates: by policy; None where it was not evaluated.
-    """
-
-    kind: str
-    name: str
-    rates: dict[str, Rate | None]
+    kind: str  # task, suite or all
+    name: str  # in the report
+    rates: dict[str, Rate | None]  # by policy; None where it was not evaluated
 
 
 def rate_of(episodes: Iterable[Episode]) -> Rate | None:
@@ -85,23 +74,16 @@ def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two policies on the same starts.
+    """Two policies on the same starts."""
 
-    Attributes:
-        first, second: names of the policies.
-        scope: a suite, or ``all tasks``.
-        both, only_first, only_second, neither: episodes by who solved them.
-        unpaired: episodes of either policy whose start the other one did not play; they are left out.
-    """
-
-    first: str
+    first: str  # the policies' names
     second: str
-    scope: str
-    both: int
+    scope: str  # a suite, or "all tasks"
+    both: int  # episodes by who solved them
     only_first: int
     only_second: int
     neither: int
-    unpaired: tuple[int, int]
+    unpaired: tuple[int, int]  # episodes that are left out: the other policy did not play their start
 
     @property
     def n(self) -> int:
@@ -111,7 +93,7 @@ class Comparison:
     @property
     def p_value(self) -> float:
         """Two-sided, of the exact McNemar test."""
-        return mcnemar_exact(self.only_first, self.only_second)
+        return statistics.mcnemar_exact(self.only_first, self.only_second)
 
     @property
     def difference(self) -> float:
@@ -121,12 +103,12 @@ class Comparison:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the difference."""
-        return paired_difference_interval(self.only_first, self.only_second, self.n)
+        return statistics.paired_difference_interval(self.only_first, self.only_second, self.n)
 
     @property
     def episodes_needed(self) -> int | None:
         """Paired episodes that would separate policies as different as measured; None if they measured the same."""
-        return pairs_to_separate(self.only_first, self.only_second, self.n)
+        return statistics.pairs_to_separate(self.only_first, self.only_second, self.n)
 
 
 def compare(first: Run, second: Run) -> list[Comparison]:

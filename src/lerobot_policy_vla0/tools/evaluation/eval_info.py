@@ -15,37 +15,24 @@ FILE_NAME = "eval_info.json"
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The results on one task, one value per episode, in the order of their seeds.
+    """The results on one task, one value per episode, in the order of their seeds."""
 
-    Attributes:
-        suite: LeRobot's ``task_group``: a suite of LIBERO, a task or difficulty group of Meta-World, or an
-            environment's type.
-        task_id: index within the suite.
-        successes, sum_rewards, max_rewards: rewards are in the environment's units.
-        videos: files on disk; None where LeRobot wrote none or the file is gone.
-    """
-
+    # LeRobot's task_group: a suite of LIBERO, a task or difficulty group of Meta-World, or an environment's type.
     suite: str
-    task_id: int
+    task_id: int  # index within the suite
     successes: tuple[bool, ...]
-    sum_rewards: tuple[float, ...]
-    max_rewards: tuple[float, ...]
-    videos: tuple[Path | None, ...]
+    sum_rewards: tuple[float, ...]  # in the environment's units
+    max_rewards: tuple[float, ...]  # likewise
+    videos: tuple[Path | None, ...]  # None where LeRobot wrote none or the file is gone
 
 
 @dataclass(frozen=True)
 class EvalInfo:
-    """One finished run of ``lerobot-eval``.
+    """One finished run of ``lerobot-eval``."""
 
-    Attributes:
-        path: the file.
-        tasks: at least one.
-        seconds: wall time of all rollouts: simulator, rendering and policy together.
-    """
-
-    path: Path
-    tasks: tuple[TaskResult, ...]
-    seconds: float
+    path: Path  # the file
+    tasks: tuple[TaskResult, ...]  # at least one
+    seconds: float  # wall time of all rollouts: simulator, rendering and policy together
 
 
 def read_eval_info(path: Path) -> EvalInfo:

@@ -51,21 +51,12 @@ _SAMPLES, _SAMPLE = 64, 2**16
 
 @dataclass(frozen=True)
 class ShardedEvaluation:
-    """A sharded evaluation as it was asked for.
+    """A sharded evaluation as it was asked for."""
 
-    Attributes:
-        folder: where it is on disk.
-        arguments: of ``lerobot-eval``, by name.
-        policy: ``fingerprint`` of a local checkpoint's files (None for a Hub repo), and ``config``: the options in its
-            ``config.json`` that determine the form of its answers.
-        versions: of the packages an outcome depends on.
-        shards: its parts.
-    """
-
-    folder: Path
-    arguments: dict[str, str]
-    policy: dict[str, Any]
-    versions: dict[str, str]
+    folder: Path  # where it is on disk
+    arguments: dict[str, str]  # of lerobot-eval, by name
+    policy: dict[str, Any]  # see `describe_policy`
+    versions: dict[str, str]  # of the packages an outcome depends on
     shards: tuple[Shard, ...]
 
     def shard_folder(self, shard: Shard) -> Path:
@@ -101,11 +92,7 @@ class ShardedEvaluation:
 
 
 def check_usable(folder: Path) -> None:
-    """Make sure that a folder is new, empty, or a sharded evaluation's.
-
-    Raises:
-        EvaluationError: it holds something else.
-    """
+    """Raise EvaluationError unless a folder is new, empty, or a sharded evaluation's."""
     if (folder / MANIFEST).exists() or not folder.exists():
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}:
@@ -113,12 +100,9 @@ def check_usable(folder: Path) -> None:
 
 
 def open_evaluation(folder: Path, arguments: dict[str, str], shards: list[Shard]) -> ShardedEvaluation:
-    """Begin an evaluation in a folder that `check_usable` accepts, or continue the one that is there.
+    """Begin an evaluation in a folder that exists and that `check_usable` accepts, or continue the one that is there.
 
-    Args:
-        folder: has to exist.
-        arguments: of ``lerobot-eval``, by name, without those that only say where a shard runs.
-        shards: from `plan.plan_shards`.
+    The arguments are those of ``lerobot-eval``, by name, without those that only say where a shard runs.
 
     Raises:
         EvaluationError: the folder's evaluation was begun with other arguments, another policy or other versions;
@@ -141,11 +125,7 @@ def open_evaluation(folder: Path, arguments: dict[str, str], shards: list[Shard]
 
 
 def read_evaluation(folder: Path) -> ShardedEvaluation:
-    """Return the evaluation that a folder was begun for.
-
-    Raises:
-        EvaluationError: its manifest is missing or unreadable.
-    """
+    """Return the evaluation that a folder was begun for; raise EvaluationError if its manifest is unreadable."""
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text())
@@ -161,10 +141,7 @@ def merge(evaluation: ShardedEvaluation) -> dict[str, Any]:
     """Return all shards as the undivided ``lerobot-eval`` would have written them.
 
     Rewards, successes and their order are the same. The wall time is the sum of the shards', and there may be more
-    videos, because every shard writes some.
-
-    Raises:
-        EvaluationError: a shard is not finished.
+    videos, because every shard writes some. Raises EvaluationError if a shard is not finished.
     """
     seconds = 0.0
     tasks: dict[tuple[str, int], dict[str, list[Any]]] = {}
@@ -237,7 +214,12 @@ def _differences(begun: ShardedEvaluation, asked: ShardedEvaluation) -> list[str
 
 
 def describe_policy(path: str) -> dict[str, Any]:
-    """Return what identifies the policy at ``--policy.path``; nothing is known about a repo on the Hub."""
+    """Return what identifies the policy at ``--policy.path``, and the form of its answers.
+
+    Returns:
+        ``fingerprint`` of the checkpoint's files, and ``config``: options of its ``config.json`` that determine the
+        form. They are None and empty for a repo on the Hub.
+    """
     folder = Path(path)
     if not folder.is_dir():
         return {"fingerprint": None, "config": {}}

@@ -16,13 +16,8 @@ from pathlib import Path
 from lerobot_policy_vla0.errors import EvaluationError
 
 #: Number of tasks in LIBERO's suites. The benchmark fixes it; importing LIBERO would ask questions on the terminal.
-LIBERO_TASKS = {
-    "libero_spatial": 10,
-    "libero_object": 10,
-    "libero_goal": 10,
-    "libero_10": 10,
-    "libero_90": 90,
-}
+LIBERO_TASKS = dict.fromkeys(("libero_spatial", "libero_object", "libero_goal", "libero_10"), 10)
+LIBERO_TASKS["libero_90"] = 90
 
 #: Environments of LIBERO. Their start does not follow from the seed: they count the resets of a process instead.
 _LIBERO = ("libero", "libero_plus")
@@ -39,28 +34,18 @@ _SET_BY_US = {
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of an evaluation that one process plays.
+    """A part of an evaluation that one process plays."""
 
-    Attributes:
-        name: of its folder.
-        suite: LeRobot's group of the task in the undivided evaluation. None for environments whose tasks are not known
-            here: then the shard holds all of them, as the environment names them.
-        task_id: index within the suite, in the undivided evaluation.
-        task: the task's name in reports.
-        seed: of its first episode.
-        first_episode: its index in the undivided evaluation.
-        n_episodes: number of episodes.
-        arguments: of ``lerobot-eval``, without the output folder and the device.
-    """
-
-    name: str
+    name: str  # of its folder
+    # LeRobot's group of the task in the undivided evaluation. None for environments whose tasks are not known here:
+    # then the shard holds all of them, as the environment names them.
     suite: str | None
-    task_id: int
-    task: str
-    seed: int
-    first_episode: int
+    task_id: int  # index within the suite, in the undivided evaluation
+    task: str  # the task's name in reports
+    seed: int  # of its first episode
+    first_episode: int  # its index in the undivided evaluation
     n_episodes: int
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # of lerobot-eval, without the output folder and the device
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:

@@ -21,15 +21,10 @@ LOGGER = "lerobot_policy_vla0.queries"
 
 
 class Query(NamedTuple):
-    """One call of the model.
+    """One call of the model."""
 
-    Attributes:
-        rows: answers, one per environment in the batch.
-        milliseconds: wall time from the observation on the device to the actions in the queue.
-    """
-
-    rows: int
-    milliseconds: float
+    rows: int  # answers, one per environment in the batch
+    milliseconds: float  # wall time from the observation on the device to the actions in the queue
 
 
 @contextmanager

@@ -27,17 +27,8 @@ from lerobot_policy_vla0.tools.evaluation.compare import (
 )
 from lerobot_policy_vla0.tools.evaluation.runs import Episode, Run, Skipped
 from lerobot_policy_vla0.tools.evaluation.statistics import LEVEL, POWER
-from lerobot_policy_vla0.tools.reporting.pages import (
-    Table,
-    clock,
-    html_image,
-    html_table,
-    html_text,
-    markdown_table,
-    page,
-    percent,
-    percent_range,
-)
+from lerobot_policy_vla0.tools.reporting import pages
+from lerobot_policy_vla0.tools.reporting.pages import Table, clock, percent, percent_range
 
 _WRITTEN_BY = "vla0 eval-report"
 _FILES = ("report.md", "report.json", "index.html")
@@ -65,17 +56,11 @@ table { font-size: .9rem; }
 
 @dataclass
 class Report:
-    """What a report says.
+    """What a report says."""
 
-    Attributes:
-        runs: one per policy, in the order given.
-        lines: the success table.
-        comparisons: one list (all tasks, then by suite) per pair of policies.
-    """
-
-    runs: list[Run]
-    lines: list[Line]
-    comparisons: list[list[Comparison]]
+    runs: list[Run]  # one per policy, in the order given
+    lines: list[Line]  # the success table
+    comparisons: list[list[Comparison]]  # one list (all tasks, then by suite) per pair of policies
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -84,11 +69,7 @@ class Report:
 
 
 def build_report(runs: Sequence[Run], pairs: Sequence[tuple[str, str]] = ()) -> Report:
-    """Compute what a report says.
-
-    Args:
-        runs: at least one, from `runs.read_run`.
-        pairs: names of policies to compare episode by episode.
+    """Compute the success rates of some runs, and compare the policies that ``pairs`` names episode by episode.
 
     Raises:
         EvaluationError: a pair names a policy that is not there, or cannot be compared (see `compare.compare`).
@@ -164,15 +145,11 @@ def as_json(report: Report) -> dict[str, Any]:
         "written_by": _WRITTEN_BY,
         "policies": [run.name for run in report.runs],
         "success": [
-            {
-                "kind": line.kind,
-                "name": line.name,
-                "rates": {name: rate(r) for name, r in line.rates.items()},
-            }
+            {"kind": line.kind, "name": line.name, "rates": {name: rate(r) for name, r in line.rates.items()}}
             for line in report.lines
         ],
         "comparisons": [comparison(one) for comparisons in report.comparisons for one in comparisons],
-        "skipped": [{"policy": s.policy, "path": str(s.path), "reason": s.reason} for s in report.skipped],
+        "skipped": [asdict(one) | {"path": str(one.path)} for one in report.skipped],
         "time": {run.name: times(run) for run in report.runs},
         "episodes": {run.name: [episode(e) for e in run.episodes] for run in report.runs},
     }
@@ -182,14 +159,14 @@ def as_markdown(report: Report, *, plots: bool = False) -> str:
     """Return the report as Markdown; ``plots`` adds a link to the page beside it, which has the pictures."""
     parts = ["# Evaluation", _lead(report)]
     if report.skipped:
-        parts += [f"**{_warning(report)}**", markdown_table(_skipped_table(report))]
+        parts += [f"**{_warning(report)}**", pages.markdown_table(_skipped_table(report))]
     for section in _sections(report):
         parts.append(f"## {section.title}")
         if section.table:
-            parts.append(markdown_table(section.table))
+            parts.append(pages.markdown_table(section.table))
         parts += ["\n".join(f"- {line}" for line in section.text)] if section.bullets else section.text
     table = _episode_table(report, lambda episodes: "".join(map(_mark, episodes)))
-    parts += ["## Episodes", markdown_table(table), _OUTCOMES_NOTE]
+    parts += ["## Episodes", pages.markdown_table(table), _OUTCOMES_NOTE]
     if plots:
         parts.append("Plots and videos: [index.html](index.html).")
     return "\n\n".join(parts) + "\n"
@@ -199,22 +176,24 @@ def as_html(report: Report, folder: Path) -> str:
     """Return the report as a page that needs no other file; links to videos are relative to ``folder``."""
     from lerobot_policy_vla0.tools.evaluation.plots import plot_comparison, plot_success
 
-    pictures = {"Success": html_image(plot_success(report.lines), "Success rates with 95 % intervals.")}
+    pictures = {"Success": pages.html_image(plot_success(report.lines), "Success rates with 95 % intervals.")}
     for comparisons in report.comparisons:
         caption = "Episodes with the same start, by who solves them."
-        pictures[_comparison_title(comparisons)] = html_image(plot_comparison(comparisons), caption)
+        pictures[_comparison_title(comparisons)] = pages.html_image(plot_comparison(comparisons), caption)
     sections = []
     if report.skipped:
-        table = html_table(_skipped_table(report), "skipped")
-        sections.append(("Left out", html_text(_warning(report), name="warning") + table))
+        table = pages.html_table(_skipped_table(report), "skipped")
+        sections.append(("Left out", pages.html_text(_warning(report), name="warning") + table))
     for section in _sections(report):
-        table = html_table(section.table, section.name) if section.table else ""
+        table = pages.html_table(section.table, section.name) if section.table else ""
         picture = pictures.get(section.title, "")
-        sections.append((section.title, table + picture + html_text(*section.text)))
+        sections.append((section.title, table + picture + pages.html_text(*section.text)))
     episodes = _episode_table(report, lambda several: " ".join(_link(episode, folder) for episode in several))
-    sections.append(("Episodes", html_table(episodes, "episodes", markup=(3,)) + html_text(_LINKS_NOTE)))
+    sections.append(
+        ("Episodes", pages.html_table(episodes, "episodes", markup=(3,)) + pages.html_text(_LINKS_NOTE))
+    )
     names = ", ".join(run.name for run in report.runs)
-    return page(f"Evaluation: {names}", _lead(report), sections, _STYLE)
+    return pages.page(f"Evaluation: {names}", _lead(report), sections, _STYLE)
 
 
 def _mark(episode: Episode) -> str:
@@ -237,21 +216,13 @@ def _link(episode: Episode, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Section:
-    """One part of the report.
+    """One part of the report."""
 
-    Attributes:
-        title: its heading.
-        text: paragraphs of plain text below the table.
-        table: if it has one.
-        name: of the table, as a CSS class.
-        bullets: whether the text is a list in Markdown.
-    """
-
-    title: str
-    text: list[str]
+    title: str  # its heading
+    text: list[str]  # paragraphs of plain text below the table
     table: Table | None = None
-    name: str = ""
-    bullets: bool = False
+    name: str = ""  # of the table, as a CSS class
+    bullets: bool = False  # whether the text is a list in Markdown
 
 
 def _sections(report: Report) -> list[_Section]:
@@ -292,14 +263,12 @@ def _success_table(report: Report) -> Table:
     def cell(rate: Rate | None) -> str:
         if rate is None:
             return "not evaluated"
-        return (
-            f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)} ({percent_range(rate.interval)})"
-        )
+        interval = percent_range(rate.interval)
+        return f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)} ({interval})"
 
     names = [run.name for run in report.runs]
-    return Table(
-        ["", *names], [[line.name, *(cell(line.rates[name]) for name in names)] for line in report.lines]
-    )
+    rows = [[line.name, *(cell(line.rates[name]) for name in names)] for line in report.lines]
+    return Table(["", *names], rows)
 
 
 def _comparison_title(comparisons: Sequence[Comparison]) -> str:
@@ -372,14 +341,7 @@ def _decoded_text(run: Run) -> str:
 
 def _time_table(report: Report) -> Table:
     """Return wall time per episode, and the time of the policy's queries where it was recorded."""
-    header = [
-        "",
-        "wall time per episode",
-        "queries",
-        "ms per query, median",
-        "95 % below",
-        "ms per executed step",
-    ]
+    milliseconds = ["ms per query, median", "95 % below", "ms per executed step"]
     rows = []
     for run in report.runs:
         cells = [run.name, clock(run.seconds / len(run.episodes), 1)]
@@ -390,7 +352,7 @@ def _time_table(report: Report) -> Table:
             per_step = "not known" if times["per_step"] is None else f"{times['per_step']:.1f}"
             cells += [str(times["queries"]), f"{times['median']:.1f}", f"{times['p95']:.1f}", per_step]
         rows.append(cells)
-    return Table(header, rows)
+    return Table(["", "wall time per episode", "queries", *milliseconds], rows)
 
 
 def _episode_table(report: Report, outcomes: Callable[[list[Episode]], str]) -> Table:

@@ -24,27 +24,16 @@ _SEED = re.compile(r"(?:^|[_-])seed[_-]?(\d+)$")
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of one policy.
+    """One episode of one policy."""
 
-    Attributes:
-        suite: LeRobot's ``task_group``.
-        task_id: index within the suite.
-        seed: the environment was reset with it; None if it is not known (``lerobot-eval`` does not write it).
-        index: position in its evaluation.
-        success: whether it was solved.
-        sum_reward: in the environment's units.
-        video: a file, or None.
-        source: the ``eval_info.json`` it comes from.
-    """
-
-    suite: str
-    task_id: int
-    seed: int | None
-    index: int
-    success: bool
-    sum_reward: float
+    suite: str  # LeRobot's task_group
+    task_id: int  # index within the suite
+    seed: int | None  # of the environment's reset; None if it is not known: lerobot-eval does not write it
+    index: int  # position in its evaluation
+    success: bool  # whether it was solved
+    sum_reward: float  # in the environment's units
     video: Path | None
-    source: Path
+    source: Path  # the eval_info.json it comes from
 
     @property
     def task(self) -> tuple[str, int]:
@@ -68,23 +57,14 @@ class Skipped:
 
 @dataclass
 class Run:
-    """Everything that was read about one policy.
+    """Everything that was read about one policy."""
 
-    Attributes:
-        name: as it appears in the report.
-        episodes: sorted by task and seed; at least one.
-        skipped: evaluations that were left out, and why.
-        task_names: names of tasks for the report, where they are known.
-        seconds: wall time of all evaluations read: simulator, rendering and policy together.
-        policies: what ``vla0 eval`` recorded about the policies (see `folder.ShardedEvaluation`).
-        queries: of the policy, where ``vla0 eval`` recorded them.
-    """
-
-    name: str
-    episodes: list[Episode] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    task_names: dict[tuple[str, int], str] = field(default_factory=dict)
-    seconds: float = 0.0
+    name: str  # in the report
+    episodes: list[Episode] = field(default_factory=list)  # sorted by task and seed; at least one
+    skipped: list[Skipped] = field(default_factory=list)  # evaluations that were left out, and why
+    task_names: dict[tuple[str, int], str] = field(default_factory=dict)  # for the report, where known
+    seconds: float = 0.0  # wall time of all evaluations: simulator, rendering and policy together
+    # What `vla0 eval` records (see `folder.describe_policy` and `queries`); lerobot-eval does not.
     policies: list[dict[str, Any]] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
 
@@ -153,15 +133,14 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
     )
     for earlier, later in zip(run.episodes, run.episodes[1:], strict=False):
         if earlier.start == later.start:
-            what, sources = f"{later.suite} task {later.task_id}", f"{earlier.source} and {later.source}"
-            if later.seed is not None:
-                raise EvaluationError(
-                    f"{name!r} has {what} with seed {later.seed} twice, in {sources}: leave one out"
+            seed, fix = f" with seed {later.seed}", ": leave one out"
+            if later.seed is None:
+                seed, fix = (
+                    "",
+                    ", and neither says its seeds: let their folders end in _seed<first seed>, or leave one out",
                 )
-            raise EvaluationError(
-                f"{name!r} has {what} twice, in {sources}, and neither says its seeds: "
-                "let their folders end in _seed<first seed>, or leave one out"
-            )
+            what = f"{later.suite} task {later.task_id}{seed}"
+            raise EvaluationError(f"{name!r} has {what} twice, in {earlier.source} and {later.source}{fix}")
     return run
 
 

@@ -187,11 +187,9 @@ def _run_all(
             try:
                 tasks = evaluation.read(shard).tasks
             except EvaluationError:
-                ending = (
-                    f"killed by {signal.Signals(-status).name}"
-                    if status < 0
-                    else f"ended with status {status}"
-                )
+                ending = f"ended with status {status}"
+                if status < 0:
+                    ending = f"killed by {signal.Signals(-status).name}"
                 why = f"{ending} without a complete result; log: {log}"
                 if tries_left:
                     say(f"{shard.name}: {why}; trying once more")
