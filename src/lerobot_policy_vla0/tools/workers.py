@@ -1,8 +1,7 @@
-"""Workers: processes that do not outlive the one that started them, nor leave processes of their own behind.
+"""Runs worker processes that end, with everything they started, when the process that started them ends.
 
-A worker leads a process group, and reads from a pipe whose other end only its parent holds. Nothing is ever written to
-it: it closes when the parent is gone, however it went, and then the whole group ends. Knows nothing about what
-workers do.
+A worker leads a process group of its own and reads from a pipe. Only the parent holds the other end, and it writes
+nothing to it: when the parent ends, for whatever reason, the pipe closes, and the worker kills its group.
 """
 
 from __future__ import annotations
@@ -11,65 +10,91 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from queue import SimpleQueue
+
+POLL = 0.1  # seconds between two looks at a worker
 
 
-@dataclass(frozen=True)
-class Worker:
-    """A running worker, as its parent sees it.
+def run_worker(
+    command: Sequence[str],
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    stop: threading.Event,
+) -> int:
+    """Run ``command FD arguments...`` until it ends or ``stop`` is set; nothing that it started is left.
 
-    Attributes:
-        process: the worker; its ``returncode`` is known after `end`.
-        lifeline: the pipe's writing end.
+    The program has to call `end_with_parent` with FD. Its output and errors are added to ``log``, and ``environment``
+    is all of its environment variables.
+
+    Returns:
+        The exit status, or minus the number of the signal that ended it.
     """
-
-    process: subprocess.Popen[bytes]
-    lifeline: int
-
-    def has_ended(self) -> bool:
-        """Tell whether it has ended, and leave it to be waited for: until then nobody else gets its process id."""
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-
-    def end(self) -> int:
-        """End it with everything it started, and return its status."""
-        os.close(self.lifeline)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
-
-
-def start_worker(
-    command: Sequence[str], arguments: Sequence[str], output: IO[bytes], environment: Mapping[str, str]
-) -> Worker:
-    """Start ``command FD arguments...``; the program has to call `end_with_parent` with FD.
-
-    Args:
-        command: the program.
-        arguments: that follow the descriptor.
-        output: where it writes, errors included.
-        environment: all of it.
-    """
-    reading, lifeline = os.pipe()  # neither end is inherited unless named below
+    reading, lifeline = os.pipe()  # a child inherits neither end unless pass_fds names it
     try:
-        process = subprocess.Popen(
-            [*command, str(reading), *arguments],
-            stdin=subprocess.DEVNULL,  # who asks a question gets an end of file, not our terminal
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=(reading,),
-            start_new_session=True,
-        )
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [*command, str(reading), *arguments],
+                stdin=subprocess.DEVNULL,  # a worker that asks a question reads an end of file, not our terminal
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(reading,),
+                start_new_session=True,
+            )
     except BaseException:
         os.close(lifeline)
         raise
     finally:
         os.close(reading)
-    return Worker(process, lifeline)
+    try:
+        # It stays a zombie until the last line, so no other process gets its id before the group is killed.
+        look = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        while os.waitid(os.P_PID, process.pid, look) is None and not stop.wait(POLL):
+            pass
+    finally:
+        os.close(lifeline)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+    return status
+
+
+def run_in_places[Job, Place, Result](
+    function: Callable[[Job, Place], Result],
+    jobs: Sequence[Job],
+    places: Sequence[Place],
+    stop: threading.Event,
+) -> list[Result]:
+    """Call ``function(job, place)`` for every job, as many at a time as there are places, and one at a time in each.
+
+    An exception, Ctrl-C included, sets ``stop``, on which the running calls have to return; the others never begin.
+    """
+    free: SimpleQueue[Place] = SimpleQueue()
+    for place in places:
+        free.put(place)
+
+    def call(job: Job) -> Result:
+        place = free.get()
+        try:
+            return function(job, place)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        try:
+            futures = [pool.submit(call, job) for job in jobs]
+            for future in as_completed(futures):
+                future.result()  # raises the first exception there is
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
 
 
 def end_with_parent(descriptor: int) -> None:
@@ -83,6 +108,6 @@ def end_with_parent(descriptor: int) -> None:
 
 
 def last_lines(log: Path, count: int) -> list[str]:
-    """Return the last lines of a log that are not blank; progress bars put carriage returns between theirs."""
+    """Return the last lines of a log that are not blank. Progress bars separate their lines by carriage returns."""
     lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
     return [line for line in lines if line.strip()][-count:]

@@ -16,8 +16,7 @@ from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.evaluation.compare import compare, success_lines
 from lerobot_policy_vla0.tools.evaluation.eval_info import read_eval_info
-from lerobot_policy_vla0.tools.evaluation.report import build_report
-from lerobot_policy_vla0.tools.evaluation.report_text import seeds_text
+from lerobot_policy_vla0.tools.evaluation.report import build_report, seeds_text
 from lerobot_policy_vla0.tools.evaluation.runs import parse_run_arguments, read_run
 from lerobot_policy_vla0.tools.evaluation.statistics import mcnemar_exact, pairs_to_separate, wilson_interval
 

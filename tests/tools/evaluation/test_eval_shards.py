@@ -19,6 +19,7 @@ from helpers.waiting import LONG, has_ended, wait_until
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.errors import EvaluationError, LiberoError
+from lerobot_policy_vla0.tools import workers
 from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.evaluation import folder, shards
 from lerobot_policy_vla0.tools.evaluation.folder import fingerprint, read_evaluation
@@ -32,7 +33,7 @@ TESTS = REPO / "tests"
 def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Workers are stubs; returns a folder that passes for a policy."""
     monkeypatch.setattr(shards, "WORKER", (sys.executable, str(TESTS / "helpers" / "stub_worker.py")))
-    monkeypatch.setattr(shards, "_POLL", 0.01)
+    monkeypatch.setattr(workers, "POLL", 0.01)
     policy = tmp_path / "policy"
     policy.mkdir()
     features = {"action": {"shape": [4]}}

@@ -1,9 +1,9 @@
-"""Ablations: the same training and evaluation again and again, one choice changed at a time.
+"""Ablations: the same training and evaluation several times, with one choice changed each time.
 
 ::
 
-    plan      a YAML file ▸ trainings, evaluations, and which of them answer which question
-    training  one lerobot-train run that is begun, gone on with, or skipped
+    plan      a YAML file ▸ trainings, evaluations, and the tables that compare them
+    training  one lerobot-train run: begun, continued, or skipped if it is finished
     sweep     everything in the plan that is not finished yet
-    report    what is finished ▸ a table per question
+    report    what is finished ▸ a table per factor
 """

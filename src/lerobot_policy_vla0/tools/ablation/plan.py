@@ -1,8 +1,8 @@
-"""Reads an ablation's YAML file: which trainings and evaluations it takes, and which of them answer which question.
+"""Reads an ablation's YAML file: the trainings and evaluations it needs, and the tables that compare them.
 
-Pure functions: starts nothing, writes nothing. Variants that train alike share a training, and those that evaluate
-alike an evaluation; both are named after the variant that asks first and a digest of their arguments, so that
-results of a file that was edited since are never taken for those of the new one.
+Variants with the same training arguments share a training, and those with the same evaluation an evaluation. Both are
+named after the first variant that needs them and a digest of their arguments. So results of an older version of the
+file are never taken for those of the new one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import yaml
 
 from lerobot_policy_vla0.errors import EvaluationError
 
-#: Evaluations of different training seeds play starts this far apart, so that pooling them counts no start twice.
+#: Distance between the first seeds that evaluations of different training seeds play, so that pooling them counts no
+#: start twice.
 SEED_SPACING = 10_000
 
 _KEYS = {"seeds", "first_eval_seed", "episodes_per_shard", "train", "eval", "factors"}
-_OURS = {
+#: Arguments that the sweep sets itself.
+_SET_BY_US = {
     "train": ("output_dir", "seed", "resume", "job_name"),
     "eval": ("output_dir", "seed", "policy.path", "config_path"),
 }
@@ -30,42 +32,25 @@ _OURS = {
 
 @dataclass(frozen=True)
 class Training:
-    """One run of ``lerobot-train``.
+    """One run of ``lerobot-train``."""
 
-    Attributes:
-        name: of its folder.
-        seed: of the run.
-        arguments: of ``lerobot-train``, by name, without output folder and seed.
-    """
-
-    name: str
+    name: str  # of its folder
     seed: int
-    arguments: dict[str, str]
+    arguments: dict[str, str]  # of lerobot-train, by name, without output folder and seed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one training's last checkpoint.
+    """One evaluation of one training's last checkpoint."""
 
-    Attributes:
-        name: of its folder.
-        training: whose checkpoint.
-        arguments: of ``lerobot-eval``, by name, without output folder and policy.
-    """
-
-    name: str
-    training: Training
-    arguments: dict[str, str]
+    name: str  # of its folder
+    training: Training  # the one that makes the checkpoint
+    arguments: dict[str, str]  # of lerobot-eval, by name, without output folder and policy
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One answer to a question: a row of the table.
-
-    Attributes:
-        name: as written in the file.
-        evaluations: one per seed.
-    """
+    """A row of a factor's table: its name in the file, and one evaluation per seed."""
 
     name: str
     evaluations: tuple[Evaluation, ...]
@@ -73,7 +58,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Factor:
-    """One question: a table. The first variant is the one that the others are compared with."""
+    """One choice that is varied: a table. The other variants are compared with the first one."""
 
     name: str
     variants: tuple[Variant, ...]
@@ -81,17 +66,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class Plan:
-    """An ablation.
+    """An ablation."""
 
-    Attributes:
-        seeds: of training.
-        factors: the questions.
-        episodes_per_shard: an evaluation's episodes are divided among processes this way; None by task only.
-    """
-
-    seeds: tuple[int, ...]
-    factors: tuple[Factor, ...]
-    episodes_per_shard: int | None = None
+    seeds: tuple[int, ...]  # of training
+    factors: tuple[Factor, ...]  # the choices that are varied
+    episodes_per_shard: int | None = None  # see `evaluation.plan.plan_shards`
 
     def evaluations(self, seed: int) -> list[Evaluation]:
         """Return the distinct evaluations of a seed, in the order of the file."""
@@ -119,6 +98,7 @@ def read_plan(path: Path, only: list[str] | None = None) -> Plan:
     Raises:
         EvaluationError: the file cannot be read, or something in it is missing, unknown or contradictory.
     """
+    # 1. The file as a whole.
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -132,80 +112,56 @@ def read_plan(path: Path, only: list[str] | None = None) -> Plan:
     seeds = content["seeds"]
     if not isinstance(seeds, list) or len(set(seeds)) != len(seeds) or not all(type(s) is int for s in seeds):
         raise EvaluationError(f"{path}: seeds: {seeds} is not a list of different whole numbers")
-    factors = content["factors"]
-    unknown = sorted(set(only or ()) - factors.keys())
+    unknown = sorted(set(only or ()) - content["factors"].keys())
     if unknown:
-        raise EvaluationError(f"{path} has no factor {unknown}; it has {list(factors)}")
-    common = {
-        "train": _arguments(content.get("train"), "train", str(path)),
-        "eval": _arguments(content["eval"], "eval", str(path)),
-    }
-    first = content.get("first_eval_seed", 0)
-    names = _Names()
-    return Plan(
-        tuple(seeds),
-        tuple(
-            Factor(
-                name,
-                tuple(
-                    _variant(f"{path}: {name}: ", name, str(label), changes, common, seeds, first, names)
-                    for label, changes in (variants or {}).items()
-                ),
-            )
-            for name, variants in factors.items()
-            if only is None or name in only
-        ),
-        content.get("episodes_per_shard"),
-    )
+        raise EvaluationError(f"{path} has no factor {unknown}; it has {list(content['factors'])}")
+    common_train = _arguments(content.get("train"), "train", str(path))
+    common_eval = _arguments(content["eval"], "eval", str(path))
 
+    # 2. What each variant changes. Equal arguments have one name.
+    names: dict[str, str] = {}
 
-class _Names:
-    """Gives equal arguments one name: that of who asked first."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-
-    def name(self, wish: str, arguments: dict[str, str]) -> str:
+    def name_of(arguments: dict[str, str], proposal: str) -> str:
         digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:8]
-        return self._known.setdefault(digest, f"{re.sub(r'[^A-Za-z0-9.]+', '-', wish).strip('-')}-{digest}")
+        proposal = re.sub(r"[^A-Za-z0-9.]+", "-", proposal).strip("-")
+        return names.setdefault(digest, f"{proposal}-{digest}")
 
-
-def _variant(
-    where: str,
-    factor: str,
-    label: str,
-    changes: Any,
-    common: dict[str, dict[str, str]],
-    seeds: list[int],
-    first_eval_seed: int,
-    names: _Names,
-) -> Variant:
-    if changes is not None and (not isinstance(changes, dict) or not changes.keys() <= {"train", "eval"}):
-        raise EvaluationError(f"{where}{label} may change 'train' and 'eval', and has {changes}")
-    own = changes or {}
-    train = common["train"] | _arguments(own.get("train"), "train", f"{where}{label}")
-    play = common["eval"] | _arguments(own.get("eval"), "eval", f"{where}{label}")
-    evaluations = []
-    for place, seed in enumerate(seeds):
-        run = f"seed{seed}"
-        training = Training(f"{names.name(f'{factor}-{label}', train)}/{run}", seed, train)
-        arguments = play | {"seed": str(first_eval_seed + place * SEED_SPACING)}
-        name = names.name(f"{factor}-{label}", {"trained": training.name.partition("/")[0], **play})
-        evaluations.append(Evaluation(f"{name}/{run}", training, arguments))
-    return Variant(label, tuple(evaluations))
+    factors = []
+    for factor, changes_by_label in content["factors"].items():
+        if only is not None and factor not in only:
+            continue
+        variants = []
+        for label, changes in (changes_by_label or {}).items():
+            where = f"{path}: {factor}: {label}"
+            changes = {} if changes is None else changes
+            if not isinstance(changes, dict) or not changes.keys() <= {"train", "eval"}:
+                raise EvaluationError(f"{where} may change 'train' and 'eval', and has {changes}")
+            train = common_train | _arguments(changes.get("train"), "train", where)
+            play = common_eval | _arguments(changes.get("eval"), "eval", where)
+            trained = name_of(train, f"{factor}-{label}")
+            played = name_of({"trained": trained, **play}, f"{factor}-{label}")
+            evaluations = []
+            for i, seed in enumerate(seeds):
+                training = Training(f"{trained}/seed{seed}", seed, train)
+                first_seed = content.get("first_eval_seed", 0) + i * SEED_SPACING
+                arguments = play | {"seed": str(first_seed)}
+                evaluations.append(Evaluation(f"{played}/seed{seed}", training, arguments))
+            variants.append(Variant(str(label), tuple(evaluations)))
+        factors.append(Factor(factor, tuple(variants)))
+    return Plan(tuple(seeds), tuple(factors), content.get("episodes_per_shard"))
 
 
 def _arguments(values: Any, kind: str, where: str) -> dict[str, str]:
-    """Return arguments as a command line has them.
+    """Return the arguments of ``train`` or ``eval`` as a command line has them.
 
     Raises:
-        EvaluationError: it is no mapping, or holds what the sweep sets itself.
+        EvaluationError: it is no mapping, or holds an argument that the sweep sets itself.
     """
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise EvaluationError(f"{where}: {kind}: {values!r} is not a mapping of arguments to values")
-    for name in _OURS[kind]:
+    for name in _SET_BY_US[kind]:
         if name in values:
             raise EvaluationError(f"{where}: {kind}: {name} is set by the ablation itself; leave it out")
     return {str(name): _as_text(value) for name, value in values.items()}

@@ -1,13 +1,10 @@
-"""The report of an ablation: a table per question from whatever is finished, and what is not.
-
-Reads folders of evaluations; how rates and comparisons are computed and shown is `evaluation`'s.
-"""
+"""Writes the report of an ablation: a table per factor from the finished evaluations, and the list of the others."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.ablation.plan import Factor, Plan
@@ -27,25 +24,17 @@ _HEADER = ["", "solved", "95 %", "by seed", "difference to the first row", "p", 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant's results.
+    """A variant's results."""
 
-    Attributes:
-        name: of the variant.
-        run: its episodes; None if there are none yet.
-        by_seed: ``solved of played`` per training seed.
-        missing: evaluations that are not finished.
-        comparison: with the first variant; None for itself and where nothing can be compared.
-    """
-
-    name: str
-    run: Run | None
-    by_seed: list[str]
-    missing: list[str]
-    comparison: Comparison | None
+    name: str  # of the variant
+    run: Run | None  # its episodes; None if there are none yet
+    by_seed: list[str]  # solved/played per training seed
+    missing: list[str]  # evaluations that are not finished
+    comparison: Comparison | None  # with the first variant; None for itself and without a common start
 
 
 def read_factor(factor: Factor, out: Path) -> list[Row]:
-    """Read what is finished of one question."""
+    """Read the finished evaluations of a factor."""
     rows: list[Row] = []
     for variant in factor.variants:
         folders, missing, by_seed = [], [], []
@@ -58,32 +47,28 @@ def read_factor(factor: Factor, out: Path) -> list[Row]:
             if run is None or run.skipped:  # a part of an evaluation is not counted
                 missing.append(evaluation.name)
                 by_seed.append("-")
-                continue
-            folders.append(folder)
-            by_seed.append(f"{sum(e.success for e in run.episodes)}/{len(run.episodes)}")
+            else:
+                folders.append(folder)
+                by_seed.append(f"{sum(e.success for e in run.episodes)}/{len(run.episodes)}")
         run = read_run(variant.name, folders) if folders else None
-        first = rows[0].run if rows else None
         comparison = None
-        if run is not None and first is not None:
-            try:
-                comparison = compare(run, first)[0]
-            except EvaluationError:  # no start that both played, yet
-                comparison = None
+        if run is not None and rows and rows[0].run is not None:
+            with suppress(EvaluationError):  # there is no start yet that both played
+                comparison = compare(run, rows[0].run)[0]
         rows.append(Row(variant.name, run, by_seed, missing, comparison))
     return rows
 
 
 def factor_table(rows: list[Row]) -> Table:
-    """Return one question's table."""
-    cells = []
+    """Return a factor's table: a line per variant."""
+    lines = []
     for row in rows:
         rate = rate_of(row.run.episodes) if row.run else None
         if row.run is None or rate is None:
-            cells.append([row.name, "not measured", *[""] * (len(_HEADER) - 2)])
+            lines.append([row.name, "not measured", *[""] * (len(_HEADER) - 2)])
             continue
-        c = row.comparison
-        times = row.run.query_times()
-        cells.append(
+        c, times = row.comparison, row.run.query_times()
+        lines.append(
             [
                 row.name,
                 f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)}",
@@ -94,16 +79,11 @@ def factor_table(rows: list[Row]) -> Table:
                 "" if times is None else f"{times['median']:.0f}",
             ]
         )
-    return Table(_HEADER, cells, text=(3,))
+    return Table(_HEADER, lines, text=(3,))
 
 
 def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[str]]:
-    """Write ``OUT/report.md``, and a page with plots and videos per question below ``OUT/report/``.
-
-    Args:
-        plan: what was asked.
-        out: folder of the sweep.
-        title: of the report.
+    """Write ``OUT/report.md``, and a page with plots and videos per factor below ``OUT/report/``.
 
     Returns:
         The report as Markdown, and the evaluations that are not finished.
@@ -112,21 +92,20 @@ def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[
         EvaluationError: nothing is finished.
     """
     parts = [f"# {title}"]
-    missing: dict[str, None] = {}
-    anything = False
+    missing: dict[str, None] = {}  # a set that keeps the order
+    pages = 0
     for factor in plan.factors:
         rows = read_factor(factor, out)
         for row in rows:
             missing |= dict.fromkeys(row.missing)
-        runs: list[Any] = [row.run for row in rows if row.run is not None]
         parts += [f"## {factor.name}", markdown_table(factor_table(rows))]
-        if not runs:
-            continue
-        anything = True
-        pairs = [(row.name, rows[0].name) for row in rows if row.comparison is not None]
-        page = write_report(build_report(runs, pairs), out / "report" / factor.name)
-        parts.append(f"[Episodes, plots and videos]({page.relative_to(out)})")
-    if not anything:
+        runs = [row.run for row in rows if row.run is not None]
+        if runs:
+            pairs = [(row.name, rows[0].name) for row in rows if row.comparison is not None]
+            page = write_report(build_report(runs, pairs), out / "report" / factor.name)
+            parts.append(f"[Episodes, plots and videos]({page.relative_to(out)})")
+            pages += 1
+    if not pages:
         raise EvaluationError(f"nothing below {out} is finished yet: there is nothing to report")
     parts.append(_NOTE)
     if missing:

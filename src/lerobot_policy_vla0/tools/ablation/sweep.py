@@ -1,20 +1,18 @@
-"""Everything in an ablation's plan that is not finished yet: a few trainings, their evaluations, the next few.
+"""Runs everything in an ablation's plan that is not finished yet: a few trainings, their evaluations, the next few.
 
 ::
 
     OUT/train/NAME/seed0/   one training (see `training`)
     OUT/eval/NAME/seed0/    one evaluation: a folder of ``vla0 eval``
 
-Both are named after what they ran, so a plan can grow, and another one can use them too.
+Both are named after what they ran, so a plan can grow, and another plan can use their results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
 
 from lerobot_policy_vla0.errors import EvaluationError
@@ -23,6 +21,7 @@ from lerobot_policy_vla0.tools.ablation.training import finished_policy, train
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME
 from lerobot_policy_vla0.tools.evaluation.shards import device_settings, evaluate
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
+from lerobot_policy_vla0.tools.workers import run_in_places
 
 #: Environment variables and ``--policy.device`` of a process.
 Place = tuple[dict[str, str], str | None]
@@ -46,13 +45,13 @@ def sweep(
     devices: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Run what is missing: what is trained is evaluated before the next is trained, and one seed before the next.
+    """Run what is missing. Trained policies are evaluated before the next training, and one seed before the next.
 
     Args:
         plan: what to run.
         out: folder of trainings and evaluations.
         jobs: trainings, or parts of an evaluation, at a time.
-        devices: spread over them; empty leaves ``policy.device`` as it is.
+        devices: jobs are spread over them; empty leaves ``policy.device`` as it is.
         say: called with one line per event.
 
     Returns:
@@ -64,23 +63,38 @@ def sweep(
     """
     if jobs < 1:
         raise EvaluationError(f"--jobs={jobs}: at least one has to run")
-    places: list[Place] = [(device_settings(d), d.partition(":")[0]) for d in devices] or [({}, None)]
+    known: list[Place] = [(device_settings(d), d.partition(":")[0]) for d in devices] or [({}, None)]
+    places = [known[i % len(known)] for i in range(jobs)]
     for seed in plan.seeds:
         _check_simulators(plan, seed, out)
     failed: list[str] = []
     for seed in plan.seeds:
         trainings = plan.trainings(seed)
         for first in range(0, len(trainings), jobs):
-            some = trainings[first : first + jobs]
-            failed += _train_all(some, out, [places[i % len(places)] for i in range(jobs)], say)
+            batch = trainings[first : first + jobs]
+            failed += _train_all(batch, out, places, say)
             for evaluation in plan.evaluations(seed):
-                if evaluation.training in some:
-                    failed += _evaluate(evaluation, plan, out, jobs, devices, say)
+                policy = finished_policy(training_folder(out, evaluation.training))
+                if (
+                    evaluation.training not in batch or policy is None
+                ):  # a failed training is in `failed` already
+                    continue
+                say(f"eval {evaluation.name}")
+                arguments = {**evaluation.arguments, "policy.path": str(policy)}
+                outcome = evaluate(
+                    evaluation_folder(out, evaluation),
+                    [f"--{name}={value}" for name, value in arguments.items()],
+                    n_workers=jobs,
+                    devices=devices,
+                    episodes_per_shard=plan.episodes_per_shard,
+                    say=lambda line: say(f"  {line}"),
+                )
+                failed += [f"eval {evaluation.name}, {shard}" for shard in outcome.failed]
     return failed
 
 
 def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
-    """Check now what an evaluation would only find out after its training."""
+    """Check now that simulators can start; an evaluation would fail only after its training."""
     for training in plan.trainings(seed):
         # LeRobot starts the simulator in training only to evaluate on the way.
         evaluates = training.arguments.get("env_eval_freq") != "0"
@@ -91,61 +105,23 @@ def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
             check_before_start(evaluation.arguments)
 
 
-def _evaluate(
-    evaluation: Evaluation,
-    plan: Plan,
-    out: Path,
-    jobs: int,
-    devices: Sequence[str],
-    say: Callable[[str], None],
-) -> list[str]:
-    """Evaluate a trained policy, if it is there; return what failed."""
-    policy = finished_policy(training_folder(out, evaluation.training))
-    if policy is None:  # its failure is known already
-        return []
-    say(f"eval {evaluation.name}")
-    arguments = {**evaluation.arguments, "policy.path": str(policy)}
-    outcome = evaluate(
-        evaluation_folder(out, evaluation),
-        [f"--{name}={value}" for name, value in arguments.items()],
-        n_workers=jobs,
-        devices=devices,
-        episodes_per_shard=plan.episodes_per_shard,
-        say=lambda line: say(f"  {line}"),
-    )
-    return [f"eval {evaluation.name}, {name}" for name in outcome.failed]
-
-
 def _train_all(
     trainings: Sequence[Training], out: Path, places: Sequence[Place], say: Callable[[str], None]
 ) -> list[str]:
-    """Train one per place at a time; return the names of those that failed."""
-    free: SimpleQueue[Place] = SimpleQueue()
-    for place in places:
-        free.put(place)
-    stop = Event()
-    numbers = count(1)
+    """Run trainings, one per place at a time; return those that failed."""
+    numbers, stop = count(1), Event()
 
-    def one(training: Training) -> str | None:
+    def run(training: Training, place: Place) -> bool:
         folder = training_folder(out, training)
-        known = finished_policy(folder) is not None
-        variables, device = place = free.get()
-        ending = "was finished" if known else "is finished"
-        failure = None
+        ending = "was finished" if finished_policy(folder) is not None else "is finished"
+        succeeded = True
         try:
-            train(training, folder, variables, device, stop)
+            train(training, folder, *place, stop)
         except EvaluationError as error:
-            failure, ending = f"train {training.name}", f"FAILED: {error}"
-        finally:
-            free.put(place)
+            succeeded, ending = False, f"FAILED: {error}"
         if not stop.is_set():
             say(f"[{next(numbers)}/{len(trainings)}] train {training.name} {ending}")
-        return failure
+        return succeeded
 
-    with ThreadPoolExecutor(len(places)) as pool:
-        try:
-            return [failure for failure in pool.map(one, trainings) if failure]
-        except BaseException:  # Ctrl-C reaches this thread only
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    results = run_in_places(run, trainings, places, stop)
+    return [f"train {one.name}" for one, succeeded in zip(trainings, results, strict=True) if not succeeded]

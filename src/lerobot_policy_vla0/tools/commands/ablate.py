@@ -1,10 +1,13 @@
-"""``vla0 ablate``: train and evaluate variants of one set-up, and compare them. Arguments only."""
+"""The arguments of ``vla0 ablate``, which trains and evaluates variants of one set-up and compares them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
+
+from lerobot_policy_vla0.tools.commands.eval import comma_separated
 
 _EXAMPLES = """\
   vla0 ablate configs/ablations/metaworld_tiny.yaml --dry-run
@@ -19,27 +22,19 @@ checkpoint. Exit status: 0 all finished, 1 something failed or is missing, 2 the
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vla0 ablate``."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("plan", type=Path, metavar="FILE.yaml", help="what to vary, see docs/ablations.md")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: outputs/ablations/ and the file's name"
-    )
-    parser.add_argument("--only", action="append", metavar="FACTOR", help="this question only; repeat it")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="K", help="processes at a time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--devices",
-        type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
-        default=[],
-        metavar="D,D",
-        help="devices to spread them over, e.g. cuda:0,cuda:1 (default: as the file says)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would run")
-    parser.add_argument("--report-only", action="store_true", help="report what is finished, run nothing")
+    add = parser.add_argument
+    add("plan", type=Path, metavar="FILE.yaml", help="what to vary, see docs/ablations.md")
+    add("--out", type=Path, metavar="DIR", help="default: outputs/ablations/ and the file's name")
+    add("--only", action="append", metavar="FACTOR", help="this question only; repeat it")
+    add("--jobs", type=int, default=1, metavar="K", help="processes at a time (default: %(default)s)")
+    devices = "devices to spread them over, e.g. cuda:0,cuda:1 (default: as the file says)"
+    add("--devices", type=comma_separated, default=[], metavar="D,D", help=devices)
+    add("--dry-run", action="store_true", help="say what would run")
+    add("--report-only", action="store_true", help="report what is finished, run nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what is missing and report."""
+    """Run what is missing, and print the report."""
     from lerobot_policy_vla0.tools.ablation.plan import read_plan
     from lerobot_policy_vla0.tools.ablation.report import write_ablation_report
     from lerobot_policy_vla0.tools.ablation.sweep import sweep, training_folder
@@ -58,17 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     failed: list[str] = []
     if not arguments.report_only:
         try:
-            failed = sweep(
-                plan,
-                out,
-                jobs=arguments.jobs,
-                devices=arguments.devices,
-                say=lambda line: print(line, flush=True),
-            )
+            say = partial(print, flush=True)
+            failed = sweep(plan, out, jobs=arguments.jobs, devices=arguments.devices, say=say)
         except KeyboardInterrupt:
             print("vla0 ablate: stopped; the same command goes on with what is missing", file=sys.stderr)
             return 130
-    for name in failed:  # first: there may be nothing to report
+    for name in failed:  # before the report, which is an error if nothing is finished
         print(f"vla0 ablate: failed: {name}", file=sys.stderr)
     text, missing = write_ablation_report(plan, out, f"Ablation {arguments.plan.stem}")
     print(text)

@@ -1,20 +1,20 @@
-"""``vla0 eval``: ``lerobot-eval`` in shards that are resumed, retried and merged. Arguments only."""
+"""The arguments of ``vla0 eval``: ``lerobot-eval`` in shards that are resumed, retried and merged."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 _EXAMPLES = """\
-everything after -- goes to lerobot-eval; --output_dir is --out's business:
+arguments after -- go to lerobot-eval, except --output_dir, which --out sets:
   vla0 eval --shards 2 --out outputs/eval/reach -- --policy.path=outputs/train/vla0/checkpoints/last/pretrained_model \\
     --env.type=metaworld --env.task=reach-v3,push-v3 --eval.n_episodes=50 --seed=200000
 
 four suites of LIBERO on two GPUs, two processes on each:
-  vla0 eval --shards 4 --devices cuda:0,cuda:1 --out outputs/eval/libero -- --policy.path=vla0-libero
-  --env.type=libero \\
-    --env.task=libero_spatial,libero_object,libero_goal,libero_10 --eval.n_episodes=50
+  vla0 eval --shards 4 --devices cuda:0,cuda:1 --out outputs/eval/libero -- --policy.path=vla0-libero \\
+    --env.type=libero --env.task=libero_spatial,libero_object,libero_goal,libero_10 --eval.n_episodes=50
 
 Stop it at any time and give the same command again: finished shards are skipped. Exit status: 0 all shards finished,
 1 some failed (their logs are named), 2 the arguments are wrong.
@@ -25,41 +25,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vla0 eval``."""
     parser.epilog = _EXAMPLES
     parser.usage = "vla0 eval --out DIR [--shards K] [options] -- LEROBOT-EVAL-ARGUMENTS"
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder; going on with it is fine"
-    )
-    parser.add_argument(
-        "--shards",
-        type=int,
-        default=1,
-        metavar="K",
-        help="processes that run at a time (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--devices",
-        type=lambda text: [part.strip() for part in text.split(",") if part.strip()],
-        default=[],
-        metavar="D,D",
-        help="devices to spread the processes over, e.g. cuda:0,cuda:1 (default: as --policy.device says)",
-    )
-    parser.add_argument(
-        "--episodes-per-shard",
-        type=int,
-        metavar="N",
-        help="split tasks as well; a multiple of --eval.batch_size, and only where the seed alone decides the start",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=1,
-        metavar="N",
-        help="further attempts at a shard that fails (default: %(default)s)",
-    )
-    parser.add_argument("arguments", nargs="*", metavar="LEROBOT-EVAL-ARGUMENTS", help="after --")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder; going on with it is fine")
+    processes = "processes that run at a time (default: %(default)s)"
+    add("--shards", type=int, default=1, metavar="K", help=processes)
+    devices = "devices to spread the processes over, e.g. cuda:0,cuda:1 (default: as --policy.device says)"
+    add("--devices", type=comma_separated, default=[], metavar="D,D", help=devices)
+    split = "split tasks as well; a multiple of --eval.batch_size, and only where the seed alone decides the start"
+    add("--episodes-per-shard", type=int, metavar="N", help=split)
+    tries = "further attempts at a shard that fails (default: %(default)s)"
+    add("--retries", type=int, default=1, metavar="N", help=tries)
+    add("arguments", nargs="*", metavar="LEROBOT-EVAL-ARGUMENTS", help="after --")
+
+
+def comma_separated(text: str) -> list[str]:
+    """Return the parts of ``a,b``."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, and say where the results are."""
+    """Evaluate, and print where the results are."""
     from lerobot_policy_vla0.tools.evaluation.shards import evaluate
 
     try:
@@ -70,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             devices=arguments.devices,
             episodes_per_shard=arguments.episodes_per_shard,
             retries=arguments.retries,
-            say=lambda line: print(line, flush=True),
+            say=partial(print, flush=True),
         )
     except KeyboardInterrupt:
         print("vla0 eval: stopped; the same command goes on with what is missing", file=sys.stderr)
@@ -82,5 +67,5 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"all shards finished: {outcome.folder}/eval_info.json\nreport: vla0 eval-report {outcome.folder}")
+    print(f"all shards finished: {arguments.out}/eval_info.json\nreport: vla0 eval-report {arguments.out}")
     return 0

@@ -1,10 +1,10 @@
-"""Evaluation people can trust: run it in shards that survive, read what it left, say what it shows.
+"""Runs an evaluation in parts that can be killed and resumed, reads the results, and reports what they show.
 
 ::
 
     plan     an evaluation ▸ shards                      (arguments only)
-    shards   shards ▸ lerobot-eval processes             (worker: one of them; folder: what lies on disk)
+    shards   shards ▸ lerobot-eval processes             (folder: what lies on disk)
     runs     folders ▸ episodes with policy, task, seed  (eval_info: one lerobot-eval file; queries: the policy's)
     compare  episodes ▸ rates, paired comparisons        (statistics: the formulas)
-    report   all of it ▸ terminal, Markdown, JSON, HTML  (report_text: words; plots, report_html: looks)
+    report   all of it ▸ terminal, Markdown, JSON, HTML  (plots: the pictures)
 """

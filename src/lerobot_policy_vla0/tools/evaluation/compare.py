@@ -1,26 +1,19 @@
-"""Success rates and paired comparisons of what was read from disk.
-
-Episodes in, numbers out; knows nothing about how they are shown.
-"""
+"""Computes success rates and paired comparisons from episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lerobot_policy_vla0.errors import EvaluationError
+from lerobot_policy_vla0.tools.evaluation import statistics
 from lerobot_policy_vla0.tools.evaluation.runs import Episode, Run
-from lerobot_policy_vla0.tools.evaluation.statistics import (
-    mcnemar_exact,
-    paired_difference_interval,
-    pairs_to_separate,
-    wilson_interval,
-)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A success rate: counts, and what follows from them."""
+    """A success rate."""
 
     n_success: int
     n_episodes: int
@@ -33,22 +26,16 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval."""
-        return wilson_interval(self.n_success, self.n_episodes)
+        return statistics.wilson_interval(self.n_success, self.n_episodes)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the success table.
+    """One line of the success table."""
 
-    Attributes:
-        kind: ``task``, ``suite`` or ``all``.
-        name: for people.
-        rates: by policy; None where it was not evaluated.
-    """
-
-    kind: str
-    name: str
-    rates: dict[str, Rate | None]
+    kind: str  # task, suite or all
+    name: str  # in the report
+    rates: dict[str, Rate | None]  # by policy; None where it was not evaluated
 
 
 def rate_of(episodes: Iterable[Episode]) -> Rate | None:
@@ -60,10 +47,9 @@ def rate_of(episodes: Iterable[Episode]) -> Rate | None:
 def success_lines(runs: Sequence[Run]) -> list[Line]:
     """Return a line per task, per suite of several tasks, and one for everything if there are several suites."""
 
-    def line(kind: str, name: str, members: Collection[tuple[str, int]]) -> Line:
-        return Line(
-            kind, name, {run.name: rate_of(e for e in run.episodes if e.task in members) for run in runs}
-        )
+    def line(kind: str, name: str, members: Sequence[tuple[str, int]]) -> Line:
+        rates = {run.name: rate_of(e for e in run.episodes if e.task in members) for run in runs}
+        return Line(kind, name, rates)
 
     tasks = sorted({episode.task for run in runs for episode in run.episodes})
     suites = sorted({suite for suite, _ in tasks})
@@ -79,7 +65,7 @@ def success_lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
-    """Return a task's name for people; the suite's own if it is the only one in it."""
+    """Return a task's name for the report; it is the suite's if the suite has no other task."""
     suite, task_id = task
     alone = all(episode.task == task for run in runs for episode in run.episodes if episode.suite == suite)
     known = next((run.task_names[task] for run in runs if task in run.task_names), f"task {task_id}")
@@ -88,23 +74,16 @@ def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two policies on the same starts.
+    """Two policies on the same starts."""
 
-    Attributes:
-        first, second: the policies.
-        scope: a suite, or ``all tasks``.
-        both, only_first, only_second, neither: episodes by who solved them.
-        unpaired: episodes of either policy whose start the other one did not play; they are left out.
-    """
-
-    first: str
+    first: str  # the policies' names
     second: str
-    scope: str
-    both: int
+    scope: str  # a suite, or "all tasks"
+    both: int  # episodes by who solved them
     only_first: int
     only_second: int
     neither: int
-    unpaired: tuple[int, int]
+    unpaired: tuple[int, int]  # episodes that are left out: the other policy did not play their start
 
     @property
     def n(self) -> int:
@@ -113,8 +92,8 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, exact McNemar test."""
-        return mcnemar_exact(self.only_first, self.only_second)
+        """Two-sided, of the exact McNemar test."""
+        return statistics.mcnemar_exact(self.only_first, self.only_second)
 
     @property
     def difference(self) -> float:
@@ -124,12 +103,12 @@ class Comparison:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the difference."""
-        return paired_difference_interval(self.only_first, self.only_second, self.n)
+        return statistics.paired_difference_interval(self.only_first, self.only_second, self.n)
 
     @property
     def episodes_needed(self) -> int | None:
         """Paired episodes that would separate policies as different as measured; None if they measured the same."""
-        return pairs_to_separate(self.only_first, self.only_second, self.n)
+        return statistics.pairs_to_separate(self.only_first, self.only_second, self.n)
 
 
 def compare(first: Run, second: Run) -> list[Comparison]:
@@ -146,33 +125,33 @@ def compare(first: Run, second: Run) -> list[Comparison]:
                 "seeds it was made. Let its folder end in _seed<first seed>, evaluate with vla0 eval, or add "
                 "--first-seed"
             )
-    outcomes = [{episode.start: episode.success for episode in run.episodes} for run in (first, second)]
-    shared = sorted(outcomes[0].keys() & outcomes[1].keys(), key=str)
-    if not shared:
+    solved_first, solved_second = (
+        {episode.start: episode.success for episode in run.episodes} for run in (first, second)
+    )
+    if not solved_first.keys() & solved_second.keys():
         raise EvaluationError(
             f"{first.name!r} and {second.name!r} have no episode in common: {_extent(first)} and {_extent(second)}. "
             "Evaluate both with the same tasks and --seed"
         )
-    suites = sorted({start[0] for start in shared})
-    scopes = [("all tasks", suites)] if len(suites) > 1 else []
-    scopes += [(suite, [suite]) for suite in suites]
+    suites = sorted({suite for suite, *_ in solved_first.keys() & solved_second.keys()})
     comparisons = []
-    for name, members in scopes:
-        pairs = [(outcomes[0][start], outcomes[1][start]) for start in shared if start[0] in members]
-        unpaired = [
-            sum(1 for start in mine if start[0] in members and start not in other)
-            for mine, other in (outcomes, reversed(outcomes))
-        ]
+    for scope in [*(["all tasks"] if len(suites) > 1 else []), *suites]:
+        members = suites if scope == "all tasks" else [scope]
+        pairs = Counter(
+            (solved_first.get(start), solved_second.get(start))
+            for start in solved_first | solved_second
+            if start[0] in members
+        )
         comparisons.append(
             Comparison(
                 first.name,
                 second.name,
-                name,
-                both=pairs.count((True, True)),
-                only_first=pairs.count((True, False)),
-                only_second=pairs.count((False, True)),
-                neither=pairs.count((False, False)),
-                unpaired=(unpaired[0], unpaired[1]),
+                scope,
+                both=pairs[True, True],
+                only_first=pairs[True, False],
+                only_second=pairs[False, True],
+                neither=pairs[False, False],
+                unpaired=(pairs[True, None] + pairs[False, None], pairs[None, True] + pairs[None, False]),
             )
         )
     return comparisons

@@ -1,7 +1,4 @@
-"""Reads one ``eval_info.json`` of ``lerobot-eval`` (0.6.1), or says in what way it is not one.
-
-Knows LeRobot's schema; knows nothing about seeds, policies or statistics: the file holds none of them.
-"""
+"""Reads one ``eval_info.json`` of ``lerobot-eval`` (0.6.1) and checks that it is whole and consistent."""
 
 from __future__ import annotations
 
@@ -18,47 +15,32 @@ FILE_NAME = "eval_info.json"
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What happened on one task, episode by episode in the order of their seeds.
+    """The results on one task, one value per episode, in the order of their seeds."""
 
-    Attributes:
-        suite: LeRobot's ``task_group``: a suite of LIBERO, a task or difficulty group of Meta-World, an
-            environment's type.
-        task_id: index within the suite.
-        successes: one per episode.
-        sum_rewards: one per episode, in the environment's units.
-        max_rewards: one per episode.
-        videos: one per episode, as they lie on disk; None where LeRobot wrote none or it is gone.
-    """
-
+    # LeRobot's task_group: a suite of LIBERO, a task or difficulty group of Meta-World, or an environment's type.
     suite: str
-    task_id: int
+    task_id: int  # index within the suite
     successes: tuple[bool, ...]
-    sum_rewards: tuple[float, ...]
-    max_rewards: tuple[float, ...]
-    videos: tuple[Path | None, ...]
+    sum_rewards: tuple[float, ...]  # in the environment's units
+    max_rewards: tuple[float, ...]  # likewise
+    videos: tuple[Path | None, ...]  # None where LeRobot wrote none or the file is gone
 
 
 @dataclass(frozen=True)
 class EvalInfo:
-    """One finished run of ``lerobot-eval``.
+    """One finished run of ``lerobot-eval``."""
 
-    Attributes:
-        path: the file.
-        tasks: at least one.
-        seconds: wall time of all rollouts: simulator, rendering and policy together.
-    """
-
-    path: Path
-    tasks: tuple[TaskResult, ...]
-    seconds: float
+    path: Path  # the file
+    tasks: tuple[TaskResult, ...]  # at least one
+    seconds: float  # wall time of all rollouts: simulator, rendering and policy together
 
 
 def read_eval_info(path: Path) -> EvalInfo:
     """Read and check an ``eval_info.json``.
 
     Raises:
-        EvaluationError: the file is missing, is not JSON (a killed evaluation leaves half of one), lacks a field,
-            or its totals are not those of its episodes; names the file and the reason.
+        EvaluationError: the file is missing, is not JSON (a killed evaluation leaves half a file), lacks a field,
+            or its totals differ from its episodes; names the file and the reason.
     """
     try:
         raw = json.loads(path.read_text())
@@ -69,19 +51,16 @@ def read_eval_info(path: Path) -> EvalInfo:
     try:
         tasks = tuple(_read_task(task, path.parent) for task in raw["per_task"])
         overall = raw["overall"]
-        n_said, percent, seconds = (
-            int(overall["n_episodes"]),
-            float(overall["pc_success"]),
-            float(overall["eval_s"]),
-        )
+        n_stated, percent = int(overall["n_episodes"]), float(overall["pc_success"])
+        seconds = float(overall["eval_s"])
     except (KeyError, TypeError, ValueError) as error:
         problem = f"has no field {error}" if isinstance(error, KeyError) else str(error)
         raise EvaluationError(f"{path} is not what lerobot-eval writes: {problem}") from None
     outcomes = [success for task in tasks for success in task.successes]
     if not outcomes:
         raise EvaluationError(f"{path} holds no episode")
-    if n_said != len(outcomes):
-        raise EvaluationError(f"{path} says {n_said} episodes and lists {len(outcomes)}")
+    if n_stated != len(outcomes):
+        raise EvaluationError(f"{path} says {n_stated} episodes and lists {len(outcomes)}")
     if not math.isclose(percent, 100 * sum(outcomes) / len(outcomes), abs_tol=1e-6):
         raise EvaluationError(
             f"{path} says {percent:g} % success and lists {sum(outcomes)} of {len(outcomes)}"
@@ -101,7 +80,7 @@ def _read_task(raw: dict[str, Any], folder: Path) -> TaskResult:
             raise ValueError(f"{name} has {len(successes)} successes and {len(metrics[key])} {key}")
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in metrics[key]):
             raise ValueError(f"{key} of {name} are not all numbers")
-    videos = [find_video(written, folder) for written in metrics.get("video_paths", [])]
+    videos = [_find_video(written, folder) for written in metrics.get("video_paths", [])]
     if len(videos) > len(successes):
         raise ValueError(f"{name} has {len(successes)} episodes and {len(videos)} videos")
     return TaskResult(
@@ -114,12 +93,11 @@ def _read_task(raw: dict[str, Any], folder: Path) -> TaskResult:
     )
 
 
-def find_video(written: str, folder: Path) -> Path | None:
-    """Return where a video is that ``lerobot-eval`` wrote, or None if it is gone.
+def _find_video(written: str, folder: Path) -> Path | None:
+    """Return where a video of an evaluation is now, or None if it is gone.
 
-    Args:
-        written: the path in the file: relative to where ``lerobot-eval`` ran, ``.../videos/<task>/<episode>.mp4``.
-        folder: the evaluation's folder, which may have been moved since.
+    LeRobot writes its path relative to where ``lerobot-eval`` ran (``.../videos/<task>/<episode>.mp4``), and the
+    evaluation's folder may have been moved since.
     """
     beside = folder.joinpath(*Path(written).parts[-3:])
     return next((path for path in (beside, Path(written)) if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""The folder of a sharded evaluation: what was asked for, which shards are finished, all of them as one result.
+"""Reads and writes the folder of a sharded evaluation: what was asked for, and the results of its shards.
 
 ::
 
@@ -8,10 +8,8 @@
     OUT/shards/NAME/attempt-1.log   what it printed
     OUT/eval_info.json              all shards together, in lerobot-eval's own form, once all are finished
 
-Reads and writes these files; starts no process and knows nothing about statistics. Nothing is ever overwritten but the
-merged file, which the shards determine. A folder is only gone on with for the arguments, policy and versions it
-was begun
-with: results that mean different things are never mixed.
+Nothing is overwritten except the merged file, which follows from the shards. A folder is only continued with the
+arguments, policy and versions it was begun with, so results that mean different things are never mixed.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,14 +25,15 @@ from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.output_files import write_json
-from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, TaskResult, read_eval_info
+from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, read_eval_info
 from lerobot_policy_vla0.tools.evaluation.plan import Shard
 
 MANIFEST = "evaluation.json"
 LOCK = "lock"
 _FORMAT = 1
+_METRICS = ("sum_rewards", "max_rewards", "successes", "video_paths", "predicted_video_paths")
 
-# What an outcome depends on besides the arguments. Simulators that are not installed are left out.
+#: Packages that an outcome depends on. Simulators that are not installed are left out.
 _PACKAGES = (
     "lerobot_policy_vla0",
     "lerobot",
@@ -51,21 +51,12 @@ _SAMPLES, _SAMPLE = 64, 2**16
 
 @dataclass(frozen=True)
 class ShardedEvaluation:
-    """A sharded evaluation as it was asked for.
+    """A sharded evaluation as it was asked for."""
 
-    Attributes:
-        folder: where it lies.
-        arguments: of ``lerobot-eval``, by name.
-        policy: ``fingerprint`` of a local checkpoint's files (None for a Hub repo), and ``config``: what its
-            ``config.json`` says about answers.
-        versions: of the packages an outcome depends on.
-        shards: its parts.
-    """
-
-    folder: Path
-    arguments: dict[str, str]
-    policy: dict[str, Any]
-    versions: dict[str, str]
+    folder: Path  # where it is on disk
+    arguments: dict[str, str]  # of lerobot-eval, by name
+    policy: dict[str, Any]  # see `describe_policy`
+    versions: dict[str, str]  # of the packages an outcome depends on
     shards: tuple[Shard, ...]
 
     def shard_folder(self, shard: Shard) -> Path:
@@ -83,16 +74,13 @@ class ShardedEvaluation:
         Raises:
             EvaluationError: no attempt finished, or the result is not that of this shard; says why.
         """
-        attempts = self.attempts(shard)
-        if not attempts:
-            raise EvaluationError(f"{self.shard_folder(shard)} is not finished: it was not begun")
         problem: EvaluationError | None = None
-        for attempt in reversed(attempts):
+        for attempt in reversed(self.attempts(shard)):
             try:
                 return _as_planned(read_eval_info(attempt / FILE_NAME), shard)
             except EvaluationError as error:
                 problem = problem or error
-        raise EvaluationError(f"{self.shard_folder(shard)} is not finished: {problem}")
+        raise EvaluationError(f"{self.shard_folder(shard)} is not finished: {problem or 'it was not begun'}")
 
     def is_finished(self, shard: Shard) -> bool:
         """Tell whether a shard has a complete result."""
@@ -104,36 +92,24 @@ class ShardedEvaluation:
 
 
 def check_usable(folder: Path) -> None:
-    """Make sure that a folder is new, empty, or a sharded evaluation's.
-
-    Raises:
-        EvaluationError: it holds something else.
-    """
+    """Raise EvaluationError unless a folder is new, empty, or a sharded evaluation's."""
     if (folder / MANIFEST).exists() or not folder.exists():
         return
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}:
         raise EvaluationError(f"{folder} exists and holds no {MANIFEST}: give a new folder as --out")
 
 
-def open_evaluation(folder: Path, arguments: Mapping[str, str], shards: list[Shard]) -> ShardedEvaluation:
-    """Begin an evaluation in a folder, or go on with the one that is there.
+def open_evaluation(folder: Path, arguments: dict[str, str], shards: list[Shard]) -> ShardedEvaluation:
+    """Begin an evaluation in a folder that exists and that `check_usable` accepts, or continue the one that is there.
 
-    Args:
-        folder: made if it does not exist.
-        arguments: of ``lerobot-eval``, by name, without what only says where a shard runs.
-        shards: from `plan.plan_shards`.
+    The arguments are those of ``lerobot-eval``, by name, without those that only say where a shard runs.
 
     Raises:
-        EvaluationError: the folder holds something else, or an evaluation that was begun with other arguments, another
-            policy or other versions; names every difference.
+        EvaluationError: the folder's evaluation was begun with other arguments, another policy or other versions;
+            names every difference.
     """
-    asked = ShardedEvaluation(
-        folder,
-        dict(arguments),
-        describe_policy(arguments["policy.path"]),
-        installed_versions(),
-        tuple(shards),
-    )
+    policy, versions = describe_policy(arguments["policy.path"]), installed_versions()
+    asked = ShardedEvaluation(folder, arguments, policy, versions, tuple(shards))
     if (folder / MANIFEST).exists():
         begun = read_evaluation(folder)
         if differences := _differences(begun, asked):
@@ -142,25 +118,14 @@ def open_evaluation(folder: Path, arguments: Mapping[str, str], shards: list[Sha
                 "or give another --out"
             )
         return begun
-    check_usable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "format": _FORMAT,
-        "arguments": asked.arguments,
-        "policy": asked.policy,
-        "versions": asked.versions,
-        "shards": [asdict(shard) for shard in shards],
-    }
+    content = {"format": _FORMAT} | asdict(asked)
+    del content["folder"]
     write_json(folder / MANIFEST, content)
     return asked
 
 
 def read_evaluation(folder: Path) -> ShardedEvaluation:
-    """Return the evaluation that a folder was begun for.
-
-    Raises:
-        EvaluationError: its manifest is missing or unreadable.
-    """
+    """Return the evaluation that a folder was begun for; raise EvaluationError if its manifest is unreadable."""
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text())
@@ -175,58 +140,49 @@ def read_evaluation(folder: Path) -> ShardedEvaluation:
 def merge(evaluation: ShardedEvaluation) -> dict[str, Any]:
     """Return all shards as the undivided ``lerobot-eval`` would have written them.
 
-    The rewards, successes and their order are the same; wall times are the sum of the shards', and each shard may have
-    written videos.
-
-    Raises:
-        EvaluationError: a shard is not finished.
+    Rewards, successes and their order are the same. The wall time is the sum of the shards', and there may be more
+    videos, because every shard writes some. Raises EvaluationError if a shard is not finished.
     """
-    infos = [evaluation.read(shard) for shard in evaluation.shards]
-    joined: dict[tuple[str, int], list[TaskResult]] = {}
-    for info in infos:
+    seconds = 0.0
+    tasks: dict[tuple[str, int], dict[str, list[Any]]] = {}
+    for shard in evaluation.shards:
+        info = evaluation.read(shard)
+        seconds += info.seconds
         for task in info.tasks:
-            joined.setdefault((task.suite, task.task_id), []).append(task)
-    per_task: list[dict[str, Any]] = []
-    for (suite, task_id), parts in joined.items():
-        metrics: dict[str, Any] = {
-            "sum_rewards": [value for part in parts for value in part.sum_rewards],
-            "max_rewards": [value for part in parts for value in part.max_rewards],
-            "successes": [value for part in parts for value in part.successes],
-            "video_paths": [str(video) for part in parts for video in part.videos if video],
-            "predicted_video_paths": [],
-        }
-        per_task.append({"task_group": suite, "task_id": task_id, "metrics": metrics})
-    seconds = sum(info.seconds for info in infos)
-    overall = _aggregate([task["metrics"] for task in per_task])
-    overall |= {"eval_s": seconds, "eval_ep_s": seconds / overall["n_episodes"]}
-    groups = dict.fromkeys(task["task_group"] for task in per_task)
+            metrics = tasks.setdefault((task.suite, task.task_id), {name: [] for name in _METRICS})
+            metrics["sum_rewards"] += task.sum_rewards
+            metrics["max_rewards"] += task.max_rewards
+            metrics["successes"] += task.successes
+            metrics["video_paths"] += [str(video) for video in task.videos if video]
+    suites: dict[str, list[dict[str, list[Any]]]] = {}
+    for (suite, _), metrics in tasks.items():
+        suites.setdefault(suite, []).append(metrics)
+    overall = _aggregate(list(tasks.values()))
     return {
-        "per_task": per_task,
-        "per_group": {
-            group: _aggregate([task["metrics"] for task in per_task if task["task_group"] == group])
-            for group in groups
-        },
-        "overall": overall,
+        "per_task": [
+            {"task_group": suite, "task_id": task_id, "metrics": metrics}
+            for (suite, task_id), metrics in tasks.items()
+        ],
+        "per_group": {suite: _aggregate(metrics) for suite, metrics in suites.items()},
+        "overall": overall | {"eval_s": seconds, "eval_ep_s": seconds / overall["n_episodes"]},
     }
 
 
-def _aggregate(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    def joined(key: str) -> list[Any]:
-        return [value for part in metrics for value in part[key]]
-
-    n = len(joined("successes"))
+def _aggregate(tasks: list[dict[str, list[Any]]]) -> dict[str, Any]:
+    joined = {name: [value for metrics in tasks for value in metrics[name]] for name in _METRICS}
+    n = len(joined["successes"])
     return {
-        "avg_sum_reward": sum(joined("sum_rewards")) / n,
-        "avg_max_reward": sum(joined("max_rewards")) / n,
-        "pc_success": 100 * sum(joined("successes")) / n,
+        "avg_sum_reward": sum(joined["sum_rewards"]) / n,
+        "avg_max_reward": sum(joined["max_rewards"]) / n,
+        "pc_success": 100 * sum(joined["successes"]) / n,
         "n_episodes": n,
-        "video_paths": joined("video_paths"),
-        "predicted_video_paths": [],
+        "video_paths": joined["video_paths"],
+        "predicted_video_paths": joined["predicted_video_paths"],
     }
 
 
 def _as_planned(info: EvalInfo, shard: Shard) -> EvalInfo:
-    """Return a shard's result under the names of the undivided evaluation, or say that it is another's."""
+    """Return a shard's result under the task's name in the undivided evaluation; refuse another shard's result."""
     for task in info.tasks:
         if len(task.successes) != shard.n_episodes:
             raise EvaluationError(
@@ -240,7 +196,7 @@ def _as_planned(info: EvalInfo, shard: Shard) -> EvalInfo:
 
 
 def _differences(begun: ShardedEvaluation, asked: ShardedEvaluation) -> list[str]:
-    def compare(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    def compare(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         return [
             f"{kind}{key} was {old.get(key, 'not given')}, now {new.get(key, 'not given')}"
             for key in sorted(old.keys() | new.keys())
@@ -258,10 +214,11 @@ def _differences(begun: ShardedEvaluation, asked: ShardedEvaluation) -> list[str
 
 
 def describe_policy(path: str) -> dict[str, Any]:
-    """Return what identifies a policy and what its answers are.
+    """Return what identifies the policy at ``--policy.path``, and the form of its answers.
 
-    Args:
-        path: ``--policy.path``: a folder, or a repo on the Hub, about which nothing is known here.
+    Returns:
+        ``fingerprint`` of the checkpoint's files, and ``config``: options of its ``config.json`` that determine the
+        form. They are None and empty for a repo on the Hub.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -273,14 +230,14 @@ def describe_policy(path: str) -> dict[str, Any]:
             f"--policy.path={path} is not a policy's folder: config.json: {error}"
         ) from None
     shape = config.get("output_features", {}).get("action", {}).get("shape")
-    said = {key: config[key] for key in ("type", "chunk_size", "n_action_steps", "n_bins") if key in config}
-    return {"fingerprint": fingerprint(folder), "config": said | ({"action_dim": shape[0]} if shape else {})}
+    form = {key: config[key] for key in ("type", "chunk_size", "n_action_steps", "n_bins") if key in config}
+    return {"fingerprint": fingerprint(folder), "config": form | ({"action_dim": shape[0]} if shape else {})}
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a digest of a folder's files, names included, times not.
+    """Return a digest of the names and contents of a folder's files.
 
-    Files up to 64 MiB are read whole, of larger ones the size and 64 samples of 64 KiB.
+    Files up to 64 MiB are read whole; of larger ones it takes the size and 64 samples of 64 KiB.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -297,11 +254,9 @@ def fingerprint(folder: Path) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages an outcome depends on."""
+    """Return the versions of the packages that an outcome depends on."""
     versions = {}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions

@@ -1,8 +1,7 @@
-"""Splits an evaluation into shards: ``lerobot-eval`` arguments in, the arguments of each part out.
+"""Splits an evaluation into shards: takes ``lerobot-eval`` arguments and returns those of each part.
 
-Pure functions: starts nothing, writes nothing. The rule that everything follows from: LeRobot resets episode ``i`` of
-every task with ``--seed + i``, in batches of ``--eval.batch_size``. So a shard of whole batches, given the seed of its
-first episode, plays the very episodes the undivided evaluation would play.
+LeRobot resets episode ``i`` of every task with ``--seed + i``, in batches of ``--eval.batch_size``. So a shard of whole
+batches, given the seed of its first episode, plays the same episodes as the undivided evaluation.
 """
 
 from __future__ import annotations
@@ -12,27 +11,22 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from lerobot_policy_vla0.errors import EvaluationError
 
-#: Tasks of LIBERO's suites. Fixed by the benchmark; importing it would ask questions on the terminal.
-LIBERO_TASKS = {
-    "libero_spatial": 10,
-    "libero_object": 10,
-    "libero_goal": 10,
-    "libero_10": 10,
-    "libero_90": 90,
-}
+#: Number of tasks in LIBERO's suites. The benchmark fixes it; importing LIBERO would ask questions on the terminal.
+LIBERO_TASKS = dict.fromkeys(("libero_spatial", "libero_object", "libero_goal", "libero_10"), 10)
+LIBERO_TASKS["libero_90"] = 90
 
-#: Environments whose start does not follow from the seed: they count the resets of a process instead.
-_STARTS_BY_COUNT = ("libero", "libero_plus")
+#: Environments of LIBERO. Their start does not follow from the seed: they count the resets of a process instead.
+_LIBERO = ("libero", "libero_plus")
 
-#: What `lerobot-eval` assumes where nothing is given, except the batch size: its own is as large as the machine allows.
+#: Defaults of `lerobot-eval`, except the batch size: LeRobot's is as large as the machine allows.
 DEFAULTS = {"seed": "1000", "eval.n_episodes": "50", "eval.batch_size": "1"}
 
-_OURS = {
+#: Arguments that `vla0 eval` sets itself, and what to do instead.
+_SET_BY_US = {
     "output_dir": "say --out: every shard gets a folder below it",
     "config_path": "write the arguments out: each shard changes some of them",
 }
@@ -40,36 +34,26 @@ _OURS = {
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of an evaluation that one process plays.
+    """A part of an evaluation that one process plays."""
 
-    Attributes:
-        name: of its folder.
-        suite: what LeRobot calls the task's group in the undivided evaluation; None if how this environment divides its
-            tasks is not known here: then the shard holds all of them, as the environment names them.
-        task_id: index within the suite, in the undivided evaluation.
-        task: the task's name, for people.
-        seed: of its first episode.
-        first_episode: index of it in the undivided evaluation.
-        n_episodes: how many.
-        arguments: of ``lerobot-eval``, without the output folder and the device.
-    """
-
-    name: str
+    name: str  # of its folder
+    # LeRobot's group of the task in the undivided evaluation. None for environments whose tasks are not known here:
+    # then the shard holds all of them, as the environment names them.
     suite: str | None
-    task_id: int
-    task: str
-    seed: int
-    first_episode: int
+    task_id: int  # index within the suite, in the undivided evaluation
+    task: str  # the task's name in reports
+    seed: int  # of its first episode
+    first_episode: int  # its index in the undivided evaluation
     n_episodes: int
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # of lerobot-eval, without the output folder and the device
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     """Return ``--name=value`` and ``--name value`` arguments by name, defaults filled in.
 
     Raises:
-        EvaluationError: something is not an argument, is given twice, belongs to ``vla0 eval`` itself, is missing, or
-            would share one policy between threads.
+        EvaluationError: an argument is malformed, given twice, set by ``vla0 eval`` itself or missing, or would share
+            one policy between threads.
 
     >>> parse_arguments(["--policy.path=p", "--env.type", "metaworld"])["env.type"]
     'metaworld'
@@ -87,7 +71,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
         if name[2:] in values:
             raise EvaluationError(f"{name} is given twice: {values[name[2:]]!r} and {value!r}")
         values[name[2:]] = value
-    for name, fix in _OURS.items():
+    for name, fix in _SET_BY_US.items():
         if name in values:
             raise EvaluationError(f"--{name} cannot be passed on to lerobot-eval: {fix}")
     for name in ("policy.path", "env.type"):
@@ -102,7 +86,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def plan_shards(values: dict[str, str], episodes_per_shard: int | None = None) -> list[Shard]:
-    """Split an evaluation by task, and a task by episodes if asked to.
+    """Split an evaluation by task, and each task by episodes if asked to.
 
     Args:
         values: from `parse_arguments`.
@@ -122,66 +106,57 @@ def plan_shards(values: dict[str, str], episodes_per_shard: int | None = None) -
             f"--eval.n_episodes={n_episodes} and --eval.batch_size={batch}: both have to be 1 or more (a batch size "
             "of 0 would let every machine choose its own, and results differ with it)"
         )
-    kind = values["env.type"]
-    size = n_episodes if episodes_per_shard is None else episodes_per_shard
-    if episodes_per_shard is not None:
-        _check_split(values, n_episodes, batch, size)
-    shards = []
-    for suite, task_id, task, own in _tasks(values):
-        for first in range(0, n_episodes, size):
-            count = min(size, n_episodes - first)
-            changed = values | own | {"seed": str(seed + first), "eval.n_episodes": str(count)}
-            name = f"{suite or kind}_{task_id:02d}"
-            if size < n_episodes:
-                name += f"_episodes{first:04d}-{first + count - 1:04d}"
-            shards.append(
-                Shard(
-                    name=re.sub(r"[^\w.-]+", "-", name),
-                    suite=suite,
-                    task_id=task_id,
-                    task=task,
-                    seed=seed + first,
-                    first_episode=first,
-                    n_episodes=count,
-                    arguments=tuple(f"--{key}={value}" for key, value in sorted(changed.items())),
-                )
-            )
-    if len({shard.name for shard in shards}) != len(shards):
-        raise EvaluationError(f"--env.task={values['env.task']} names a task twice")
-    return shards
-
-
-def _check_split(values: dict[str, str], n_episodes: int, batch: int, size: int) -> None:
-    if values["env.type"] in _STARTS_BY_COUNT:
+    kind, size = values["env.type"], episodes_per_shard
+    if size is None:
+        size = n_episodes
+    elif kind in _LIBERO:
         raise EvaluationError(
-            f"--episodes-per-shard would change what is played: {values['env.type']} takes its initial states in "
+            f"--episodes-per-shard would change what is played: {kind} takes its initial states in "
             "the order of a process's resets, whatever the seed. Leave it out: tasks are divided anyway"
         )
-    if size < 1 or size % batch or n_episodes % batch:
+    elif size < 1 or size % batch or n_episodes % batch:
         raise EvaluationError(
             f"--episodes-per-shard={size} and --eval.n_episodes={n_episodes} have to be multiples of "
             f"--eval.batch_size={batch}: only whole batches play the same way in a shard"
         )
+    shards = []
+    for suite, task_id, task, choice in _tasks(values):
+        for first in range(0, n_episodes, size):
+            count = min(size, n_episodes - first)
+            name = f"{suite or kind}_{task_id:02d}"
+            if size < n_episodes:
+                name += f"_episodes{first:04d}-{first + count - 1:04d}"
+            name = re.sub(r"[^\w.-]+", "-", name)
+            own = values | choice | {"seed": str(seed + first), "eval.n_episodes": str(count)}
+            arguments = tuple(f"--{key}={value}" for key, value in sorted(own.items()))
+            shards.append(Shard(name, suite, task_id, task, seed + first, first, count, arguments))
+    if len({shard.name for shard in shards}) != len(shards):
+        raise EvaluationError(f"--env.task={values['env.task']} names a task twice")
+    return shards
 
 
 def _tasks(values: dict[str, str]) -> list[tuple[str | None, int, str, dict[str, str]]]:
     """Return (suite, task_id, name, arguments that choose it) of every task."""
     kind, given = values["env.type"], values.get("env.task", "")
     names = [name.strip() for name in given.split(",") if name.strip()]
-    if kind in ("libero", "libero_plus"):
+    examples = dict.fromkeys(_LIBERO, "libero_spatial") | {"metaworld": "metaworld-reach-v3"}
+    if kind not in examples:
+        return [(None, 0, given or kind, {})]
+    if not names:
+        raise EvaluationError(
+            f"--env.task is missing among the arguments of lerobot-eval, e.g. --env.task={examples[kind]}"
+        )
+    if kind in _LIBERO:
         return [
             (suite, task_id, f"task {task_id}", {"env.task": suite, "env.task_ids": f"[{task_id}]"})
-            for suite in names or _missing("libero_spatial")
+            for suite in names
             for task_id in _libero_ids(suite, values)
         ]
-    if kind == "metaworld":
-        groups = _metaworld_groups()
-        return [
-            (group, task_id, name, {"env.task": name})
-            for group in names or _missing("metaworld-reach-v3")
-            for task_id, name in enumerate(groups.get(group) or [_metaworld_task(group)])
-        ]
-    return [(None, 0, given or kind, {})]
+    return [
+        (group, task_id, name, {"env.task": name})
+        for group in names
+        for task_id, name in enumerate(_metaworld_tasks(group))
+    ]
 
 
 def _libero_ids(suite: str, values: dict[str, str]) -> list[int]:
@@ -207,36 +182,23 @@ def _libero_ids(suite: str, values: dict[str, str]) -> list[int]:
     )
 
 
-@cache
-def _metaworld_config() -> dict[str, dict[str, list[str]]]:
+def _metaworld_tasks(name: str) -> list[str]:
+    """Return the tasks of a difficulty group of Meta-World, or the one task of that name."""
     import lerobot
 
-    # The file itself: the module that reads it imports the simulator.
-    loaded: dict[str, dict[str, list[str]]] = json.loads(
-        (Path(lerobot.__file__).parent / "envs" / "metaworld_config.json").read_text()
-    )
-    return loaded
-
-
-def _metaworld_groups() -> dict[str, list[str]]:
-    return _metaworld_config()["DIFFICULTY_TO_TASKS"]
-
-
-def _metaworld_task(name: str) -> str:
-    known = _metaworld_config()["TASK_DESCRIPTIONS"]
-    if name.removeprefix("metaworld-") not in known:
-        near = difflib.get_close_matches(name.removeprefix("metaworld-"), [*known, *_metaworld_groups()], n=1)
+    # The file itself: the module of LeRobot that reads it imports the simulator.
+    config = json.loads((Path(lerobot.__file__).parent / "envs" / "metaworld_config.json").read_text())
+    groups: dict[str, list[str]] = config["DIFFICULTY_TO_TASKS"]
+    task, known = name.removeprefix("metaworld-"), config["TASK_DESCRIPTIONS"]
+    if groups.get(name):
+        return groups[name]
+    if task not in known:
+        near = difflib.get_close_matches(task, [*known, *groups], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise EvaluationError(
             f"--env.task: {name!r} is neither a task nor a difficulty group of Meta-World{hint}"
         )
-    return name
-
-
-def _missing(example: str) -> list[str]:
-    raise EvaluationError(
-        f"--env.task is missing among the arguments of lerobot-eval, e.g. --env.task={example}"
-    )
+    return [name]
 
 
 def _integer(values: dict[str, str], name: str) -> int:

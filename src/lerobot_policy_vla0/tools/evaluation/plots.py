@@ -1,4 +1,4 @@
-"""Pictures of success rates and comparisons, as PNG bytes. What is counted is `compare`'s."""
+"""Draws success rates and comparisons as PNG pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lerobot_policy_vla0.tools.evaluation.compare import Comparison, Line
 from lerobot_policy_vla0.tools.reporting import plots as plotting
 from lerobot_policy_vla0.tools.reporting.plots import BLUE, COLORS, INK, ORANGE
 
-_LIGHT_BLUE, _LIGHT_GREY = "#b9d7ea", "#d8dadd"  # both and neither, beside who is alone
+_LIGHT_BLUE, _LIGHT_GREY = "#b9d7ea", "#d8dadd"  # both and neither; full colours: one policy alone
 
 
 def plot_success(lines: Sequence[Line]) -> bytes:
@@ -51,9 +51,8 @@ def plot_comparison(comparisons: Sequence[Comparison]) -> bytes:
             for y, (start, count) in enumerate(zip(left, counts, strict=True)):
                 ink = "white" if color in (BLUE, ORANGE) else INK
                 if count:
-                    axes.text(
-                        start + count / 2, y, str(count), ha="center", va="center", fontsize=8, color=ink
-                    )
+                    x = start + count / 2
+                    axes.text(x, y, str(count), ha="center", va="center", fontsize=8, color=ink)
             left = [start + count for start, count in zip(left, counts, strict=True)]
         axes.set_yticks(range(len(comparisons)), [c.scope for c in comparisons])
         axes.set(

@@ -1,7 +1,7 @@
 """Finds evaluations on disk and reads them as episodes, each with its policy, task and seed.
 
-Knows plain ``lerobot-eval`` folders and those of ``vla0 eval``; knows nothing about statistics. What is corrupt or
-unfinished is left out and named; what contradicts itself (an episode twice) is an error.
+It reads folders of ``lerobot-eval`` and of ``vla0 eval``. A corrupt or unfinished evaluation is left out and named; an
+episode that is there twice is an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.evaluation import queries
-from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, TaskResult, read_eval_info
+from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, read_eval_info
 from lerobot_policy_vla0.tools.evaluation.folder import MANIFEST, read_evaluation
 from lerobot_policy_vla0.tools.evaluation.queries import Query, read_queries, summarise
 
@@ -24,27 +24,16 @@ _SEED = re.compile(r"(?:^|[_-])seed[_-]?(\d+)$")
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of one policy.
+    """One episode of one policy."""
 
-    Attributes:
-        suite: LeRobot's ``task_group``.
-        task_id: index within the suite.
-        seed: the environment was reset with it; None if it is not known (``lerobot-eval`` does not write it).
-        index: position in its evaluation.
-        success: whether it was solved.
-        sum_reward: in the environment's units.
-        video: a file, or None.
-        source: the ``eval_info.json`` it comes from.
-    """
-
-    suite: str
-    task_id: int
-    seed: int | None
-    index: int
-    success: bool
-    sum_reward: float
+    suite: str  # LeRobot's task_group
+    task_id: int  # index within the suite
+    seed: int | None  # of the environment's reset; None if it is not known: lerobot-eval does not write it
+    index: int  # position in its evaluation
+    success: bool  # whether it was solved
+    sum_reward: float  # in the environment's units
     video: Path | None
-    source: Path
+    source: Path  # the eval_info.json it comes from
 
     @property
     def task(self) -> tuple[str, int]:
@@ -53,7 +42,7 @@ class Episode:
 
     @property
     def start(self) -> tuple[str, int, int | None, int]:
-        """What identifies the start of the episode: two policies with the same one saw the same scene."""
+        """What identifies the start of the episode: two policies with the same start saw the same scene."""
         return self.suite, self.task_id, self.seed, self.index if self.seed is None else 0
 
 
@@ -68,28 +57,19 @@ class Skipped:
 
 @dataclass
 class Run:
-    """Everything that was read about one policy.
+    """Everything that was read about one policy."""
 
-    Attributes:
-        name: as it appears in the report.
-        episodes: sorted by task and seed; at least one.
-        skipped: evaluations that were left out, and why.
-        task_names: names of tasks for people, where they are known.
-        seconds: wall time of all evaluations read: simulator, rendering and policy together.
-        policies: what the evaluations say about the policies they ran, if they do.
-        queries: of the policy, where they were recorded (`vla0 eval` does).
-    """
-
-    name: str
-    episodes: list[Episode] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    task_names: dict[tuple[str, int], str] = field(default_factory=dict)
-    seconds: float = 0.0
+    name: str  # in the report
+    episodes: list[Episode] = field(default_factory=list)  # sorted by task and seed; at least one
+    skipped: list[Skipped] = field(default_factory=list)  # evaluations that were left out, and why
+    task_names: dict[tuple[str, int], str] = field(default_factory=dict)  # for the report, where known
+    seconds: float = 0.0  # wall time of all evaluations: simulator, rendering and policy together
+    # What `vla0 eval` records (see `folder.describe_policy` and `queries`); lerobot-eval does not.
     policies: list[dict[str, Any]] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
 
     def query_times(self) -> dict[str, float | int | None] | None:
-        """Return what `queries.summarise` says of the queries; None if there are none."""
+        """Return the summary that `queries.summarise` makes of the queries; None if there are none."""
         steps = {policy.get("config", {}).get("n_action_steps") for policy in self.policies}
         return summarise(self.queries, steps.pop() if len(steps) == 1 else None)
 
@@ -97,10 +77,10 @@ class Run:
 def parse_run_arguments(arguments: Iterable[str]) -> dict[str, list[Path]]:
     """Return folders by policy name from ``FOLDER`` or ``NAME=FOLDER`` arguments.
 
-    Without a name it is the folder's own; a name given several times joins its folders.
+    A policy without a name gets the folder's. Folders with the same given name are joined.
 
     Raises:
-        EvaluationError: two folders without a name are called alike.
+        EvaluationError: two folders without a given name have the same name.
 
     >>> parse_run_arguments(["ours=runs/a", "ours=runs/b"])
     {'ours': [PosixPath('runs/a'), PosixPath('runs/b')]}
@@ -125,15 +105,10 @@ def parse_run_arguments(arguments: Iterable[str]) -> dict[str, list[Path]]:
 
 
 def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) -> Run:
-    """Read every evaluation of one policy below some folders.
+    """Read every evaluation of one policy at or below some folders.
 
-    Seeds come from ``vla0 eval``'s manifest, or from the name of the folder with the ``eval_info.json`` if it ends in
-    ``seed<S>`` (its episode i was then reset with S + i), or from `first_seed`.
-
-    Args:
-        name: of the policy.
-        folders: each an evaluation, or with evaluations somewhere below.
-        first_seed: ``--seed`` of the evaluations that do not say it.
+    Seeds come from the manifest of ``vla0 eval``, or from the name of the folder with the ``eval_info.json`` if it ends
+    in ``seed<S>`` (its episode i was then reset with S + i), or from ``first_seed``.
 
     Returns:
         The run; evaluations that could not be read are in its ``skipped``.
@@ -158,16 +133,14 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
     )
     for earlier, later in zip(run.episodes, run.episodes[1:], strict=False):
         if earlier.start == later.start:
-            what = f"{later.suite} task {later.task_id}"
-            if later.seed is not None:
-                raise EvaluationError(
-                    f"{name!r} has {what} with seed {later.seed} twice, in {earlier.source} and {later.source}: "
-                    "leave one out"
+            seed, fix = f" with seed {later.seed}", ": leave one out"
+            if later.seed is None:
+                seed, fix = (
+                    "",
+                    ", and neither says its seeds: let their folders end in _seed<first seed>, or leave one out",
                 )
-            raise EvaluationError(
-                f"{name!r} has {what} twice, in {earlier.source} and {later.source}, and neither says its seeds: "
-                "let their folders end in _seed<first seed>, or leave one out"
-            )
+            what = f"{later.suite} task {later.task_id}{seed}"
+            raise EvaluationError(f"{name!r} has {what} twice, in {earlier.source} and {later.source}{fix}")
     return run
 
 
@@ -175,29 +148,20 @@ def _find(folder: Path) -> Iterator[Path]:
     """Yield the folders of evaluations at or below a folder, finished or not, in a fixed order."""
     for here, folders, files in os.walk(folder):
         folders.sort()
-        path = Path(here)
-        if MANIFEST in files or FILE_NAME in files or _looks_unfinished(path):
+        # lerobot-eval makes videos/<task>/ first. Data sets have a folder videos too, and one called meta.
+        unfinished = "videos" in folders and "meta" not in folders + files
+        if MANIFEST in files or FILE_NAME in files or unfinished:
             folders.clear()
-            yield path
-
-
-def _looks_unfinished(path: Path) -> bool:
-    """Tell whether ``lerobot-eval`` began here: it makes ``videos/<task>/`` first. Datasets have ``videos`` as well."""
-    return (path / "videos").is_dir() and not (path / "meta").exists()
+            yield Path(here)
 
 
 def _read_one(run: Run, path: Path, first_seed: int | None) -> None:
-    """Add one evaluation's episodes to a run, or what is wrong with it."""
-    if not (path / MANIFEST).exists():
-        try:
-            info = read_eval_info(path / FILE_NAME)
-        except EvaluationError as error:
-            run.skipped.append(Skipped(run.name, path, str(error)))
-            return
-        named = _SEED.search(path.resolve().name)
-        _add(run, info, int(named[1]) if named else first_seed, 0)
-        return
+    """Add one evaluation's episodes to a run, or the reason why it is left out."""
     try:
+        if not (path / MANIFEST).exists():
+            named = _SEED.search(path.resolve().name)
+            _add(run, read_eval_info(path / FILE_NAME), int(named[1]) if named else first_seed, 0)
+            return
         evaluation = read_evaluation(path)
     except EvaluationError as error:
         run.skipped.append(Skipped(run.name, path, str(error)))
@@ -216,14 +180,11 @@ def _read_one(run: Run, path: Path, first_seed: int | None) -> None:
 
 
 def _add(run: Run, info: EvalInfo, first_seed: int | None, first_index: int) -> None:
+    """Add the episodes of one ``eval_info.json`` to a run."""
     run.seconds += info.seconds
     for task in info.tasks:
-        run.episodes += list(_episodes(task, info.path, first_seed, first_index))
-
-
-def _episodes(task: TaskResult, source: Path, first_seed: int | None, first_index: int) -> Iterator[Episode]:
-    for i, (success, reward, video) in enumerate(
-        zip(task.successes, task.sum_rewards, task.videos, strict=True)
-    ):
-        seed = None if first_seed is None else first_seed + i
-        yield Episode(task.suite, task.task_id, seed, first_index + i, success, reward, video, source)
+        for i, outcome in enumerate(zip(task.successes, task.sum_rewards, task.videos, strict=True)):
+            seed = None if first_seed is None else first_seed + i
+            run.episodes.append(
+                Episode(task.suite, task.task_id, seed, first_index + i, *outcome, source=info.path)
+            )

@@ -1,8 +1,7 @@
-"""Runs the shards of an evaluation in processes, several at a time, and survives whatever happens to them.
+"""Runs the shards of an evaluation, several at a time, and continues when one of them fails.
 
-Knows processes, devices and logs; what a shard is and whether it is finished say `plan` and `folder`. Every shard is
-``lerobot-eval`` in a process of its own with a policy of its own. Each attempt writes to a new folder; one that
-leaves no complete result is tried once more, then the shard counts as failed and the others go on.
+Every shard is ``lerobot-eval`` in a process of its own with a policy of its own. Each attempt writes to a new folder. A
+shard without a complete result is tried again; then it counts as failed, and the others continue.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import IO
+from threading import Event
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.output_files import write_json
@@ -33,27 +32,18 @@ from lerobot_policy_vla0.tools.evaluation.folder import (
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
 from lerobot_policy_vla0.tools.reporting.pages import clock
-from lerobot_policy_vla0.tools.workers import Worker, last_lines, start_worker
+from lerobot_policy_vla0.tools.workers import last_lines, run_in_places, run_worker
 
-#: Command of a worker; see `worker`.
-WORKER = (sys.executable, "-m", "lerobot_policy_vla0.tools.evaluation.worker")
+#: Command of a worker; see `lerobot_worker`.
+WORKER = (sys.executable, "-m", "lerobot_policy_vla0.tools.lerobot_worker", "eval")
 
-_POLL = 0.1  # seconds
-_TAIL = 6  # lines of a failed worker's log that are shown
+_SHOWN_LINES = 6  # of a failed worker's log
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `evaluate` left behind.
+    """Names of shards: finished before the call of `evaluate`, finished by it, and without a complete result."""
 
-    Attributes:
-        folder: of the evaluation.
-        skipped: shards that were finished before.
-        finished: shards that were finished now.
-        failed: shards without a result; the merged file is written only if there are none.
-    """
-
-    folder: Path
     skipped: tuple[str, ...]
     finished: tuple[str, ...]
     failed: tuple[str, ...]
@@ -62,16 +52,6 @@ class Outcome:
     def complete(self) -> bool:
         """Whether every shard has a result."""
         return not self.failed
-
-
-@dataclass
-class _Run:
-    shard: Shard
-    device: str | None
-    folder: Path
-    log: Path
-    worker: Worker
-    began: float
 
 
 def evaluate(
@@ -86,18 +66,16 @@ def evaluate(
 ) -> Outcome:
     """Evaluate a policy in shards, skipping those that are finished, and merge the results.
 
+    ``OUT/eval_info.json`` is written if no shard failed.
+
     Args:
         out: folder of the evaluation; may hold an unfinished one with the same arguments.
         arguments: of ``lerobot-eval``.
         n_workers: shards that run at a time.
-        devices: ``cpu``, ``cuda`` or ``cuda:1``; workers are spread over them. Empty leaves ``--policy.device`` as
-            it is.
+        devices: workers are spread over them, e.g. ``cuda:1``; empty leaves ``--policy.device`` as it is.
         episodes_per_shard: see `plan.plan_shards`.
         retries: further attempts at a shard that leaves no complete result.
         say: called with one line per event.
-
-    Returns:
-        Which shards were skipped, finished, failed. ``OUT/eval_info.json`` is written if none failed.
 
     Raises:
         EvaluationError: the arguments contradict each other or those the folder was begun with, or another ``vla0
@@ -113,7 +91,7 @@ def evaluate(
             "leave one out"
         )
     for device in devices:
-        device_settings(device)  # complains now, not in the middle
+        device_settings(device)  # raises now, not after the first shards
     if len(kinds := {device.partition(":")[0] for device in devices}) > 1:
         raise EvaluationError(
             f"--devices {','.join(devices)}: results of {' and '.join(sorted(kinds))} would be mixed"
@@ -158,15 +136,29 @@ def device_settings(device: str) -> dict[str, str]:
 
 
 def rendering_settings(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that let a worker render where there is no screen; those the user has set win.
+    """Return the environment variables that a worker needs to render where there is no screen.
 
-    MuJoCo opens a window unless told otherwise, and an ablation would only find out after hours of training.
+    Without them MuJoCo tries to open a window, and an ablation would fail only after hours of training.
 
     >>> rendering_settings("linux", {}), rendering_settings("linux", {"DISPLAY": ":0"})
     ({'MUJOCO_GL': 'egl'}, {})
     """
     screen = any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     return {"MUJOCO_GL": "egl"} if platform == "linux" and not screen else {}
+
+
+@contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """Lock a folder: two evaluations in one would play the same shards twice."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvaluationError(
+                f"another vla0 eval is at work in {out}: wait for it, or give another --out"
+            ) from None
+        yield
 
 
 def _run_all(
@@ -176,51 +168,51 @@ def _run_all(
     retries: int,
     say: Callable[[str], None],
 ) -> Outcome:
-    skipped = tuple(shard.name for shard in evaluation.shards if evaluation.is_finished(shard))
-    waiting = deque(shard for shard in evaluation.shards if shard.name not in skipped)
     total = len(evaluation.shards)
-    finished: list[str] = []
-    failed: list[str] = []
+    waiting = [shard for shard in evaluation.shards if not evaluation.is_finished(shard)]
+    skipped = tuple(shard.name for shard in evaluation.shards if shard not in waiting)
     if skipped:
         say(f"{len(skipped)} of {total} shards are finished already")
-    # A worker takes a place and gives it back: places on one device never outnumber its share.
-    places: list[str | None] = [devices[i % len(devices)] if devices else None for i in range(n_workers)]
+    places = [devices[i % len(devices)] if devices else None for i in range(n_workers)]
     threads = max(1, (os.cpu_count() or 1) // min(n_workers, max(1, len(waiting))))
-    tries: dict[str, int] = {}
-    runs: list[_Run] = []
-    try:
-        while waiting or runs:
-            while waiting and places:
-                runs.append(_start(evaluation, waiting.popleft(), places.pop(0), threads))
-            time.sleep(_POLL)
-            for run in [run for run in runs if run.worker.has_ended()]:
-                runs.remove(run)
-                status = run.worker.end()
-                places.insert(0, run.device)
-                name = run.shard.name
-                done = f"[{len(skipped) + len(finished) + len(failed) + 1}/{total}]"
-                if evaluation.is_finished(run.shard):
-                    finished.append(name)
-                    say(
-                        f"{done} {name}: {_result(evaluation, run.shard)}, {clock(time.monotonic() - run.began)}"
-                    )
+    numbers, stop = count(len(skipped) + 1), Event()
+
+    def play(shard: Shard, device: str | None) -> bool:
+        """Try a shard until it has a complete result or there are no tries left; return whether it has one."""
+        for tries_left in reversed(range(max(0, retries) + 1)):
+            began = time.monotonic()
+            status, log = _attempt(evaluation, shard, device, threads, stop)
+            if stop.is_set():
+                break
+            try:
+                tasks = evaluation.read(shard).tasks
+            except EvaluationError:
+                ending = f"ended with status {status}"
+                if status < 0:
+                    ending = f"killed by {signal.Signals(-status).name}"
+                why = f"{ending} without a complete result; log: {log}"
+                if tries_left:
+                    say(f"{shard.name}: {why}; trying once more")
                     continue
-                tries[name] = tries.get(name, 0) + 1
-                why = f"{_ending(status)} without a complete result; log: {run.log}"
-                if tries[name] <= retries:
-                    say(f"{name}: {why}; trying once more")
-                    waiting.appendleft(run.shard)
-                    continue
-                failed.append(name)
-                said = [f"    {line}" for line in last_lines(run.log, _TAIL)]
-                say("\n".join([f"{done} {name}: FAILED: {why}", *(said or ["    (the log is empty)"])]))
-    finally:
-        for run in runs:
-            run.worker.end()
-    return Outcome(evaluation.folder, skipped, tuple(finished), tuple(failed))
+                lines = last_lines(log, _SHOWN_LINES) or ["(the log is empty)"]
+                say("\n    ".join([f"[{next(numbers)}/{total}] {shard.name}: FAILED: {why}", *lines]))
+            else:
+                outcomes = [success for task in tasks for success in task.successes]
+                result = f"{sum(outcomes)} of {len(outcomes)} solved, {clock(time.monotonic() - began)}"
+                say(f"[{next(numbers)}/{total}] {shard.name}: {result}")
+                return True
+        return False
+
+    has_result = run_in_places(play, waiting, places, stop)
+    results = {shard.name: done for shard, done in zip(waiting, has_result, strict=True)}
+    finished, failed = (tuple(name for name in results if results[name] is done) for done in (True, False))
+    return Outcome(skipped, finished, failed)
 
 
-def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, threads: int) -> _Run:
+def _attempt(
+    evaluation: ShardedEvaluation, shard: Shard, device: str | None, threads: int, stop: Event
+) -> tuple[int, Path]:
+    """Run one attempt at a shard in a folder of its own; return the exit status and the log."""
     attempts = evaluation.attempts(shard)
     number = int(attempts[-1].name.removeprefix("attempt-")) + 1 if attempts else 1
     folder = evaluation.shard_folder(shard) / f"attempt-{number}"
@@ -231,31 +223,4 @@ def _start(evaluation: ShardedEvaluation, shard: Shard, device: str | None, thre
     if device is not None:
         environment |= device_settings(device)
     arguments = [str(folder / queries.FILE_NAME), *shard.arguments, f"--output_dir={folder}"]
-    with log.open("xb") as output:
-        worker = start_worker(WORKER, arguments, output, environment)
-    return _Run(shard, device, folder, log, worker, time.monotonic())
-
-
-@contextmanager
-def _exclusive(out: Path) -> Iterator[IO[str]]:
-    """Hold a folder: two evaluations in one would play the same shards twice."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvaluationError(
-                f"another vla0 eval is at work in {out}: wait for it, or give another --out"
-            ) from None
-        yield file
-
-
-def _result(evaluation: ShardedEvaluation, shard: Shard) -> str:
-    outcomes = [success for task in evaluation.read(shard).tasks for success in task.successes]
-    return f"{sum(outcomes)} of {len(outcomes)} solved"
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    return f"killed by {signal.Signals(-status).name}"
+    return run_worker(WORKER, arguments, log, environment, stop), log

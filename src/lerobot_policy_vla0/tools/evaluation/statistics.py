@@ -1,7 +1,6 @@
-"""Statistics of success rates: intervals, the paired test, and how many episodes it takes.
+"""Statistics of success rates: intervals, the paired test, and the number of episodes that separates two policies.
 
-Counts in, numbers out; knows nothing about files, policies or pages. Everything is exact or a published closed form, so
-the same counts give the same digits on every machine.
+Everything is exact or a published closed form, so the same counts give the same digits on every machine.
 """
 
 from __future__ import annotations
@@ -43,23 +42,21 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     rate, z2n = successes / n, Z_95**2 / n
     center = (rate + z2n / 2) / (1 + z2n)
     half = Z_95 * math.sqrt(rate * (1 - rate) / n + z2n / (4 * n)) / (1 + z2n)
-    # At the ends the limit is exactly 0 or 1; rounding would miss it by 1e-17.
+    # At 0 and n successes one limit is exactly 0 or 1; rounding would miss it by 1e-17.
     return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
+# The functions below count paired episodes: `only_first` are those that only the first policy solves, `only_second`
+# those that only the second one solves, and `n` is the number of all pairs, also those that both or neither solve.
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of the exact McNemar test.
+    """Return the two-sided p-value, in (0, 1], of the exact McNemar test.
 
-    Episodes that both policies solve, or neither does, say nothing about which is better; among the others each policy
-    is the one that solves it with probability 1/2 if they are equally good. Source: Q. McNemar, Psychometrika 12 (1947)
-    153-157, with the binomial distribution itself in place of its chi-square approximation.
-
-    Args:
-        only_first: episodes that only the first policy solves.
-        only_second: episodes that only the second one solves.
-
-    Returns:
-        The probability, in (0, 1], of a split at least as uneven: ``min(1, 2 P(X <= min))``, ``X ~ Bin(sum, 1/2)``.
+    Episodes that both policies solve, or neither, do not show which policy is better. Of the others each policy solves
+    half if both are equally good. So the p-value is ``min(1, 2 P(X <= min(only_first, only_second)))`` with
+    ``X ~ Bin(only_first + only_second, 1/2)``. Source: Q. McNemar, Psychometrika 12 (1947) 153-157, with the binomial
+    distribution itself in place of its chi-square approximation.
 
     >>> mcnemar_exact(5, 0)  # 2 / 2**5
     0.0625
@@ -70,27 +67,19 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     if min(only_first, only_second) < 0:
         raise ValueError(f"{only_first} and {only_second} are not counts of episodes")
     n = only_first + only_second
-    term = tail = 1  # n choose 0; integers up to the last line: no rounding, no overflow
+    choices = tail = 1  # n choose k and their sum; integers, so nothing is rounded before the last line
     for k in range(1, min(only_first, only_second) + 1):
-        term = term * (n - k + 1) // k
-        tail += term
+        choices = choices * (n - k + 1) // k
+        tail += choices
     return min(1.0, float(2 * tail / 2**n))
 
 
 def paired_difference_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
-    """Return a 95 % interval of the difference (first minus second) of two success rates on the same episodes.
+    """Return a 95 % interval, two fractions in [-1, 1], of the first policy's success rate minus the second's.
 
     The adjusted Wald interval: one made-up episode is added to each of the two discordant counts. Source: D. G. Bonett,
     R. M. Price, Adjusted Wald confidence interval for a difference of binomial proportions based on paired data,
     Journal of Educational and Behavioral Statistics 37 (2012) 479-488.
-
-    Args:
-        only_first: episodes that only the first policy solves.
-        only_second: episodes that only the second one solves.
-        n: all episodes, also those that both or neither solve.
-
-    Returns:
-        Two fractions in [-1, 1].
 
     Raises:
         ValueError: the counts are not those of n > 0 episodes.
@@ -103,17 +92,12 @@ def paired_difference_interval(only_first: int, only_second: int, n: int) -> tup
 
 
 def pairs_to_separate(only_first: int, only_second: int, n: int) -> int | None:
-    """Return how many paired episodes the exact McNemar test needs, if the policies differ as much as was measured.
+    """Return how many paired episodes the exact McNemar test needs, if the policies differ as much as measured.
 
-    For significance at `LEVEL` (two-sided) with probability `POWER`. Starts from the closed form of R. J. Connor,
-    Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987) 207-211,
-    and goes up to the first number of episodes whose exact power suffices: the exact test needs a few more than the
-    approximation says, and never gets by with fewer than six discordant episodes.
-
-    Args:
-        only_first: episodes that only the first policy solves.
-        only_second: episodes that only the second one solves.
-        n: all paired episodes that were run.
+    "Needs" means: the test is significant at `LEVEL` (two-sided) with probability `POWER`. The search starts from the
+    closed form of R. J. Connor, Sample size for testing differences in proportions for the paired-sample design,
+    Biometrics 43 (1987) 207-211, and goes up to the first number of episodes whose exact power suffices. The exact test
+    needs a few more episodes than the approximation says, and at least six discordant ones.
 
     Returns:
         Episodes, or None if the measured rates are equal: then no number of episodes follows from them.
@@ -146,34 +130,22 @@ def exact_power(first: float, second: float, n: int) -> float:
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     power = 0.0
     for m in range(n + 1):  # discordant episodes
-        solved, worst = np.arange(m + 1), _largest_significant(m)  # of them by the first policy only
-        split = solved[(solved <= worst) | (solved >= m - worst)]
-        log_p = log_factorial[n] - log_factorial[split] - log_factorial[m - split] - log_factorial[n - m]
-        log_p = log_p + _times_log(split, first) + _times_log(m - split, second)
+        k = np.arange(m + 1)  # of them solved by the first policy only
+        log_choices = log_factorial[m] - log_factorial[k] - log_factorial[m - k]
+        tail = np.cumsum(np.exp(log_choices - m * math.log(2)))
+        k = k[2 * tail[np.minimum(k, m - k)] <= LEVEL]  # the significant ones, as `mcnemar_exact` says
+        log_p = log_factorial[n] - log_factorial[k] - log_factorial[m - k] - log_factorial[n - m]
+        log_p = log_p + _times_log(k, first) + _times_log(m - k, second)
         log_p = log_p + _times_log(np.array([n - m]), 1 - first - second)
         power += float(np.exp(log_p).sum())
     return power
 
 
 def _times_log(count: NDArray[np.integer[Any]], p: float) -> NDArray[np.floating[Any]]:
-    """``count * log(p)``, where nothing times log(0) is 0."""
+    """Return ``count * log(p)``; 0 * log(0) is 0."""
     if p > 0:
         return np.asarray(count * math.log(p))
     return np.where(count == 0, 0.0, -np.inf)
-
-
-_SIGNIFICANT: list[int] = []
-
-
-def _largest_significant(m: int) -> int:
-    """Return the largest k for which a split of m into k and m - k is significant; -1 if none is."""
-    while len(_SIGNIFICANT) <= m:
-        size = len(_SIGNIFICANT)
-        k = _SIGNIFICANT[-1] if _SIGNIFICANT else -1  # never falls as m grows, and rises by one at most
-        _SIGNIFICANT.append(
-            k + 1 if 2 * (k + 1) <= size and mcnemar_exact(k + 1, size - k - 1) <= LEVEL else k
-        )
-    return _SIGNIFICANT[m]
 
 
 def _check_pairs(only_first: int, only_second: int, n: int) -> None:

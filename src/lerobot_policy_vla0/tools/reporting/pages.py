@@ -1,7 +1,6 @@
-"""Reports as text: tables for a terminal, for Markdown and for HTML, numbers for people, one self-contained HTML page.
+"""Writes the text of reports: tables (terminal, Markdown, HTML), numbers, and HTML pages that need no other file.
 
-Strings in, strings out: knows nothing about policies, data or how pictures are drawn. The same input gives the same
-bytes: no dates, no random ids, no machine names.
+The same input gives the same bytes: there are no dates, no random ids and no machine names.
 """
 
 from __future__ import annotations
@@ -30,12 +29,10 @@ code { font-size: .92em; }
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as plain text. The first column is text, the others are numbers, which line up on the right.
+    """Cells of plain text, a row per line.
 
-    Attributes:
-        header: a name per column.
-        rows: as many cells each.
-        text: further columns that are text.
+    The first column is aligned on the left, and so are those listed in ``text``; the others are numbers, aligned on the
+    right.
     """
 
     header: Sequence[str]
@@ -43,7 +40,7 @@ class Table:
     text: tuple[int, ...] = ()
 
     def is_text(self, column: int) -> bool:
-        """Tell whether a column lines up on the left."""
+        """Tell whether a column is aligned on the left."""
         return column == 0 or column in self.text
 
 
@@ -53,11 +50,8 @@ class Table:
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]], style: str = "") -> str:
     """Return an HTML page that needs no other file.
 
-    Args:
-        title: plain text.
-        lead: plain text under the title.
-        sections: headings (plain text) and their HTML.
-        style: CSS of this page's own, added to that of all pages.
+    The title, the lead (a line under the title) and the headings of the sections are plain text; the sections are HTML.
+    ``style`` is further CSS.
     """
     body = "\n".join(f"<section><h2>{html.escape(head)}</h2>\n{inner}</section>" for head, inner in sections)
     return (
@@ -69,13 +63,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]], style: str 
 
 
 def html_table(table: Table, name: str = "", markup: Sequence[int] = ()) -> str:
-    """Return a table.
-
-    Args:
-        table: what is in it.
-        name: its CSS class, for a style of its own.
-        markup: columns whose cells are HTML already; all others are escaped.
-    """
+    """Return a table of the CSS class ``name``. Cells are escaped, except in the columns ``markup``: they are HTML."""
 
     def line(cells: Sequence[str], tag: str, ready: Sequence[int] = ()) -> str:
         return "".join(
@@ -93,20 +81,20 @@ def html_table(table: Table, name: str = "", markup: Sequence[int] = ()) -> str:
 
 
 def html_image(png: bytes, caption: str, *, width: int | None = None) -> str:
-    """Return a picture, embedded, with its caption (also the text for those who cannot see it)."""
+    """Return an embedded picture with its caption, which is also the text for readers who cannot see the picture."""
     size = f' width="{width}"' if width else ""
-    told = html.escape(caption, quote=True)
+    text = html.escape(caption, quote=True)
     source = data_url(png, "image/png")
-    return f'<figure><img src="{source}" alt="{told}"{size}><figcaption>{told}</figcaption></figure>'
+    return f'<figure><img src="{source}" alt="{text}"{size}><figcaption>{text}</figcaption></figure>'
 
 
 def data_url(content: bytes, mime: str) -> str:
-    """Return bytes as a URL that needs no file."""
+    """Return a URL that contains the bytes themselves."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 def html_text(*paragraphs: str, name: str = "") -> str:
-    """Return paragraphs of plain text, of the CSS class ``name`` if there is one."""
+    """Return paragraphs of plain text, with the CSS class ``name`` if one is given."""
     kind = f' class="{html.escape(name)}"' if name else ""
     return "".join(f"<p{kind}>{html.escape(text)}</p>\n" for text in paragraphs)
 
@@ -133,7 +121,7 @@ def text_table(table: Table) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    r"""Return a Markdown table, which reads well as plain text too.
+    r"""Return a Markdown table whose columns are aligned, so that it reads well as plain text too.
 
     >>> print(markdown_table(Table(["", "x"], [["a|b", "1.5"], ["n", "12"]])))
     |      |   x |
@@ -142,7 +130,7 @@ def markdown_table(table: Table) -> str:
     | n    |  12 |
     """
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in (table.header, *table.rows)]
-    least = ["---"] * len(table.header)  # some readers of Markdown want three
+    least = ["---"] * len(table.header)  # some Markdown readers require three dashes
     header, *rows, ruler = _aligned(table, [*escaped, least])
     ruler = ["-" * (len(cell) - 1) + ("-" if table.is_text(i) else ":") for i, cell in enumerate(ruler)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (header, ruler, *rows))
@@ -164,7 +152,7 @@ def _aligned(table: Table, lines: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Write a number with some significant digits, without exponents where people would not use them.
+    """Write a number with ``digits`` significant digits, and all digits of its whole part.
 
     >>> number(0.012345), number(1234.5), number(0.0), number(1e-9), number(12.0)
     ('0.0123', '1234', '0', '1e-09', '12')
@@ -177,7 +165,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def share_text(value: float) -> str:
-    """Write a share in ``[0, 1]`` as a percentage; one that is not quite 0 or 1 never reads so.
+    """Write a share in ``[0, 1]`` as a percentage. Only exactly 0 and 1 are written as 0 % and 100 %.
 
     >>> share_text(0.5), share_text(0.0004), share_text(0.9999), share_text(1.0)
     ('50 %', '<0.1 %', '>99.9 %', '100 %')
@@ -192,7 +180,7 @@ def share_text(value: float) -> str:
 
 
 def percent(fraction: float, decimals: int = 1, *, signed: bool = False) -> str:
-    """Write a fraction in per cent with fixed decimals, as measured rates are compared; ``signed`` shows a plus.
+    """Write a fraction in per cent with fixed decimals; ``signed`` shows a plus sign.
 
     >>> percent(0.9), percent(0.9, 0), percent(0.4, signed=True)
     ('90.0 %', '90 %', '+40.0 %')
@@ -211,7 +199,7 @@ def percent_range(limits: tuple[float, float], decimals: int = 1, *, signed: boo
 
 
 def clock(seconds: float, decimals: int = 0) -> str:
-    """Write a duration for people; ``decimals`` are those of one below a minute.
+    """Write a duration in seconds, or in minutes and seconds; ``decimals`` applies below a minute.
 
     >>> clock(59.4), clock(59.4, 1), clock(59.6), clock(3725)
     ('59 s', '59.4 s', '1 min 00 s', '62 min 05 s')

@@ -1,7 +1,7 @@
-"""How the project's pictures look, and how they become PNG files. Knows matplotlib; knows nothing about what is drawn.
+"""Gives pictures the project's look and turns them into PNG files.
 
-No global state: figures are objects, not pyplot's current one, and nobody's settings are changed. The same input gives
-the same bytes: a user's matplotlibrc has no say.
+The same input gives the same bytes, whatever the user's matplotlibrc says. Nothing here uses or changes global state:
+a figure is an object, not pyplot's current one, and matplotlib's settings are restored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 INK, GREY, LIGHT = "#2b2f36", "#8d949e", "#e6e8eb"
-#: Told apart by people with colour-blindness too (Okabe and Ito's palette, yellow left out).
+#: Okabe and Ito's palette without yellow: people with colour-blindness can distinguish these too.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 BLUE, ORANGE = COLORS[:2]
 
@@ -41,11 +41,9 @@ _LOOK: dict[str, Any] = {
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure in the project's look; draw it and call `png` before leaving the block.
+    """Yield an empty figure in the project's look; draw it and call `png` before leaving the block.
 
-    Args:
-        width: in inches of 140 pixels.
-        height: likewise.
+    Width and height are in inches of 140 pixels.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
