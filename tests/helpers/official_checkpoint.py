@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +16,18 @@ from torch import Tensor
 from helpers.tiny import SMALL
 from lerobot_policy_vla0 import TinyVLMConfig
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.tools.commands import main
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+TRL_OPTIONS = [
+    "--chunk-size=8",
+    "--n-bins=1000",
+    "--image-size=224",
+    "--crop-ratio=0.875",
+    "--tile",
+    "--camera=image=observation.images.image",
+    "--camera=image2=observation.images.image2",
+]
 
 LIBERO_MIN = [-0.9375, -0.9375, -0.9375, -0.258214, -0.375, -0.3675, -1.0]
 LIBERO_MAX = [0.9375, 0.9375, 0.9375, 0.355714, 0.375, 0.375, 1.0]
@@ -163,3 +176,15 @@ def old_name(name: str) -> str:
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file."""
     file.write_text(json.dumps(content, indent=2, default=str))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], source: Path | str, tmp_path: Path, *options: str) -> str:
+    """Import what cannot be imported; returns the one line of the error. Nothing may be left behind."""
+    target = tmp_path / "target"
+    target.mkdir()
+    capsys.readouterr()
+    assert main(["import", str(source), "--out", str(target / "policy"), *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vla0 import: error:")]
+    assert len(lines) == 1
+    assert list(target.iterdir()) == []
+    return lines[0]
