@@ -1,7 +1,7 @@
 """Counts and times the policy's queries during an evaluation, and reads them back.
 
-`lerobot-eval` records neither. `VLA0Policy.select_action` writes one DEBUG record per query to a logger that nobody
-else reads; `recording` collects them in a file.
+`lerobot-eval` records neither. `VLA0Policy.select_action` writes one DEBUG record per query to a logger that
+has no other reader; `recording` collects them in a file.
 """
 
 from __future__ import annotations
