@@ -100,18 +100,29 @@ class Client:
         return np.stack([a.get_action().numpy() for a in pickle.loads(data)]) if data else None
 
 
-@pytest.fixture
-def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A server in this process, in a folder where LeRobot may write its logs."""
-    monkeypatch.chdir(tmp_path)
-    done, number = threading.Event(), free_port()
+@contextlib.contextmanager
+def running_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, done: threading.Event
+) -> Iterator[tuple[int, threading.Thread]]:
+    """Run a server in this process, in a folder where LeRobot may write its logs; yields its port and thread."""
+    monkeypatch.chdir(folder)
+    number = free_port()
     settings = make_settings(port=number, obs_queue_timeout=0.3, inference_latency=0.0)
     thread = threading.Thread(target=serve, args=(settings, done))
     thread.start()
-    yield number
-    done.set()
-    thread.join(timeout=LONG)
+    try:
+        yield number, thread
+    finally:
+        done.set()
+        thread.join(timeout=LONG)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a server."""
+    with running_server(tmp_path, monkeypatch, threading.Event()) as (number, _):
+        yield number
 
 
 def local_answer(checkpoint: Path, seed: int) -> np.ndarray[Any, Any]:
@@ -145,6 +156,33 @@ def test_a_chunk_is_the_policys_own_and_nothing_is_left_for_the_next_client(
     assert second.actions() is None
     second.observe(3)
     np.testing.assert_allclose(second.actions(), local_answer(checkpoint, 3), atol=1e-4)
+
+
+def test_the_server_has_ended_only_after_its_last_query(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer, answered, done = (threading.Event() for _ in range(4))
+    predict = VLA0Policy.predict_action_chunk
+
+    def slow(policy: VLA0Policy, *arguments: Any, **options: Any) -> Any:
+        asked.set()
+        assert answer.wait(LONG)
+        chunk = predict(policy, *arguments, **options)
+        answered.set()
+        return chunk
+
+    with running_server(tmp_path, monkeypatch, done) as (port, thread):
+        client = Client(port)
+        client.begin(checkpoint)
+        client.observe(1)
+        monkeypatch.setattr(VLA0Policy, "predict_action_chunk", slow)
+        query = client.stub.GetActions.future(services_pb2.Empty())
+        assert asked.wait(LONG)
+        query.cancel()  # the client goes away
+        done.set()
+        threading.Timer(1.0, answer.set).start()
+        thread.join(timeout=LONG)
+        assert answered.is_set()
 
 
 def test_the_newest_client_has_the_policy_alone(port: int, checkpoint: Path) -> None:

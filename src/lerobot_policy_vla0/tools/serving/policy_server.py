@@ -178,7 +178,8 @@ def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
     """Serve until ``done`` is set, then end calls in progress and stop."""
     servicer = VLA0PolicyServer(settings)
     # Without so_reuseport=0 a second server can take the same port, and each then gets some of the calls.
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=[("grpc.so_reuseport", 0)])
+    calls = futures.ThreadPoolExecutor(max_workers=4)
+    server = grpc.server(calls, options=[("grpc.so_reuseport", 0)])
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(servicer, server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
@@ -196,3 +197,4 @@ def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
     finally:
         servicer.stop()
         server.stop(_GRACE_SECONDS).wait()
+        calls.shutdown()  # gRPC does not wait for a query whose client went away
