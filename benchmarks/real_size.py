@@ -81,10 +81,10 @@ class Place:
 def build(place: Place) -> None:
     """Write a random backbone in bfloat16: config, tokenizer and, one after the other, the files of weights."""
     import torch
-    from lerobot_policy_vla0.configuration_tiny import TinyVLMConfig
     from safetensors.torch import save_file
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+    from lerobot_policy_vla0 import TinyVLMConfig
     from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
     from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 

@@ -422,7 +422,7 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         VLA0Policy.from_pretrained(tmp_path)
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor"):
         VLA0Policy.from_pretrained(tmp_path)
 
 

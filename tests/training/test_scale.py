@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from helpers.fsdp_worker import NO_JITTER, ROWS, STEPS
 from helpers.paths import REPO
 from helpers.tiny import make_batch, make_config, make_dataset
-from helpers.waiting import free_port
+from helpers.waiting import free_port, wait_until
 from safetensors.torch import load_file
 
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.errors import ActionError
 
+#: Seconds that processes have for ending after their work.
+ENDING = 60
 FSDP_CONFIG = REPO / "configs" / "accelerate_fsdp.yaml"
 #: Every process draws its own crops, jitter and masks, so that comparing needs them off; one digit per number gives
 #: every process as many tokens, so that the mean of their means is the mean.
@@ -34,18 +40,49 @@ COMPARABLE = (
 )
 
 
-def run(command: list[str], **environment: str) -> str:
-    """Run a command to its end in processes of their own; return what it printed."""
-    finished = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return finished.stdout + finished.stderr
+def run(command: list[str], finished: Callable[[str], bool], log: Path, **environment: str) -> str:
+    """Run a command of several processes until its work is done; return what it printed.
+
+    PyTorch's processes may wait for each other for ever while they end (`~ProcessGroupGloo` joins threads that wait for
+    Python's lock). How they end is not what is tested, so they are killed if they take longer for it than `ENDING`.
+
+    Args:
+        command: arguments of Python.
+        finished: tells from the output so far whether the work is done.
+        log: file for the output.
+        **environment: variables.
+    """
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(
+            lambda: process.poll() is not None or finished(log.read_text()), lambda: log.read_text()[-4000:]
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING)
+    finally:
+        for member in (process, *children_of(process)):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                member.kill()
+        process.wait()
+    text = log.read_text()
+    assert finished(text), text[-4000:]
+    return text
+
+
+def children_of(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """Return all processes that a process has started, sessions of their own included."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def arguments(root: Path, output: Path, batch: int) -> list[str]:
@@ -100,7 +137,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
             "-m",
             "lerobot.scripts.lerobot_train",
             *arguments(root, tmp_path / "two", batch=2),
-        ]
+        ],
+        lambda text: "End of training" in text,
+        tmp_path / "log.txt",
     )
     assert "Effective batch size: 2 x 2 = 4" in log
     losses, shared_losses = losses_in("\n".join(logged)), losses_in(log)
@@ -191,6 +230,8 @@ def test_sharded_training_equals_training_in_one_piece(tmp_path: Path) -> None:
             str(REPO / "tests" / "helpers" / "fsdp_worker.py"),
             str(tmp_path),
         ],
+        lambda _: (tmp_path / "result.json").exists(),
+        tmp_path / "log.txt",
         **{key: value for key, value in environment.items() if key.startswith(("FSDP_", "ACCELERATE_"))},
         PYTHONPATH=os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]),
     )
