@@ -295,7 +295,7 @@ class VLA0Config(PreTrainedConfig):
     # ------------------------------------------------------------------ checks of the options alone
 
     def _normalise_types(self) -> None:
-        """Accept what Python users and YAML write: lists for tuples, names for normalisation modes."""
+        """Convert lists to tuples and names to normalisation modes, as YAML and users write them."""
         for name, length, example in (
             ("image_size", 2, "(224, 224)"),
             ("crop_box", 4, "(0.2, 0.1, 0.8, 0.9)"),
@@ -372,8 +372,8 @@ class VLA0Config(PreTrainedConfig):
                 f"cameras={self.cameras} must list at least one image key and no key twice; leave it unset to "
                 "use the dataset's cameras in the dataset's order."
             )
-        # `ImageSettings` checks the rest, here without patch sizes: they belong to the backbone, and `VLA0Policy` and
-        # the processors check image_size against them.
+        # `ImageSettings` checks the rest. The patch sizes belong to the backbone; `VLA0Policy` and the processors
+        # check image_size against them.
         self.image_settings(patch_size=1, merge_size=1)
 
     def _check_augmentation(self) -> None:
@@ -410,7 +410,6 @@ class VLA0Config(PreTrainedConfig):
         self._check_max_action_step()
 
     def _check_max_action_step(self) -> None:
-        """Check what can be checked without knowing the action's dimensions."""
         value, unit = self.max_action_step, self.max_action_step_unit
         if unit not in _STEP_UNITS:
             raise ConfigError(f"max_action_step_unit={unit!r} must be one of {_STEP_UNITS}.")
@@ -505,12 +504,12 @@ class VLA0Config(PreTrainedConfig):
     # ------------------------------------------------------------------ checks against the features
 
     def validate_features(self) -> None:
-        """Check that the dataset or environment has what the policy needs; LeRobot fills the features in.
+        """Check the options against the features of the dataset or environment, which LeRobot fills in.
 
         Raises:
-            ConfigError: without an action feature, or with ``binary_action_indices`` or ``max_action_step`` that do
-                not fit it; without a state that an option needs, or one that does not fit.
-            CameraError: without cameras, or if ``cameras`` names one that does not exist.
+            ConfigError: if there is no action, if ``binary_action_indices`` or ``max_action_step`` does not fit it, or
+                if an option needs a state that is missing or does not fit.
+            CameraError: if there is no camera, or if ``cameras`` names an unknown one.
         """
         outside = [i for i in self.binary_action_indices if not 0 <= i < self.action_dim]
         if outside or len(set(self.binary_action_indices)) != len(self.binary_action_indices):
@@ -518,7 +517,7 @@ class VLA0Config(PreTrainedConfig):
                 f"binary_action_indices={self.binary_action_indices} must be distinct dimensions in "
                 f"[0, {self.action_dim}) of the action."
             )
-        # These raise if the options do not fit the features.
+        # Each property raises if its option does not fit the features.
         _ = self.step_limits, self.camera_keys, self.prompt_state_dim
         if self.use_relative_actions:
             self._check_relative_actions()
@@ -571,7 +570,7 @@ class VLA0Config(PreTrainedConfig):
 
     @property
     def prompt_state_dim(self) -> int:
-        """Integers of the state in the prompt, 0 without."""
+        """Number of the state's integers in the prompt; 0 without state."""
         return self._state_dim("state_in_prompt") if self.state_in_prompt else 0
 
     @property
@@ -623,7 +622,7 @@ class VLA0Config(PreTrainedConfig):
 
     @property
     def absolute_dimensions(self) -> list[int]:
-        """Dimensions that relative actions leave absolute, chosen by LeRobot's own step."""
+        """Dimensions that LeRobot's step for relative actions leaves absolute."""
         step = RelativeActionsProcessorStep(
             exclude_joints=self.relative_exclude_joints, action_names=self.action_feature_names
         )
@@ -631,17 +630,17 @@ class VLA0Config(PreTrainedConfig):
 
     @property
     def filled_system_prompt(self) -> str:
-        """The system message with this policy's numbers in it."""
+        """The system prompt with this policy's numbers filled in."""
         return format_system_prompt(
             self.system_prompt, chunk_size=self.chunk_size, action_dim=self.action_dim, n_bins=self.n_bins
         )
 
     def codec(self, tokens: ActionTokens) -> ActionCodec:
-        """Return what writes this policy's actions with a backbone's tokens."""
+        """Return the codec of this policy's actions for a backbone's tokens."""
         return ActionCodec(tokens, n_bins=self.n_bins, chunk_size=self.chunk_size, action_dim=self.action_dim)
 
     def prompt_settings(self, patch_size: int, merge_size: int, pad_token_id: int) -> PromptSettings:
-        """Return what this policy's prompts depend on besides task and state, for a backbone's sizes and padding."""
+        """Return the prompt settings for a backbone's patch sizes and padding id."""
         return PromptSettings(
             system_prompt=self.filled_system_prompt,
             image_tokens=tuple(self.image_tokens(patch_size, merge_size)),
@@ -653,7 +652,7 @@ class VLA0Config(PreTrainedConfig):
         )
 
     def image_tokens(self, patch_size: int, merge_size: int) -> list[int]:
-        """Return the image tokens of each image, in the order the model sees the images."""
+        """Return the number of tokens of each image, in the model's order."""
         grids = grid_size(self.image_settings(patch_size, merge_size), len(self.camera_keys))
         return [frames * rows * columns // merge_size**2 for frames, rows, columns in grids]
 
@@ -677,21 +676,21 @@ class VLA0Config(PreTrainedConfig):
 
     @property
     def observation_delta_indices(self) -> None:
-        """One observation, without a time axis."""
+        """None: the policy reads one observation, without a time axis."""
         return None
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The chunk: the current step and the ``chunk_size - 1`` that follow."""
+        """The steps of a chunk: the current one and the next ``chunk_size - 1``."""
         return list(range(self.chunk_size))
 
     @property
     def reward_delta_indices(self) -> None:
-        """No rewards are used."""
+        """None: the policy uses no rewards."""
         return None
 
     def get_optimizer_preset(self) -> AdamWConfig:
-        """Return the optimizer `lerobot-train` builds."""
+        """Return the optimizer for `lerobot-train`."""
         kind = AdamW8bitConfig if self.optimizer_8bit else FusedAdamWConfig
         return kind(
             lr=self.optimizer_lr,
@@ -702,7 +701,7 @@ class VLA0Config(PreTrainedConfig):
         )
 
     def get_scheduler_preset(self) -> LRSchedulerConfig:
-        """Return the learning-rate schedule `lerobot-train` builds."""
+        """Return the learning-rate schedule for `lerobot-train`."""
         kind = _SCHEDULERS[self.scheduler_name]
         schedule: LRSchedulerConfig = kind(num_warmup_steps=self.scheduler_warmup_steps)
         return schedule

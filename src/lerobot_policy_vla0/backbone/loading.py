@@ -1,7 +1,7 @@
-"""Which backbones fit, and what is known of one before its weights are loaded: config, tokenizer, sizes.
+"""Decides which backbones fit, and reads a backbone's config and tokenizer before its weights are loaded.
 
-A backbone is one of: a Hub repo or local folder with weights, the ``tiny`` random model, or the ``vlm/`` folder of a
-saved policy (config and tokenizer; the policy's own file holds the weights). Runs no model.
+A backbone is a Hub repo or local folder with weights, the random ``tiny`` model, or the ``vlm/`` folder of a saved
+policy, which holds config and tokenizer only.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
-#: Folder inside a policy checkpoint that makes it independent of the base model's repo.
+#: Folder of a checkpoint with the backbone's config and tokenizer: loading needs no Hub repo.
 VLM_FOLDER = "vlm"
 
-#: transformers' ``model_type`` of the families that fit, of any size, with their names.
+#: transformers' ``model_type`` of the supported families, with the names that users know.
 FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the prompt needs to know about a backbone before its weights are loaded.
+    """What the prompt needs to know about a backbone.
 
     Attributes:
         patch_size: side of a patch in pixels.
         merge_size: patches along each side of one image token.
         pad_token_id: id for padding.
-        tokenizer_json: the tokenizer's ``tokenizer.json``.
+        tokenizer_json: the content of ``tokenizer.json``.
     """
 
     patch_size: int
@@ -48,14 +48,10 @@ class Backbone:
 
 
 def check_family(vlm_config: PretrainedConfig, name: str) -> None:
-    """Refuse a backbone that this package's prompt, images and decoders were not made for.
+    """Refuse a backbone that this package does not support.
 
-    Qwen3-VL is one: its decoder layers also take features from inside the vision tower (DeepStack), which passes over a
-    static cache would have to carry, and it normalises pixels otherwise.
-
-    Args:
-        vlm_config: of the backbone.
-        name: what the user called it, for the message.
+    Qwen3-VL does not fit: its decoder layers also take features from inside the vision tower (DeepStack), which the
+    decoders would have to pass on, and it normalises pixels differently.
 
     Raises:
         ConfigError: naming the family, or the sliding-window layers, and what is supported.
@@ -82,12 +78,12 @@ def load_description(
 
     Args:
         config: names the backbone.
-        stored: the ``vlm/`` folder of a checkpoint, which then wins over the name.
+        stored: the ``vlm/`` folder of a checkpoint; it is read instead of ``vlm_model_name``.
         revision: Hub revision of the backbone; None is the newest.
 
     Raises:
-        CheckpointError: if ``stored`` lacks its files.
-        ConfigError: if the backbone is of a family that does not fit.
+        CheckpointError: if a file is missing in ``stored``.
+        ConfigError: if the family is not supported.
     """
     if stored is not None:
         for name in ("config.json", "tokenizer.json"):
@@ -108,7 +104,7 @@ def load_description(
 
 
 def describe_backbone(config: VLA0Config) -> Backbone:
-    """Return what the prompt step needs of the backbone named by a policy config."""
+    """Return what the prompt step needs to know about the backbone of a policy config."""
     vlm_config, tokenizer = load_description(config)
     tokens = ActionTokens.from_tokenizer(tokenizer)
     backend: Any = tokenizer
@@ -121,16 +117,13 @@ def describe_backbone(config: VLA0Config) -> Backbone:
 
 
 def quantization_options(config: VLA0Config, stored: Path | None = None) -> dict[str, Any]:
-    """Return what transformers needs to load the language model's linear layers in 4 bits; nothing if it is off.
+    """Return transformers' options that load the language model's linear layers in 4 bits; empty if it is off.
 
-    The vision tower, embeddings and norms keep ``param_dtype``: they are small, and images suffer first.
-
-    Args:
-        config: its ``quantization``.
-        stored: the ``vlm/`` folder of a checkpoint, if weights come from there.
+    The vision tower, embeddings and norms keep ``param_dtype``: they are small, and the vision tower loses most
+    by quantization.
 
     Raises:
-        ConfigError: without CUDA or bitsandbytes, or for weights that are not a backbone's.
+        ConfigError: without CUDA or bitsandbytes, or if the weights are not a backbone's (``stored``, ``tiny``).
     """
     if config.quantization is None:
         return {}
@@ -155,6 +148,6 @@ def quantization_options(config: VLA0Config, stored: Path | None = None) -> dict
             bnb_4bit_quant_type=config.quantization,
             bnb_4bit_compute_dtype=getattr(torch, config.dtype),
             bnb_4bit_use_double_quant=True,
-            llm_int8_skip_modules=["visual", "lm_head"],  # transformers' name for 4 bits too
+            llm_int8_skip_modules=["visual", "lm_head"],  # also applies to 4 bits
         ),
     }

@@ -1,7 +1,7 @@
-"""The vision tower's first layer as what it is: one matrix product per patch.
+"""Computes the vision tower's first layer as a matrix product.
 
-Qwen's towers embed patches with a 3-d convolution whose stride is its kernel, so no two outputs share an input. As a
-convolution it takes several times as long, on CPUs and in cuDNN alike. Same weight, same name in checkpoints.
+Qwen's towers embed patches with a 3-d convolution whose stride is its kernel, so no two outputs share an input. The
+matrix product is several times as fast, on CPUs and GPUs. The weight is the same and keeps its name in checkpoints.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from lerobot_policy_vla0.errors import ConfigError
 
 
 class PatchEmbedding(nn.Module):
-    """Embeds flattened patches.
-
-    Args:
-        proj: the convolution it stands for; its weight is used where it is.
+    """Embeds flattened patches with the weight of a convolution.
 
     Raises:
-        ConfigError: if its patches overlap, or it is more than a matrix.
+        ConfigError: if the convolution is not a matrix product per patch; names the convolution.
     """
 
     def __init__(self, proj: nn.Conv3d) -> None:
@@ -41,5 +38,5 @@ class PatchEmbedding(nn.Module):
 
 
 def use_matrix_product(tower: Any) -> None:
-    """Let a vision tower embed its patches by a matrix product; changed in place."""
+    """Replace a vision tower's patch embedding, in place."""
     tower.patch_embed = PatchEmbedding(tower.patch_embed.proj)

@@ -1,9 +1,9 @@
-"""Computes the common beginning of a batch's prompts once.
+"""Computes the common prefix of a batch's prompts once.
 
-Up to its first image every prompt of a policy is the same text, and what causal attention computes for a token depends
-on nothing after it. `pack` lays a batch out as that beginning followed by all rows, and an attention function lets
-every row look at it. The function is registered with transformers' interface under a name of its own and computed by
-the attention it stands for, so that gradient checkpointing, sharding and adapters see the layers they know.
+All prompts of a policy are the same text up to their first image, and causal attention never looks ahead, so this
+prefix has the same states in every row. `pack` puts a batch into one sequence: the prefix, then all rows. An attention
+function, registered with transformers, lets every row attend to the prefix. The layers themselves do not change, so
+gradient checkpointing, sharding and adapters work as before.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class PackedBatch:
     """A batch as one sequence: the common prefix of ``P`` tokens, then ``S`` tokens of each of the ``B`` rows.
 
-    Rows begin right after the prefix: what was padding on the left is filler at the end, which no token looks at.
+    Padding on the left of a row becomes filler at its end, which no token attends to.
 
     Attributes:
         prefix: P, at least 1.
         begins: ``(B,)`` int64, the first column of each row that is not padding.
-        last_begin: the largest of them.
+        last_begin: the maximum of ``begins``.
         ids: ``(1, P + B*S)`` int64.
         positions: ``(3, 1, P + B*S)`` int64.
     """
@@ -43,16 +43,13 @@ class PackedBatch:
     positions: Tensor
 
     def has_columns(self, first: int) -> bool:
-        """Tell whether no column of the batch from ``first`` on is part of the prefix."""
+        """Tell whether all columns from ``first`` on come after the prefix in every row."""
         return first >= self.last_begin + self.prefix
 
     def columns(self, states: Tensor, first: int, length: int) -> Tensor:
-        """Return the states of the batch's columns ``first`` to ``length``: ``(B, length - first, hidden)``.
+        """Return the states of the batch's columns ``first`` to ``length``.
 
-        Args:
-            states: ``(P + B*S, hidden)``.
-            first: see `has_columns`.
-            length: the batch's L.
+        ``(P + B*S, hidden) -> (B, length - first, hidden)``; `has_columns` must hold for ``first``.
         """
         rows = len(self.begins)
         own = states[self.prefix :].view(rows, -1, states.shape[1])  # (B, S, hidden)
@@ -61,12 +58,12 @@ class PackedBatch:
 
 
 def common_prefix(ids: Tensor, mask: Tensor, *, stop: int) -> Tensor:
-    """Return how many tokens all rows begin with alike, padding on the left apart, before the first ``stop``: ``()``.
+    """Return the number of first tokens that all rows share, before the first ``stop``: ``()`` int64.
 
     Args:
         ids: ``(B, L)`` int64.
-        mask: ``(B, L)`` bool, false on padding.
-        stop: the prefix ends before this id.
+        mask: ``(B, L)`` bool, false on padding, which may be on the left.
+        stop: the id before which the prefix ends.
 
     >>> pad, image = 0, 9
     >>> ids = torch.tensor([[pad, 5, 6, image, 7], [5, 6, image, 7, 8]])
@@ -74,29 +71,28 @@ def common_prefix(ids: Tensor, mask: Tensor, *, stop: int) -> Tensor:
     2
     """
     begins = mask.long().argmax(1, keepdim=True)  # (B, 1)
-    columns = (begins + torch.arange(ids.shape[1], device=ids.device)) % ids.shape[
-        1
-    ]  # (B, L), each row's own first
+    # (B, L): the columns of each row, rotated so that its first token comes first.
+    columns = (begins + torch.arange(ids.shape[1], device=ids.device)) % ids.shape[1]
     aligned, real = ids.gather(1, columns), mask.gather(1, columns)
     alike = (aligned == aligned[:1]) & (aligned != stop) & real
     return alike.all(0).long().cumprod(0).sum()
 
 
 def pack(ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int) -> PackedBatch | None:
-    """Pack a batch; None if nothing would be saved: a single row, or nothing in common before ``stop``.
+    """Pack a batch; None if it has a single row or no common prefix.
 
     Args:
         ids: ``(B, L)`` int64.
-        mask: ``(B, L)`` bool, false on padding, which is left or right of a row's tokens.
+        mask: ``(B, L)`` bool, false on padding, which may be left or right of a row's tokens.
         positions: ``(3, B, L)`` int64.
-        stop: no token from this id on is shared.
+        stop: the id before which the prefix ends.
     """
     rows, length = ids.shape
     if rows == 1:
         return None
     begins = mask.long().argmax(1)  # (B,)
     facts = torch.stack([common_prefix(ids, mask, stop=stop), begins.min(), begins.max()])
-    prefix, start, last_begin = facts.tolist()  # one transfer
+    prefix, start, last_begin = facts.tolist()  # one wait for the device
     if prefix == 0:
         return None
     step = torch.arange(length - start - prefix, device=ids.device)
@@ -118,26 +114,20 @@ def pack(ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int) -> PackedBa
 
 # ------------------------------------------------------------------ attention
 
-#: What comes before the name of the attention that does the work.
 _OWN = "vla0_prefix_"
 _BASES = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
 class PrefixLayout:
-    """How a packed sequence ``(1, P + B*S)`` is to be read: ``P`` tokens common to all rows, then ``B`` rows of ``S``.
-
-    Attributes:
-        prefix: P, at least 1.
-        rows: B.
-    """
+    """Layout of a packed sequence ``(1, P + B*S)``: ``prefix`` is P, ``rows`` is B."""
 
     prefix: int
     rows: int
 
 
 def base_attention(name: str) -> str:
-    """Return the attention that does the work of this module's; any other's own name.
+    """Return transformers' name of an attention: this module's prefix is removed.
 
     >>> base_attention("vla0_prefix_eager"), base_attention("flash_attention_2")
     ('eager', 'flash_attention_2')
@@ -146,11 +136,7 @@ def base_attention(name: str) -> str:
 
 
 def use_own_attention(text: PretrainedConfig) -> None:
-    """Let a language model attend through this module if it uses ``sdpa`` or ``eager``; flash attention is left alone.
-
-    Args:
-        text: its config, changed in place.
-    """
+    """Switch a language model's config, in place, from ``sdpa`` or ``eager`` to this module's attention."""
     if text._attn_implementation in _BASES:
         text._attn_implementation = _OWN + str(text._attn_implementation)
 
@@ -161,8 +147,6 @@ def can_share_prefix(text: PretrainedConfig) -> bool:
 
 
 def _own_attention(base: str) -> Any:
-    """Return an attention function that understands a `PrefixLayout`."""
-
     def attend(
         module: nn.Module,
         query: Tensor,
@@ -172,7 +156,7 @@ def _own_attention(base: str) -> Any:
         prefix_layout: PrefixLayout | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend as ``base`` does; with a layout, from each token ``(1, heads, P + B*S, head_dim)`` to those before."""
+        """Attend as ``base`` does; inputs with a layout are ``(1, heads, P + B*S, head_dim)``."""
         function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager_attention_forward)
         if prefix_layout is None:
             result: tuple[Tensor, Tensor | None] = function(
@@ -183,12 +167,11 @@ def _own_attention(base: str) -> Any:
 
         def whole(x: Tensor) -> Tensor:
             own = x[0, :, n:].reshape(x.shape[1], rows, -1, x.shape[3]).transpose(0, 1)
-            return torch.cat(
-                [x[:, :, :n].expand(rows, -1, -1, -1), own], dim=2
-            )  # (B, heads, P + S, head_dim)
+            # (B, heads, P + S, head_dim)
+            return torch.cat([x[:, :, :n].expand(rows, -1, -1, -1), own], dim=2)
 
-        # Whole rows, the prefix's queries too: kernels are fastest at plain causal attention without a mask, by more
-        # than these queries cost. transformers' sdpa is causal when it gets no mask; eager adds what it gets.
+        # The prefix's queries are computed once per row: causal attention without a mask is so much faster that this
+        # pays. transformers' sdpa is causal without a mask; eager needs one.
         mask = None
         if base == "eager":
             length = n + (query.shape[2] - n) // rows
@@ -196,9 +179,8 @@ def _own_attention(base: str) -> Any:
                 (length, length), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device
             )
             mask = mask.triu(1)
-        out = function(module, whole(query), whole(key), whole(value), mask, **options)[
-            0
-        ]  # (B, P + S, heads, d)
+        # (B, P + S, heads, head_dim)
+        out = function(module, whole(query), whole(key), whole(value), mask, **options)[0]
         return torch.cat([out[0, :n], out[:, n:].flatten(0, 1)]).unsqueeze(0), None
 
     return attend

@@ -1,7 +1,7 @@
-"""A tiny random Qwen2.5-VL with a byte-level tokenizer: same classes, same code path, no download.
+"""Builds a tiny random Qwen2.5-VL with a byte-level tokenizer, without a download.
 
-``--policy.vlm_model_name=tiny`` selects it. It is transformers' own Qwen2.5-VL with small sizes, so
-whatever trains, decodes, saves and loads with it does the same with the 3B model.
+``--policy.vlm_model_name=tiny`` selects it. It uses the same transformers classes as the 3B model, so training,
+decoding, saving and loading run the same code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
 
-#: The value of ``vlm_model_name`` that selects the tiny model.
 TINY = "tiny"
 
 _SPECIAL_TOKENS = (
@@ -30,8 +29,7 @@ _SPECIAL_TOKENS = (
 def build_tiny_tokenizer() -> PreTrainedTokenizerBase:
     """Return a byte-level tokenizer with Qwen's special tokens and no merges (263 tokens).
 
-    Every byte is one token, so every digit and the space is, as with the real tokenizer; unlike
-    there, every letter of the prompt is one token too.
+    Each byte is one token. Digits and spaces are single tokens in the real tokenizer too; letters are not.
     """
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
@@ -52,17 +50,12 @@ def build_tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_vlm_config(sizes: TinyVLMConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """Return the transformers config of the tiny model.
-
-    Args:
-        sizes: widths and depths.
-        tokenizer: from `build_tiny_tokenizer`; gives the vocabulary and the special ids.
-    """
+    """Return the transformers config of the tiny model, with the vocabulary and special ids of its tokenizer."""
     from transformers import Qwen2_5_VLConfig
 
     ids = {token: int(tokenizer.encode(token, add_special_tokens=False)[0]) for token in _SPECIAL_TOKENS}
     half_head = sizes.hidden_size // sizes.num_heads // 2
-    # Qwen gives 1/4 of a half-head to time and 3/8 each to rows and columns; any split that adds up works.
+    # Qwen gives 1/4 of a half-head to time and 3/8 each to rows and columns; the parts must add up.
     time = max(1, half_head // 4)
     rows = (half_head - time) // 2
     text: dict[str, Any] = {

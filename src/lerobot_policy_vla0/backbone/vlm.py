@@ -1,7 +1,6 @@
-"""The backbone: loads or builds a Qwen-VL with its tokenizer, unmodified, and runs it.
+"""Loads or builds the backbone, a Qwen-VL with its tokenizer, and runs it.
 
-Precision, attention, freezing and gradient checkpointing are set here. Which
-backbones there are is in `backbones`.
+Precision, attention, freezing and gradient checkpointing are set here; `backbones` decides which models fit.
 """
 
 from __future__ import annotations
@@ -34,12 +33,7 @@ if TYPE_CHECKING:
 
 
 class VLM(nn.Module):
-    """A vision-language model, its token ids, and the three ways the policy uses it.
-
-    Args:
-        model: transformers' model, as loaded or built.
-        tokenizer: its tokenizer, saved along with a checkpoint.
-    """
+    """A vision-language model with its tokenizer and token ids."""
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -47,8 +41,7 @@ class VLM(nn.Module):
         self.tokenizer = tokenizer
         self.tokens = ActionTokens.from_tokenizer(tokenizer)
         self.image_token_id = int(tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)[0])
-        # Backbones ship sampling settings and a repetition penalty; decoding takes every setting from
-        # the policy's config instead.
+        # Backbones ship sampling settings and a repetition penalty; decoding uses the policy's config only.
         self.model.generation_config = GenerationConfig()
 
     # ------------------------------------------------------------------ building
@@ -59,14 +52,13 @@ class VLM(nn.Module):
 
         Args:
             config: names the backbone, its precision, attention and freezing.
-            stored: the ``vlm/`` folder of a checkpoint; then nothing is downloaded and the weights are
-                left for the caller to load.
+            stored: the ``vlm/`` folder of a checkpoint: nothing is downloaded, and the caller loads the weights.
             revision: Hub revision of the backbone; None is the newest.
 
         Raises:
-            CheckpointError: if ``stored`` lacks a file.
-            ConfigError: if the family of models does not fit, the attention is not installed, or ``quantization``
-                cannot be done here, or not to these weights.
+            CheckpointError: if a file is missing in ``stored``.
+            ConfigError: if the family is not supported, the attention is not installed, or ``quantization`` is not
+                possible on this device or with these weights.
         """
         dtype = getattr(torch, config.param_dtype)
         quantized = backbones.quantization_options(config, stored)
@@ -100,10 +92,7 @@ class VLM(nn.Module):
         return vlm
 
     def save_description(self, folder: Path) -> None:
-        """Write config and tokenizer (not the weights) to ``folder``, for loading without the base model.
-
-        Only ``*.json`` files are written, because LeRobot uploads no others.
-        """
+        """Write config and tokenizer to ``folder``, as ``*.json`` files only: LeRobot uploads no others."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.config.save_pretrained(folder)
         template, self.tokenizer.chat_template = self.tokenizer.chat_template, None
@@ -113,10 +102,10 @@ class VLM(nn.Module):
             self.tokenizer.chat_template = template
 
     def _compile_layers(self) -> None:
-        """Compile every layer on its first call: they are alike, so what one compiles to serves all.
+        """Compile every layer on its first call; all layers share the compiled code.
 
-        In place: names of weights do not change. Prompts and answers differ in length from batch to batch, hence
-        symbolic sizes from the start. `decoding` runs the layers as they are (see `VLA0Policy._predict`).
+        This happens in place, so the weights keep their names. Sizes are symbolic because the length of prompts and
+        answers differs between batches. Decoding does not use the compiled layers (see `VLA0Policy._predict`).
         """
         tower: Any = self.vision_tower
         for layer in (*tower.blocks, *self.model.model.language_model.layers):
@@ -143,7 +132,7 @@ class VLM(nn.Module):
 
     @property
     def layer_classes(self) -> tuple[str, str]:
-        """Class names of the decoder layers and of the image encoder's blocks: what FSDP shards one by one."""
+        """Class names of the decoder layers and the image encoder's blocks, which FSDP shards one by one."""
         tower: Any = self.vision_tower
         return (
             type(self.model.model.language_model.layers[0]).__name__,
@@ -152,7 +141,7 @@ class VLM(nn.Module):
 
     @property
     def tied_names(self) -> dict[str, str]:
-        """Names in the model of weights that are another one's, with its name; from transformers, not by identity."""
+        """Name of each weight that is shared with another one, and that one's name, as transformers lists them."""
         return dict(self.model.all_tied_weights_keys)
 
     @property
@@ -177,14 +166,14 @@ class VLM(nn.Module):
     ) -> Tensor:
         """Return the last hidden states of whole sequences, without the vocabulary projection.
 
-        What all rows begin with is computed once, if no state of it is asked for.
+        The common prefix of all rows is computed once, unless ``first`` lies inside it.
 
         Args:
             ids: ``(B, L)`` int64, prompt and answer.
             mask: ``(B, L)`` bool, false on padding.
             pixel_values: ``(patches, C*t*p*p)`` float.
             grid_thw: ``(images, 3)`` int64; all images have one size.
-            first: the first column whose state is wanted.
+            first: the first column whose state is returned.
 
         Returns:
             ``(B, L - first, hidden)``.
@@ -211,12 +200,12 @@ class VLM(nn.Module):
         return hidden[:, first:]
 
     def embed(self, ids: Tensor, is_image: Tensor, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Return the language model's inputs ``(B, L, hidden)``: token embeddings, images at their placeholders.
+        """Return the language model's inputs ``(B, L, hidden)``: token embeddings, and image features at placeholders.
 
         Args:
             ids: ``(B, L)`` int64.
             is_image: ``(B, L)`` bool, true at the placeholders.
-            pixel_values: ``(patches, C*t*p*p)`` float, the patches of all images in the order of the placeholders.
+            pixel_values: ``(patches, C*t*p*p)`` float, all images in the order of the placeholders.
             grid_thw: ``(images, 3)`` int64.
         """
         embeddings: Tensor = self.model.model.language_model.embed_tokens(ids)
@@ -229,7 +218,7 @@ class VLM(nn.Module):
         is_image = packed.ids == self.image_token_id
         output = self.model.model.language_model(
             inputs_embeds=self.embed(packed.ids, is_image, pixel_values, grid_thw),
-            attention_mask={"full_attention": None},  # the layout says it all
+            attention_mask={"full_attention": None},  # `PrefixLayout` replaces the mask
             position_ids=packed.positions,
             use_cache=False,
             prefix_layout=PrefixLayout(packed.prefix, len(packed.begins)),

@@ -1,8 +1,7 @@
-"""Reads what the policy needs out of LeRobot's batches, and says what is missing.
+"""Reads and checks what the policy needs from LeRobot's batches; `modeling_vla0` lists keys and shapes.
 
-The keys and shapes are listed in `modeling_vla0`. Names and shapes of images are checked when cameras are picked; their
-values are only measured (`image_problems`), so that an accelerator is waited for once per step, with everything else
-there is to check (`raise_for_problems`).
+Selecting cameras checks names and shapes at once. Pixel values are measured on the device (`image_problems`) and
+judged later (`raise_for_problems`), so the host waits for the device only once per step.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ACTION_IS_PAD = f"{ACTION}_is_pad"
 
 
 def n_rows(batch: dict[str, Any]) -> int:
-    """Return the number of prompts in a batch; touches no device, so it is free on every control tick.
+    """Return the number of prompts in a batch, without waiting for the device.
 
     Raises:
         PromptError: if the batch has none.
@@ -48,7 +47,7 @@ def read_prompt(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Te
     Raises:
         PromptError: if the batch has none.
     """
-    n_rows(batch)  # names what is missing
+    n_rows(batch)  # raises if a key is missing
     return batch[OBS_LANGUAGE_TOKENS].to(device), batch[OBS_LANGUAGE_ATTENTION_MASK].to(device)
 
 
@@ -70,10 +69,10 @@ def read_images(batch: dict[str, Any], config: VLA0Config, device: torch.device)
 
 
 def check_robot(batch: dict[str, Any], config: VLA0Config) -> None:
-    """Refuse a robot with another number of joints: LeRobot would send it the first few of the policy's numbers.
+    """Refuse a robot with another number of joints than in training; LeRobot would send it the first values only.
 
     Raises:
-        ActionError: with both numbers.
+        ActionError: with both numbers of joints.
     """
     state, trained = batch.get(OBS_STATE), config.robot_state_feature
     if isinstance(state, Tensor) and trained is not None and state.shape[-1] != trained.shape[-1]:
@@ -85,11 +84,7 @@ def check_robot(batch: dict[str, Any], config: VLA0Config) -> None:
 
 
 def note_image_sizes(images: list[Tensor], config: VLA0Config) -> bool:
-    """Log which cameras give other sizes than in training; nothing has to be done unless the shape differs.
-
-    Returns:
-        Whether there was something to log.
-    """
+    """Log which cameras give other sizes than in training; return whether there was any."""
     differ = [
         (key, tuple(image.shape[-2:]), tuple(config.image_features[key].shape[-2:]))
         for key, image in zip(config.camera_keys, images, strict=True)
@@ -117,7 +112,7 @@ def read_padding(batch: dict[str, Any], number: Tensor, action_dim: int) -> Tens
 
     Args:
         batch: with ``action_is_pad`` ``(B, T)``.
-        number: ``(B, L)`` the number each answer token belongs to.
+        number: ``(B, L)``, see `EncodedChunk`.
         action_dim: numbers per step.
 
     Raises:
@@ -130,7 +125,7 @@ def read_padding(batch: dict[str, Any], number: Tensor, action_dim: int) -> Tens
         )
     is_pad: Tensor = batch[ACTION_IS_PAD].to(number.device).bool()  # (B, T)
     per_number = is_pad.repeat_interleave(action_dim, dim=1)  # (B, N)
-    per_number = torch.cat([per_number, per_number.new_zeros(len(is_pad), 1)], dim=1)  # end: kept
+    per_number = torch.cat([per_number, per_number.new_zeros(len(is_pad), 1)], dim=1)  # the end token counts
     return per_number.gather(1, number)
 
 
@@ -138,12 +133,12 @@ def read_state(observation: dict[str, Any], option: str, size: int | None = None
     """Return the robot's state ``(B, S)``.
 
     Args:
-        observation: of a batch.
-        option: the policy's option that needs it, for the message.
-        size: the S it must have; None takes any.
+        observation: the batch.
+        option: the option that needs the state, for the message.
+        size: the expected S; None accepts any.
 
     Raises:
-        StateError: if it is missing, of another shape, or has NaN/Inf.
+        StateError: if the state is missing, has another shape, or has NaN or infinite values.
     """
     state = observation.get(OBS_STATE)
     if not isinstance(state, Tensor) or state.ndim != 2 or state.shape[1] != (size or state.shape[1]):
@@ -162,7 +157,7 @@ def read_state(observation: dict[str, Any], option: str, size: int | None = None
 
 
 def grey_batch(config: VLA0Config, vlm: VLM, rows: int) -> dict[str, Any]:
-    """Return a batch of grey images under a made-up task, shaped like the real ones."""
+    """Return a batch of grey images with a made-up task, for warming up."""
     settings = config.prompt_settings(vlm.patch_size, vlm.merge_size, vlm.tokens.pad)
     encoder = PromptEncoder(vlm.tokenizer.backend_tokenizer, settings)
     middle = [[config.n_bins // 2] * config.prompt_state_dim] * rows if config.state_in_prompt else None
@@ -173,8 +168,8 @@ def grey_batch(config: VLA0Config, vlm: VLM, rows: int) -> dict[str, Any]:
 
 # ------------------------------------------------------------------ cameras
 
-CAMERA_PREFIX = "observation.image"  # LeRobot's OBS_IMAGE; also the start of "observation.images.<name>"
-_PAD_SUFFIX = "_is_pad"  # LeRobot's marker of frames repeated at an episode's end: flags, not pixels
+CAMERA_PREFIX = "observation.image"  # also the start of "observation.images.<name>"
+_PAD_SUFFIX = "_is_pad"  # LeRobot's flags for frames repeated at an episode's end
 
 RANGE_TOLERANCE = 1e-3
 """How far a float pixel may lie outside [0, 1]: resizing and decoding overshoot by rounding errors."""
@@ -183,24 +178,21 @@ RANGE_TOLERANCE = 1e-3
 def select_cameras(
     batch: Mapping[str, Any], cameras: Sequence[str], known: Collection[str] = ()
 ) -> list[Tensor]:
-    """Pick a batch's camera images in the policy's order, after checking names and shapes.
+    """Return a batch's camera images in the policy's order, after checking names and shapes.
 
-    Keys that start with ``observation.image`` count as cameras; ``*_is_pad`` flags do not. Values are not
-    looked at (that would wait for the device): see `image_problems`.
+    Keys that start with ``observation.image`` are cameras, except ``*_is_pad``. `image_problems` checks the values.
 
     Args:
-        batch: key to value, as a LeRobot policy receives it.
-        cameras: keys the policy looks at, in the order it shows them to the model.
-        known: further keys that may be present and are ignored on purpose.
+        batch: a LeRobot batch.
+        cameras: the policy's cameras, in the model's order.
+        known: further cameras that the batch may have and the policy ignores.
 
     Returns:
-        One ``(B, 3, H, W)`` tensor per camera, as given: float in ``[0, 1]`` or uint8. Sizes may differ.
+        One ``(B, 3, H, W)`` tensor per camera, float in ``[0, 1]`` or uint8. Sizes may differ.
 
     Raises:
-        CameraError: no camera is asked for, one is missing, or the batch holds one that is neither in
-            ``cameras`` nor ``known``; names both sets and the fix.
-        ImageError: an image has the wrong type, shape or batch size; names the key, what was given and what
-            was expected.
+        CameraError: if ``cameras`` is empty, one is missing, or the batch has an unknown one; names both sets.
+        ImageError: if an image has the wrong type, shape or batch size; names the key and the expected shape.
     """
     given = sorted(key for key in batch if key.startswith(CAMERA_PREFIX) and not key.endswith(_PAD_SUFFIX))
     missing = [key for key in cameras if key not in given]
@@ -222,14 +214,11 @@ def select_cameras(
 
 
 def image_problems(images: Sequence[Tensor]) -> Tensor:
-    """Measure what `raise_for_problems` judges, without waiting for the device.
-
-    Args:
-        images: ``n`` camera images, float or uint8, any shape with at least one value.
+    """Measure the range of ``n`` images for `raise_for_problems`, without waiting for the device.
 
     Returns:
-        ``(n, 2)`` float32 on the images' device: lowest and highest value, NaN where any value is NaN.
-        uint8 images cannot be out of range and are not read: ``(0, 1)``.
+        ``(n, 2)`` float32 on the images' device: lowest and highest value, NaN if any value is NaN.
+        A uint8 image, which is always in range, gives ``(0, 1)``.
     """
     rows = []
     for image in images:
@@ -246,11 +235,11 @@ def raise_for_problems(problems: Sequence[Sequence[float]], names: Sequence[str]
     """Refuse NaN, infinity and pixel values outside ``[0, 1]``.
 
     Args:
-        problems: ``image_problems(images).tolist()``, the step's one transfer.
+        problems: ``image_problems(images).tolist()``.
         names: the cameras' keys, in the same order.
 
     Raises:
-        ImageError: names the first such camera, the range seen and the likely cause.
+        ImageError: names the first such camera, its range and the likely cause.
     """
     for name, (low, high) in zip(names, problems, strict=True):
         if low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE:  # false for NaN

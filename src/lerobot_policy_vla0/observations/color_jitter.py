@@ -1,11 +1,8 @@
 """Colour jitter with one factor per sample: brightness, contrast, saturation, hue.
 
-Pure functions on ``(B, 3, H, W)`` float images in ``[0, 1]``, on any device. Each takes a ``(B,)`` tensor
-of factors and returns a new image in ``[0, 1]``; applied to one sample, each means what the torchvision
-operation of the same name means (`torchvision.transforms.v2.functional.adjust_*`). Torchvision takes one
-factor per call, so a batch would need a Python loop; here the batch is one set of kernels.
-
-Nothing is drawn here: the caller brings the random numbers.
+All functions take ``(B, 3, H, W)`` float images in ``[0, 1]`` and a ``(B,)`` tensor of factors, and return new images
+in ``[0, 1]``. For one sample, each does what `torchvision.transforms.v2.functional.adjust_*` does; torchvision takes
+one factor per call, so a batch would need a Python loop.
 """
 
 from __future__ import annotations
@@ -14,8 +11,8 @@ import torch
 from torch import Tensor
 
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # ITU-R 601-2 luma as torchvision rounds it: sums to 0.9999
-_HUE_CENTRES = (3.0, 2.0, 4.0)  # R is weakest at hue 3/6 (cyan); G and B are strongest at 2/6 and 4/6
-_SMALLEST_CHROMA = 1e-12  # keeps grey pixels, whose chroma is 0, from dividing 0 by 0
+_HUE_CENTRES = (3.0, 2.0, 4.0)  # R is lowest at hue 3/6; G and B are highest at 2/6 and 4/6
+_SMALLEST_CHROMA = 1e-12  # avoids 0/0 at grey pixels
 
 
 def jitter(
@@ -27,23 +24,21 @@ def jitter(
     saturation: float,
     hue: float,
 ) -> Tensor:
-    """Jitter every sample by its own factors, in the fixed order brightness, contrast, saturation, hue.
+    """Jitter every sample by its own factors, in the order brightness, contrast, saturation, hue.
 
-    The fixed order is a difference from `torchvision.transforms.ColorJitter`, which draws an order per
-    image. The operations commute except where a value clips and where a hue shift changes the grey value:
-    on saturated random images and at the default strengths another order moves a pixel by 0.7/255 on
-    average (measured over all 24), the jitter itself by 17/255.
+    `torchvision.transforms.ColorJitter` draws an order per image instead. The difference is small: at the default
+    strengths, on saturated random images, another order changes a pixel by 0.7/255 on average, the jitter by 17/255.
 
     Args:
         images: ``(B, 3, H, W)`` float in ``[0, 1]``.
         draws: ``(B, 4)`` float in ``[0, 1)``, one column per operation in the order above.
         brightness: factors are uniform in ``[max(0, 1 - brightness), 1 + brightness]``; 0 = off.
-        contrast: likewise.
-        saturation: likewise.
+        contrast: as brightness.
+        saturation: as brightness.
         hue: shifts are uniform in ``[-hue, hue]`` turns of the colour circle; 0 = off.
 
     Returns:
-        ``(B, 3, H, W)`` float in ``[0, 1]``; ``images`` itself when every strength is 0.
+        ``(B, 3, H, W)`` float in ``[0, 1]``; ``images`` itself if every strength is 0.
     """
     if brightness:
         images = adjust_brightness(images, _around_one(draws[:, 0], brightness))
@@ -57,51 +52,31 @@ def jitter(
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Scale every pixel: factor 0 is black, 1 the image itself.
-
-    Args:
-        images: ``(B, 3, H, W)`` float in ``[0, 1]``.
-        factors: ``(B,)`` float, at least 0.
-    """
+    """Scale every pixel by a factor of at least 0: 0 gives black, 1 the image itself."""
     return (images * factors.view(-1, 1, 1, 1)).clamp_(0.0, 1.0)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the sample's mean grey: factor 0 is uniform grey, 1 the image itself.
-
-    Args:
-        images: ``(B, 3, H, W)`` float in ``[0, 1]``.
-        factors: ``(B,)`` float, at least 0.
-    """
+    """Blend with the sample's mean grey, by a factor of at least 0: 0 gives uniform grey, 1 the image itself."""
     return _blend(images, _gray(images).mean((-2, -1), keepdim=True), factors)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the pixel's own grey: factor 0 is a grey image, 1 the image itself.
-
-    Args:
-        images: ``(B, 3, H, W)`` float in ``[0, 1]``.
-        factors: ``(B,)`` float, at least 0.
-    """
+    """Blend with the pixel's own grey, by a factor of at least 0: 0 gives a grey image, 1 the image itself."""
     return _blend(images, _gray(images), factors)
 
 
 def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
-    """Turn every pixel's hue, keeping its HSV saturation and value.
+    """Shift every pixel's hue in turns (1/3 turns red into green), and keep its HSV saturation and value.
 
-    Neither S nor V is computed: a channel is ``min + (max - min) * w(hue)``, with ``w`` a trapezoid on the
-    colour circle, and turning the hue changes ``w`` alone. That is the piecewise HSV formula without its
-    six-way selection, and grey pixels (``max == min``, hue undefined) stay what they are.
-
-    Args:
-        images: ``(B, 3, H, W)`` float in ``[0, 1]``.
-        shifts: ``(B,)`` float, in turns: 1/3 takes red to green.
+    A channel is ``min + (max - min) * w(hue)``, where ``w`` is a trapezoid on the colour circle. A shift changes only
+    ``w``, so S and V need not be computed. Grey pixels (``max == min``, hue undefined) do not change.
     """
     red, green, blue = images.unbind(1)  # each (B, H, W)
     low, high = images.amin(1), images.amax(1)
     chroma = high - low
     safe = chroma.clamp(min=_SMALLEST_CHROMA)
-    # Sixths of a turn in [-1, 5], measured from the strongest channel (the first one on a tie).
+    # Hue in sixths of a turn, in [-1, 5], from the strongest channel (the first one on a tie).
     sixths = torch.where(
         red == high,
         (green - blue).div_(safe),

@@ -1,4 +1,4 @@
-"""Camera images to the patches Qwen2.5-VL reads: crop, resize, jitter, truncate, tile, patchify.
+"""Turns camera images into the patches that Qwen2.5-VL reads.
 
 ::
 
@@ -9,11 +9,10 @@
       ─ rescale, normalise, reorder ─▶            patchify
     pixel_values (patches, 1176) float32, grid_thw (images, 3) int64
 
-Pure functions on tensors, on whatever device the images are. Every one runs in a fixed number of kernels,
-whatever the batch size, and none waits for an accelerator: random numbers and constants are copied to the
-device without blocking, and value checks are packed for one later transfer (`batches.image_problems`).
+The functions run on the images' device. The number of kernels does not depend on the batch size, and nothing waits for
+the device: random numbers and constants are copied without blocking, and `batches.image_problems` checks values later.
 
-The order of the steps is the VLA-0 protocol's (arXiv 2510.13054); the patch layout is Qwen2-VL's image processor's.
+The steps and their order follow VLA-0 (arXiv 2510.13054); the patch layout follows Qwen2-VL's image processor.
 """
 
 from __future__ import annotations
@@ -47,25 +46,24 @@ class ImageSettings:
     Attributes:
         image_size: height and width of one camera after the resize, in pixels; multiples of
             ``patch_size * merge_size``.
-        crop_box: ``(x0, y0, x1, y1)`` as fractions of width and height, cut out first and alike in training
-            and evaluation (a fixed workspace region), or None for the whole frame.
-        crop_ratio: side of the random (training) or centre (evaluation) crop as a share of the side before,
-            in ``(0, 1]``; 1.0 = off.
-        antialias: filter while shrinking. The protocol does not.
+        crop_box: region ``(x0, y0, x1, y1)`` in fractions of width and height, cut out first, in training and
+            evaluation; None keeps the whole frame.
+        crop_ratio: share of each side that the random (training) or centre (evaluation) crop keeps, in ``(0, 1]``.
+        antialias: filter while shrinking; the protocol does not.
         brightness: strength of the brightness jitter, at least 0; training only; 0 = off.
-        contrast: likewise.
-        saturation: likewise.
+        contrast: as brightness.
+        saturation: as brightness.
         hue: largest hue shift in turns, in ``[0, 0.5]``; training only; 0 = off.
-        tile: join the cameras of a sample side by side into one image; otherwise each is its own image.
+        tile: join the cameras of a sample side by side into one image.
         patch_size: side of a vision patch, in pixels.
         merge_size: patches merged per side into one image token.
-        temporal_patch_size: frames per patch; a still image is repeated to fill it.
-        image_mean: per-channel mean subtracted from pixels in ``[0, 1]`` (CLIP's, as Qwen2-VL uses).
-        image_std: per-channel divisor.
+        temporal_patch_size: frames per patch; a still image is repeated.
+        image_mean: per-channel mean of pixels in ``[0, 1]`` (CLIP's, as in Qwen2-VL).
+        image_std: per-channel standard deviation.
 
     Raises:
-        ConfigError: a value is out of range, or the image size is no multiple of a merged patch; names the
-            option, the value, the limit and the fix.
+        ConfigError: if a value is out of range, or the image size is no multiple of a merged patch; names the
+            option, the value and the limit.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -84,7 +82,6 @@ class ImageSettings:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        """Check every value, and the values against each other."""
         for name in ("patch_size", "merge_size", "temporal_patch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected at least 1: use the base model's.")
@@ -131,16 +128,14 @@ def transform(
 ) -> list[Tensor]:
     """Crop, resize, jitter and truncate each camera's images.
 
-    With a generator (training), every sample of every camera draws its own crop and jitter factors; without
-    one (evaluation), the crop is central and nothing is jittered. The numbers drawn depend on the generator,
-    the number of cameras and the batch size alone: switching jitter off does not move the crops. A crop is
-    cut out before it is resized, so no pixel outside it has any influence.
+    In training, every sample of every camera draws its own crop and jitter factors. The draws depend only on the
+    generator, the number of cameras and the batch size: switching jitter off does not move the crops.
 
     Args:
         images: ``(B, 3, H, W)`` per camera, float in ``[0, 1]`` or uint8; sizes may differ between cameras.
-        settings: what to do.
-        generator: source of randomness, on the images' device or on the CPU (then the draws are the same
-            for every device), or None for evaluation.
+        settings: see `ImageSettings`.
+        generator: the random generator for training, on the CPU (same draws on every device) or on the images'
+            device; None for evaluation, with a centre crop and no jitter.
 
     Returns:
         ``(B, 3, h, w)`` uint8 per camera, with ``(h, w) = settings.image_size``.
@@ -157,35 +152,27 @@ def transform(
 
 
 def tile(images: Sequence[Tensor]) -> Tensor:
-    """Join the cameras side by side, the first one left.
-
-    Args:
-        images: ``n`` tensors ``(B, 3, H, W)`` of one size.
-
-    Returns:
-        ``(B, 3, H, n * W)``.
-    """
+    """Join ``n`` cameras ``(B, 3, H, W)`` side by side, the first one on the left: ``(B, 3, H, n * W)``."""
     return torch.cat(list(images), dim=-1)
 
 
 @torch.no_grad()
 def patchify(image: Tensor, settings: ImageSettings) -> Tensor:
-    """Normalise an image and cut it into patches, value for value as Qwen2-VL's image processor does.
+    """Normalise an image and cut it into patches, with the same values as Qwen2-VL's image processor.
 
-    Patches follow each other merge block by merge block (rows of blocks, then the ``merge x merge`` patches
-    of a block, so that the patches of one image token are neighbours). Within a patch: channel, frame, row,
-    column. A still image fills every frame of the temporal patch.
+    The patches of one image token (a ``merge x merge`` block) are neighbours; blocks go row by row. The values of a
+    patch are ordered by channel, frame, row and column.
 
     Args:
         image: ``(B, 3, H, W)`` uint8, sides multiples of ``patch_size * merge_size``.
-        settings: patch layout, mean and standard deviation.
+        settings: gives the patch layout, mean and standard deviation.
 
     Returns:
         ``(B, H/patch * W/patch, 3 * temporal * patch * patch)`` float32.
     """
     batch, channels, height, width = image.shape
     patch, merge, frames = settings.patch_size, settings.merge_size, settings.temporal_patch_size
-    # Scaled to 0..255 instead of scaling the pixels to 0..1, in float32: what the processor does, to the bit.
+    # Mean and std are scaled to 0..255, in float32, as the processor does: the results are equal to the bit.
     scale = torch.tensor([settings.image_mean, settings.image_std]) * 255.0
     mean, std = scale.to(image.device, non_blocking=True).view(2, 3, 1, 1)
     pixels = image.float().sub_(mean).div_(std)
@@ -199,19 +186,19 @@ def patchify(image: Tensor, settings: ImageSettings) -> Tensor:
 def encode_images(
     images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Turn camera images into what Qwen2.5-VL takes: `transform`, `tile` if set, `patchify`.
+    """Turn camera images into Qwen2.5-VL's inputs: `transform`, `tile` if set, `patchify`.
 
     Args:
-        images: ``n`` cameras, ``(B, 3, H, W)`` each, from `select_cameras`.
-        settings: what to do.
-        generator: training's source of randomness, or None for evaluation; see `transform`.
+        images: ``(B, 3, H, W)`` per camera, from `select_cameras`.
+        settings: see `ImageSettings`.
+        generator: see `transform`.
 
     Returns:
         ``pixel_values``, ``(patches, 3 * temporal * patch * patch)`` float32, ordered by sample and then by
         image, and ``grid_thw``, ``(B * images per sample, 3)`` int64, both on the images' device.
 
     Raises:
-        ImageError: there is no image.
+        ImageError: if there is no image.
     """
     if not images:
         raise ImageError("No image was given: the policy needs at least one camera.")
@@ -246,7 +233,7 @@ def _transform_camera(image: Tensor, settings: ImageSettings, draws: Tensor | No
             top, left = _centre(height, crop_h), _centre(width, crop_w)
             image = image[..., top : top + crop_h, left : left + crop_w]
         else:
-            # u < 1 and n < 2**24: u * n stays below n in float32 too, so every offset is valid.
+            # With u < 1 and n < 2**24, u * n < n holds in float32 too, so every offset is valid.
             tops = (draws[:, 0] * (height - crop_h + 1)).long()
             lefts = (draws[:, 1] * (width - crop_w + 1)).long()
             image = _crop_each(image, tops, lefts, crop_h, crop_w)
@@ -268,7 +255,7 @@ def _transform_camera(image: Tensor, settings: ImageSettings, draws: Tensor | No
 
 
 def evaluation_window(height: int, width: int, settings: ImageSettings) -> tuple[int, int, int, int]:
-    """Return which pixels of a camera's picture the model sees in evaluation: ``(top, left, height, width)``.
+    """Return the window of an image that the model sees in evaluation: ``(top, left, height, width)`` in pixels.
 
     >>> evaluation_window(100, 200, ImageSettings(crop_box=(0.5, 0.0, 1.0, 1.0), crop_ratio=0.5))
     (25, 125, 50, 50)
@@ -281,7 +268,7 @@ def evaluation_window(height: int, width: int, settings: ImageSettings) -> tuple
 def box_window(
     height: int, width: int, box: tuple[float, float, float, float] | None
 ) -> tuple[int, int, int, int]:
-    """Return the pixels of a ``crop_box``: ``(top, left, height, width)``; at least one is left."""
+    """Return the window of a ``crop_box``: ``(top, left, height, width)`` in pixels, at least 1x1."""
     if box is None:
         return 0, 0, height, width
     x0, y0, x1, y1 = box
@@ -291,11 +278,10 @@ def box_window(
 
 
 def _centre(side: int, crop: int) -> int:
-    return round((side - crop) / 2)  # halves go to the even side: torchvision's CenterCrop
+    return round((side - crop) / 2)  # rounds halves to even, as torchvision's CenterCrop
 
 
 def _cut_box(image: Tensor, box: tuple[float, float, float, float] | None) -> Tensor:
-    """Cut the box, in fractions of the sides, out of ``(B, 3, H, W)``; at least one pixel is left."""
     rows, columns = image.shape[-2:]
     top, left, height, width = box_window(rows, columns, box)
     return image[..., top : top + height, left : left + width]
@@ -304,9 +290,8 @@ def _cut_box(image: Tensor, box: tuple[float, float, float, float] | None) -> Te
 def _crop_each(image: Tensor, tops: Tensor, lefts: Tensor, height: int, width: int) -> Tensor:
     """Cut a window at its own place out of each sample: ``(B, 3, H, W) -> (B, 3, height, width)``.
 
-    Indexes a strided view of all windows, which copies only the windows asked for: 7 to 9 times as fast on
-    a CPU as indexing with row and column numbers. A loop over slices would have to read the offsets back
-    from the device.
+    Indexing a strided view of all windows copies only the selected ones: on a CPU this is 7 to 9 times as fast as
+    indexing with row and column numbers. A loop over slices would wait for the device to read the offsets.
     """
     windows = image.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, tops, lefts, height, width), a view
     samples = torch.arange(image.shape[0], device=image.device)

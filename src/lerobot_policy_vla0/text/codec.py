@@ -1,11 +1,11 @@
-"""Actions as text: normalised actions ⇄ bins ⇄ token ids, vectorised on the device.
+"""Converts normalised actions ⇄ bins ⇄ token ids, vectorised on the device.
 
-Actions are in ``[-1, 1]``, and the text has twelve characters. Encoding and decoding are exact inverses on the bins
-(`encode_bins` / `decode_ids`), and lose at most half a bin on the actions (`actions_to_bins` / `bins_to_actions`).
+Actions are in ``[-1, 1]``. `encode_bins` / `decode_ids` are exact inverses; `actions_to_bins` / `bins_to_actions` lose
+at most half a bin.
 
-The text of a chunk of ``T`` steps of ``D`` dimensions is ``T*D`` integers in ``[0, n_bins]``, step by
-step, one space between them, no leading zeros; then the end-of-turn token and the newline with which
-the chat template closes an assistant message (arXiv 2510.13054, section III).
+The text of a chunk of ``T`` steps of ``D`` dimensions is ``T*D`` integers in ``[0, n_bins]``, step by step, separated
+by one space and without leading zeros. The end-of-turn token and a newline follow, as in the chat template
+(arXiv 2510.13054, section III).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lerobot_policy_vla0.errors import ActionError, AnswerError, TokenizerError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100  # torch's and transformers' label value for "not part of the loss"
+IGNORE_INDEX = -100  # torch's and transformers' label for tokens outside the loss
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class ActionTokens:
 
     Attributes:
         digits: ids of the characters ``0`` to ``9``, in that order.
-        space: id of one space, the separator.
+        space: id of the space that separates numbers.
         end: id of the end-of-turn token (``<|im_end|>``).
-        newline: id of the newline that follows it in the chat template.
+        newline: id of the newline after the end token.
         mask: id of ``?``, which hides a character in masked action augmentation.
-        pad: id used to fill rows of different length; never part of the loss.
+        pad: id for padding; never part of the loss.
     """
 
     digits: tuple[int, ...]
@@ -46,10 +46,10 @@ class ActionTokens:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ActionTokens:
-        """Read the ids off a tokenizer and check that it writes one token per character.
+        """Read the ids from a tokenizer and check that it writes one token per character.
 
         Raises:
-            TokenizerError: naming the tokenizer and the text it merges or lacks.
+            TokenizerError: naming the tokenizer and the text that it merges or has no token for.
         """
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
@@ -65,9 +65,8 @@ class ActionTokens:
 
         digits = tuple(single(str(d)) for d in range(10))
         space = single(" ")
-        # Single characters may be single tokens and still merge inside a longer text ("10", " 1"),
-        # which would make the answer's length depend on the values. All neighbours that action text can
-        # have are tried, then a longer text for tokenizers that group three digits at a time.
+        # A tokenizer may still merge neighbours ("10", " 1"); the answer's length would then depend on the values.
+        # All pairs are tried, then a longer text for tokenizers that group three digits.
         characters = "0123456789 "
         pairs = [a + b for a in characters for b in characters if a + b != "  "]
         for probe in (*pairs, "0 12 345 1000 99 8 67"):
@@ -100,14 +99,14 @@ def quantise(values: Tensor, n_bins: int) -> tuple[Tensor, Tensor]:
     """Round normalised values, of any shape, to the nearest of ``n_bins + 1`` levels.
 
     Args:
-        values: float, nominally in ``[-1, 1]``, finite; what lies outside is clamped.
+        values: finite floats; values outside ``[-1, 1]`` are clamped.
         n_bins: the top integer.
 
     Returns:
-        int64 bins in ``[0, n_bins]``, and a bool tensor that is true where a value was clamped; same shape.
+        int64 bins in ``[0, n_bins]``, and bool, true where a value was clamped by more than 1e-5; shapes as ``values``.
     """
     values = values.float()
-    # The normaliser computes in float32, so the dataset's own extremes can land an ulp outside.
+    # The normaliser computes in float32, so the dataset's extremes can lie one rounding error outside.
     clipped = values.abs() > 1.0 + 1e-5
     unit = (values.clamp(-1.0, 1.0) + 1.0) * 0.5  # [0, 1]
     return torch.round(unit * n_bins).long(), clipped
@@ -119,11 +118,11 @@ class EncodedChunk:
 
     Attributes:
         ids: ``(B, L)`` int64 token ids: numbers and spaces, end, newline, then padding.
-        is_text: ``(B, L)`` bool, the digits and spaces (what augmentation may hide).
-        is_token: ``(B, L)`` bool, everything but padding.
-        number: ``(B, L)`` int64 index in ``[0, T*D)`` of the number a token belongs to; the space
-            before a number belongs to it; ``T*D`` for the end token, the newline and padding.
-        place: ``(B, L)`` int64 decimal place of a digit (0 = units); -1 for every other token.
+        is_text: ``(B, L)`` bool, true for digits and spaces.
+        is_token: ``(B, L)`` bool, false on padding.
+        number: ``(B, L)`` int64 index in ``[0, T*D)`` of the token's number (a space belongs to the number after it);
+            ``T*D`` for the end token, the newline and padding.
+        place: ``(B, L)`` int64 decimal place of a digit (0 = units); -1 for other tokens.
     """
 
     ids: Tensor
@@ -157,23 +156,15 @@ class ActionCodec:
 
     @property
     def max_answer_length(self) -> int:
-        """Tokens of the longest possible answer, the end token and newline included."""
+        """Tokens of the longest answer, with end token and newline."""
         return self.n_numbers * (self.max_digits + 1) - 1 + 2
 
     # ---------------------------------------------------------------- actions ⇄ bins
 
     def actions_to_bins(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantise normalised actions to the nearest of ``n_bins + 1`` levels.
+        """Quantise finite normalised actions ``(B, T, D)``, see `quantise`.
 
-        Values outside ``[-1, 1]`` (quantile normalisation, or a dataset other than the one the
-        statistics come from) are clamped to the range, never wrapped.
-
-        Args:
-            actions: ``(B, T, D)`` float, nominally in ``[-1, 1]``, finite (see `raise_non_finite_actions`).
-
-        Returns:
-            ``(B, T, D)`` int64 bins in ``[0, n_bins]``, and a ``(B, T, D)`` bool tensor that is true
-            where a value lay outside the range by more than rounding (1e-5) and was clamped.
+        Values lie outside ``[-1, 1]`` with quantile normalisation or with statistics of another dataset.
 
         Raises:
             ActionError: if the shape is not ``(B, chunk_size, action_dim)``.
@@ -193,24 +184,14 @@ class ActionCodec:
         return quantise(actions, self.n_bins)
 
     def bins_to_actions(self, bins: Tensor) -> Tensor:
-        """Return the normalised action in ``[-1, 1]`` at the centre of each bin (float32, same shape).
-
-        Bins 0 and ``n_bins`` are exactly -1 and 1.
-        """
-        # One rounding only: the numerator is exact, `bins * (2 / n_bins) - 1` would miss 1 by an ulp or two.
+        """Return the float32 action of each bin; bins 0 and ``n_bins`` are exactly -1 and 1."""
+        # The numerator is exact, so there is one rounding; `bins * (2 / n_bins) - 1` would not give exactly 1.
         return (2 * bins - self.n_bins).float() / self.n_bins
 
     # ---------------------------------------------------------------- bins ⇄ ids
 
     def encode_bins(self, bins: Tensor) -> EncodedChunk:
-        """Write bins as token ids, the whole batch at once.
-
-        Args:
-            bins: ``(B, T, D)`` int64 in ``[0, n_bins]``.
-
-        Returns:
-            The `EncodedChunk`; ``L`` is `max_answer_length`-bounded and equals the longest row.
-        """
+        """Write int64 bins ``(B, T, D)`` in ``[0, n_bins]`` as token ids; ``L`` is the length of the longest row."""
         device = bins.device
         numbers = bins.reshape(bins.shape[0], -1)  # (B, N)
         batch, n_numbers = numbers.shape
@@ -219,8 +200,8 @@ class ActionCodec:
         place = torch.arange(self.max_digits - 1, -1, -1, device=device)  # (K,)
         n_digits = (numbers.unsqueeze(-1) >= powers[:-1]).sum(-1) + 1  # (B, N); 0 has one digit
 
-        # Slots (B, N, 1 + K): the space before a number, then its digits; unused ones are dropped
-        # by a stable sort, which packs each row to the left.
+        # Slots (B, N, 1 + K): the space before a number, then its digits. A stable sort moves unused slots to the
+        # right of each row.
         ids = torch.empty(batch, n_numbers, 1 + self.max_digits, dtype=torch.long, device=device)
         ids[..., 0] = self.tokens.space
         ids[..., 1:] = torch.tensor(self.tokens.digits, device=device)[digits]
@@ -233,14 +214,14 @@ class ActionCodec:
         places[..., 1:] = place
 
         def close(slots: Tensor, end: int, newline: int) -> Tensor:
-            """Flatten to (B, S) and append the values for the end token and the newline."""
+            """Flatten to ``(B, S)`` and append the values for the end token and the newline."""
             tail = torch.tensor([end, newline], device=device, dtype=slots.dtype).expand(batch, 2)
             return torch.cat([slots.reshape(batch, -1), tail], dim=1)
 
         keep = close(used, 1, 1)  # (B, S) bool
         order = torch.argsort((~keep).long(), dim=1, stable=True)
         length = keep.sum(1)  # (B,)
-        # The widest row needs one host read on CUDA; the constant bound would pad every batch to it.
+        # This waits for the device once; a constant width would pad every batch to `max_answer_length`.
         width = int(length.max())
         order = order[:, :width]
         is_token = torch.arange(width, device=device) < length.unsqueeze(1)
@@ -258,15 +239,14 @@ class ActionCodec:
         """Read bins back from token ids, the inverse of `encode_bins`.
 
         Args:
-            ids: ``(B, L)`` int64. Everything from the first end token on is ignored.
+            ids: ``(B, L)`` int64; everything after the first end token is ignored.
 
         Returns:
             ``(B, T, D)`` int64 bins in ``[0, n_bins]``.
 
         Raises:
-            AnswerError: if a row is not exactly ``T*D`` integers in range, without leading zeros, with
-                one space between and an end token; the message names the row and shows its text. The decoders'
-                grammar makes this impossible, so it means a bug or foreign token ids.
+            AnswerError: if a row is not ``T*D`` integers in range as `encode_bins` writes them; names the row and
+                its text. The decoders' grammar prevents this, so the cause is a bug or foreign token ids.
         """
         batch, width = ids.shape
         device = ids.device
@@ -294,10 +274,10 @@ class ActionCodec:
         n = self.n_numbers
         found = number.amax(1) + 1 if width else number.new_zeros(batch)
         in_answer = torch.arange(n_slots, device=device) < n
-        # A number written without leading zeros has as many digits as its value needs.
+        # Without leading zeros, a number has as many digits as its value needs.
         natural = (value.unsqueeze(-1) >= 10 ** torch.arange(1, 19, device=device)).sum(-1) + 1
         bad_number = (count != natural) | (value > self.n_bins) | (count == 0)
-        unended = ~ended.any(1)  # an answer that was cut off may end in half a number
+        unended = ~ended.any(1)  # an answer that is cut off may end inside a number
         bad = ((symbol == -1).any(1)) | unended | (found != n) | (bad_number & in_answer).any(1)
         if bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
@@ -321,11 +301,7 @@ class ActionCodec:
 
 
 def raise_non_finite_actions(bad: Tensor) -> None:
-    """Raise the `ActionError` for NaN/Inf actions.
-
-    Args:
-        bad: ``(B, T, D)`` bool, true where a value is NaN or infinite.
-    """
+    """Raise an `ActionError`; ``bad`` ``(B, T, D)`` is true where an action is NaN or infinite."""
     dims = sorted({int(d) for d in bad.nonzero()[:, -1]})
     raise ActionError(
         f"actions contain {int(bad.sum())} NaN or infinite values in dimensions {dims}. Repair the dataset "

@@ -1,9 +1,8 @@
 """The grammar of an answer: exactly ``N`` integers in ``[0, n_bins]``, then the end of the turn.
 
 Numbers have no leading zeros and one space between them. The grammar works on symbols: 0 to 9 for the digits,
-`SEPARATOR` and `END`. Its tensors are a transition table over the digits of one number, and a counter of finished
-numbers, so that a batch of rows advances without a Python loop. Every state has at least one legal symbol, so
-malformed output cannot be written.
+`SEPARATOR` and `END`. A transition table over the digits of one number and a counter of finished numbers advance a
+batch without a Python loop. Every state has at least one legal symbol, so malformed output is impossible.
 """
 
 from __future__ import annotations
@@ -28,29 +27,26 @@ MAX_BINS = 99_999
 def number_automaton(n_bins: int) -> tuple[Tensor, Tensor]:
     """Build the automaton of one integer in ``[0, n_bins]`` without leading zeros.
 
-    State 0 is the start. Any other state remembers how many digits were written and how they compare
-    with as many leading digits of ``n_bins``: a number shorter than ``n_bins`` is always in range, one
-    of the same length only if it does not compare greater.
-
-    Args:
-        n_bins: the largest integer, 1 to 99,999.
+    State 0 is the start. Every other state holds the number of digits so far and how they compare with the leading
+    digits of ``n_bins``. A number shorter than ``n_bins`` is always in range; a number of the same length is in range
+    if it does not compare greater.
 
     Returns:
-        transitions ``(S, 10)`` int64, the next state for each digit or -1 where it is illegal; and
+        transitions ``(S, 10)`` int64, the next state for each digit, or -1 if it is illegal; and
         ``(S,)`` bool, true where the number may end.
 
     Raises:
-        ConfigError: if ``n_bins`` is out of range.
+        ConfigError: if ``n_bins`` is not in ``[1, 99999]``.
     """
     if not 1 <= n_bins <= MAX_BINS:
         raise ConfigError(f"n_bins={n_bins} must lie in [1, {MAX_BINS}].")
     bound = [int(c) for c in str(n_bins)]
-    zero = (1, None)  # a lone 0 cannot be continued: no leading zeros
+    zero = (1, None)  # no digit may follow a leading 0
     start: tuple[int, int | None] = (0, 0)
     index = {start: 0}
     rows: list[list[int]] = []
     queue = [start]
-    for state in queue:  # grows while it is walked
+    for state in queue:  # the queue grows during the loop
         length, comparison = state  # comparison: -1 less, 0 equal, 1 greater; None for the lone zero
         row = [-1] * 10
         if comparison is not None and length < len(bound):
@@ -68,16 +64,10 @@ def number_automaton(n_bins: int) -> tuple[Tensor, Tensor]:
 
 
 class AnswerGrammar:
-    """Tracks, for a batch of rows, which symbols may come next.
+    """Tells which symbols may come next, for a batch of rows.
 
-    The state of a row is ``(number, local)``: how many numbers are finished and where the current one
-    stands in `number_automaton`. A row that has written `END` stays finished and may only repeat it.
-
-    Args:
-        n_bins: the top integer.
-        n_numbers: integers per answer, ``chunk_size * action_dim``.
-        tokens: the tokenizer's ids of the twelve symbols.
-        device: where the tables live.
+    The state of a row is ``(number, local)``: the count of finished numbers, and the current number's state in
+    `number_automaton`. After `END`, a row may only repeat `END`.
     """
 
     def __init__(
@@ -92,11 +82,11 @@ class AnswerGrammar:
 
     @property
     def longest_answer(self) -> int:
-        """Symbols of the longest answer, its end included."""
+        """Symbols of the longest answer, with its end."""
         return self.n_numbers * (len(str(self.n_bins)) + 1)
 
     def start(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Return the state before the first symbol: number ``(B,)`` and local ``(B,)``, int64 zeros."""
+        """Return the state before the first symbol: number and local, each ``(B,)`` int64."""
         zeros = torch.zeros(batch, dtype=torch.long, device=self._transitions.device)
         return zeros, zeros.clone()
 
@@ -129,12 +119,12 @@ class AnswerGrammar:
         return torch.where(match.any(-1), match.long().argmax(-1), END)
 
     def occurring(self, ids: Tensor) -> NDArray[Any]:
-        """Return which symbols' tokens occur in each row of ``(B, P)`` ids: ``(B, 12)`` bool, on the host."""
+        """Return which symbols occur in each row of ``(B, P)`` ids: ``(B, 12)`` bool, on the host."""
         found: NDArray[Any] = (ids.unsqueeze(-1) == self.token_ids).any(1).cpu().numpy()
         return found
 
     def write(self, answers: list[list[int]], pad: int) -> Tensor:
-        """Return answers given as symbols as token ids ``(B, L)``, padded on the right with ``pad``."""
+        """Return the token ids ``(B, L)`` of answers in symbols, padded on the right."""
         token_ids = self.token_ids.cpu()
         written = torch.full((len(answers), max(map(len, answers))), pad, dtype=torch.long)
         for index, symbols in enumerate(answers):
@@ -148,13 +138,13 @@ class AnswerGrammar:
 
 
 class HostGrammar:
-    """`AnswerGrammar` for one row at a time, in plain Python, which takes microseconds for a few symbols.
+    """`AnswerGrammar` for one row, in plain Python: a few symbols take microseconds.
 
-    A state is one integer, ``number * n_local + local``. `END` leads to the final state, ``n_numbers * n_local``.
+    A state is one integer, ``number * n_local + local``.
 
     Attributes:
         legal_rows: ``(K, 12)`` bool, the distinct rows of legal symbols; see `legal_row`.
-        finished: the final state.
+        finished: the state after `END`, ``n_numbers * n_local``.
     """
 
     def __init__(self, transitions: NDArray[Any], may_end: NDArray[Any], n_numbers: int) -> None:
@@ -173,7 +163,7 @@ class HostGrammar:
         self._forced = [int(row.argmax()) if row.sum() == 1 else -1 for row in self.legal_rows]
 
     def legal_row(self, state: int) -> int:
-        """Return the index into `legal_rows` of what may follow ``state``."""
+        """Return the row of `legal_rows` that holds after ``state``."""
         if state >= self.finished:
             return 2 * self.n_local
         number, local = divmod(state, self.n_local)
@@ -192,13 +182,10 @@ class HostGrammar:
 
 
 def check_finite(finite: NDArray[Any]) -> None:
-    """Refuse NaN and infinite logits.
-
-    Args:
-        finite: ``(B,)`` bool, whether all logits of a batch row are finite.
+    """Refuse NaN and infinite logits; ``finite`` ``(B,)`` bool says whether a row has none.
 
     Raises:
-        DecodeError: naming the other rows.
+        DecodeError: naming the bad rows.
     """
     if not finite.all():
         raise DecodeError(
@@ -209,7 +196,7 @@ def check_finite(finite: NDArray[Any]) -> None:
 
 
 def spell(bins: list[int], n_numbers: int) -> list[int]:
-    """Return the symbols of an answer's first integers, closed by a separator (or the end after the last).
+    """Return the symbols of an answer's first integers, with the separator or end after the last one.
 
     >>> spell([7, 10], 3)
     [7, 10, 1, 0, 10]

@@ -1,7 +1,6 @@
-"""The prompt: what is written around the images and the instruction, as token ids and positions.
+"""Builds the prompt's token ids and its multimodal rotary positions.
 
-Lays out Qwen's chat format with the protocol's system message (arXiv 2510.13054, section III-B) and
-computes the multimodal rotary positions of the result.
+The prompt is Qwen's chat format with VLA-0's system message (arXiv 2510.13054, section III-B).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ IMAGE_TOKEN = "<|image_pad|>"
 
 
 def format_system_prompt(template: str, *, chunk_size: int, action_dim: int, n_bins: int) -> str:
-    """Fill ``{H}``, ``{D}``, ``{N}`` and ``{B}`` into a system prompt; all of them are optional.
+    """Fill the optional fields ``{H}``, ``{D}``, ``{N}`` and ``{B}`` of a system prompt.
 
     Raises:
         ConfigError: if the template has any other field.
@@ -54,12 +53,10 @@ def chat_text(
 
     Args:
         system: the filled system prompt.
-        task: the instruction, as is.
-        n_images: images before the instruction.
-        add_vision_id: write ``Picture k: `` before image ``k``. The paper's weights were trained
-            without it.
-        state: the robot's state as integers, written on a line before the instruction; None, as in the paper,
-            writes none.
+        task: the instruction.
+        n_images: number of images before the instruction.
+        add_vision_id: write ``Picture k: `` before image ``k``; the paper does not.
+        state: the robot's state as integers, written on a line before the instruction; the paper has none.
 
     >>> print(chat_text("S", "push", 1))  # doctest: +NORMALIZE_WHITESPACE
     <|im_start|>system
@@ -82,7 +79,7 @@ def chat_text(
 def _around_state(
     system: str, task: str, n_images: int, add_vision_id: bool, *, with_state: bool
 ) -> tuple[str, str]:
-    """Return the prompt's text before and after the state's integers."""
+    """Return the text before and after the state's integers."""
     images = "".join(
         (f"Picture {k + 1}: " if add_vision_id else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
         for k in range(n_images)
@@ -100,12 +97,12 @@ class PromptSettings:
 
     Attributes:
         system_prompt: the filled system message.
-        image_tokens: image tokens of each image, in order (one entry when cameras are tiled).
-        pad_token_id: id on the left of shorter prompts.
+        image_tokens: number of tokens of each image (one image if cameras are tiled).
+        pad_token_id: id for padding.
         add_vision_id: write ``Picture k: `` before each image.
-        max_length: longest prompt accepted, in tokens.
-        state_dim: integers of the state; 0 writes no state.
-        n_bins: the largest of these integers.
+        max_length: length of the longest accepted prompt, in tokens.
+        state_dim: number of the state's integers; 0 writes no state.
+        n_bins: largest integer of the state.
     """
 
     system_prompt: str
@@ -117,18 +114,14 @@ class PromptSettings:
     n_bins: int = 0
 
 
-#: Tasks whose ids are kept, the latest ones: instructions can be free text, and a server can run for weeks.
+#: Number of tasks whose ids are cached. Without a limit, free-text instructions would fill a server's memory.
 _TASKS_KEPT = 1024
 
 
 class PromptEncoder:
-    """Turns tasks into token ids, tokenising each distinct task once.
+    """Turns tasks into token ids and caches them per task.
 
-    A state changes with every frame: its digits are spelled between the kept ids of what stands before and after.
-
-    Args:
-        tokenizer: the backbone's tokenizer, as read from its ``tokenizer.json``.
-        settings: see `PromptSettings`.
+    The state changes with every frame, so its digits are inserted between the cached ids.
 
     Raises:
         TokenizerError: if the tokenizer has no image placeholder.
@@ -147,7 +140,7 @@ class PromptEncoder:
         self.image_token_id: int = image_token_id
         self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()  # ids before and after the state
         self._characters = {c: self._tokenise(c) for c in "0123456789 "} if settings.state_dim else {}
-        # Text that the tokenizer would turn into a special token instead of reading it as text.
+        # The tokenizer would turn this text into special tokens.
         self._markup = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
         for special in self._markup:
             if special in settings.system_prompt:
@@ -157,19 +150,16 @@ class PromptEncoder:
                 )
 
     def encode(self, task: str, state: Sequence[int] | None = None) -> Tensor:
-        """Return the ids of one prompt, image placeholders expanded: ``(L,)`` int64.
-
-        An empty task is allowed: datasets with a single unnamed task exist, and the image still tells
-        the model what to do.
+        """Return the ids of one prompt, with expanded image placeholders: ``(L,)`` int64.
 
         Args:
-            task: the instruction.
-            state: ``state_dim`` integers in ``[0, n_bins]``, exactly if the settings ask for a state.
+            task: the instruction; it may be empty, because some datasets have one unnamed task.
+            state: ``state_dim`` integers in ``[0, n_bins]``; None if ``state_dim`` is 0.
 
         Raises:
             PromptError: if the task is not a string, contains chat markup, or the prompt is too long.
-            StateError: if there is a state and none was asked for, or not as many integers as were.
-            TokenizerError: if the tokenizer joins the state's digits with what is around them.
+            StateError: if the state does not have ``state_dim`` integers.
+            TokenizerError: if the tokenizer merges the state's digits with the text around them.
         """
         if not isinstance(task, str):
             raise PromptError(
@@ -190,7 +180,7 @@ class PromptEncoder:
         return torch.cat([head, self._spell(state), tail]) if state else head.clone()
 
     def _encode_around(self, task: str) -> tuple[Tensor, Tensor]:
-        """Return the ids before and after the state's integers; without a state, all of them and nothing."""
+        """Return the ids before and after the state's integers; without a state, the second part is empty."""
         for special in self._markup:
             if special in task:
                 raise PromptError(
@@ -232,7 +222,7 @@ class PromptEncoder:
         return ids
 
     def _expand(self, ids: list[int]) -> Tensor:
-        """Repeat image placeholders as often as their image has tokens."""
+        """Repeat each image placeholder once per token of its image."""
         counts = iter(self.settings.image_tokens)
         expanded: list[int] = []
         for token in ids:
@@ -240,24 +230,19 @@ class PromptEncoder:
         return torch.tensor(expanded, dtype=torch.long)
 
     def _spell(self, state: Sequence[int]) -> Tensor:
-        """Return the ids of the state's integers, one space between."""
         text = " ".join(map(str, state))
         return torch.tensor([id_ for c in text for id_ in self._characters[c]], dtype=torch.long)
 
     def encode_batch(
         self, tasks: Sequence[str], states: Sequence[Sequence[int]] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encode several prompts, padded on the left so that all answers begin in one column.
-
-        Args:
-            tasks: one per row.
-            states: one per row, see `encode`.
+        """Encode one prompt per row, padded on the left so that all answers begin in one column.
 
         Returns:
             ids ``(B, L)`` int64 and mask ``(B, L)`` bool, false on padding.
 
         Raises:
-            StateError: if there are not as many states as tasks; otherwise as `encode`.
+            StateError: if the numbers of states and tasks differ. `encode` raises further errors.
         """
         if states is not None and len(states) != len(tasks):
             raise StateError(
@@ -280,10 +265,9 @@ def rope_positions(
 ) -> tuple[Tensor, Tensor]:
     """Compute Qwen's three-axis rotary positions for rows whose images all have one size.
 
-    The same numbers as transformers' ``Qwen2_5_VLModel.get_rope_index``, without its Python loop over
-    the batch (the loop is the oracle in the tests): text advances all three axes by one per token; an
-    image keeps the first axis at its start, spreads rows and columns over the other two, and advances
-    what follows by its longer side.
+    The result equals transformers' ``Qwen2_5_VLModel.get_rope_index``, which loops over the batch. A text token
+    advances all three axes by one. Inside an image the first axis stays and the other two count rows and columns; the
+    text after it continues at the image's start plus its longer side.
 
     Args:
         ids: ``(B, L)`` int64.
@@ -292,8 +276,7 @@ def rope_positions(
         grid: (rows, columns) of image tokens of each image.
 
     Returns:
-        positions ``(3, B, L)`` int64 (1 on padding, as transformers' causal mask ignores them), and
-        ``(B,)`` the position of the next token.
+        positions ``(3, B, L)`` int64 (1 on padding, as in transformers), and the position of the next token ``(B,)``.
     """
     rows, columns = grid
     per_image = rows * columns

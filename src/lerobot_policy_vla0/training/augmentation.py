@@ -1,7 +1,7 @@
 """The state of the training augmentation: a seed and a count of steps, saved with the weights.
 
-LeRobot's saved random state is not enough to resume, because recreating the data loader consumes some of it. It is a
-module of its own, because PEFT can save modules beside an adapter.
+LeRobot's saved random state is not enough to resume, because a new data loader draws from it. The state is an
+`nn.Module`, because PEFT saves modules beside an adapter.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 class AugmentationState(nn.Module):
-    """Hands out one random generator per training step, the same ones after a resume."""
+    """Makes one random generator per training step; a resumed run gets the same ones."""
 
     state: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # (seed, number of training steps so far)
+        # (seed, number of training steps)
         self.register_buffer("state", torch.tensor([torch.initial_seed() % 2**62, 0]))
-        self._host: tuple[int, int] | None = None  # read from the device once
+        self._host: tuple[int, int] | None = None  # read from the device only once
 
     def next_generator(self, rank: int) -> torch.Generator:
         """Return the generator of this training step on process ``rank``, and count the step."""
@@ -33,14 +33,9 @@ class AugmentationState(nn.Module):
 
 
 def _step_generator(seed: int, count: int, rank: int) -> torch.Generator:
-    """Return the source of randomness of one training step on one process.
+    """Return the generator of one step and process, on the CPU so that all devices get the same draws.
 
-    On the CPU, so that the draws are the same on every device. SplitMix-style mixing keeps neighbours apart.
-
-    Args:
-        seed: of the run.
-        count: training steps before this one.
-        rank: of the process.
+    Mixing as in SplitMix gives neighbouring steps and ranks unrelated seeds.
     """
     mixed = (seed + count * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9) % 2**63
     return torch.Generator().manual_seed(mixed)

@@ -1,8 +1,7 @@
-"""The training loss and what is logged beside it: pure functions on hidden states and labels.
+"""The training loss and its metrics, computed from hidden states and labels.
 
-Hidden states are gathered at the positions that carry a label before they are projected onto the vocabulary, so no
-logits exist for the prompt, the images or hidden characters. The others are projected a part at a time, in the backward
-pass too.
+Only positions with a label are projected onto the vocabulary, so the prompt, the images and hidden characters have no
+logits. The projection works in chunks of positions, in the backward pass too.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from lerobot_policy_vla0.text.codec import IGNORE_INDEX, EncodedChunk
 
 logger = logging.getLogger(__name__)
 
-#: Logits that exist at once, in numbers: 256 MB in float32. Fewer positions per chunk would make the projection a
-#: matrix product too thin for an accelerator (441 positions with Qwen's 152,064 tokens).
+#: Largest number of logits in memory at once: 256 MB in float32, 441 positions with Qwen's 152,064 tokens. With fewer
+#: positions the matrix product would be too small to use an accelerator well.
 MAX_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """Per-token results at the positions that carry a label.
+    """The loss per sample, and results at the ``M`` positions with a label.
 
     Attributes:
         per_sample: ``(B,)`` float32, scaled so that its mean is the mean over all labelled tokens.
         correct: ``(M,)`` bool, whether the most likely token is the label.
         predicted: ``(M,)`` int64, the most likely token id.
-        row: ``(M,)`` int64, the sample of each token.
-        column: ``(M,)`` int64, its column in the answer.
+        row: ``(M,)`` int64, the token's sample.
+        column: ``(M,)`` int64, the token's column in the answer.
     """
 
     per_sample: Tensor
@@ -45,7 +44,7 @@ class AnswerLoss:
 
 
 def positions_per_chunk(vocabulary: int, max_logits: int = MAX_LOGITS) -> int:
-    """Return how many positions may meet a vocabulary at once, at least one.
+    """Return how many positions are projected onto a vocabulary at once, at least one.
 
     >>> positions_per_chunk(151_936), positions_per_chunk(263)
     (441, 255166)
@@ -62,16 +61,15 @@ def answer_loss(
 ) -> AnswerLoss:
     """Return the cross-entropy over the full vocabulary at labelled answer tokens.
 
-    With more labelled tokens than ``chunk``, each chunk's logits are thrown away and computed again in the backward
-    pass. That costs one more projection and keeps memory flat: 64 LIBERO answers have 13,000 tokens, whose logits
-    would take 8 GB in float32, three times (the logits, their softmax, their gradient). The result is the same;
-    gradients of the projection add up in another order.
+    With more labelled tokens than ``chunk``, each chunk's logits are discarded and computed again in the backward pass.
+    This costs one more projection and limits memory: 64 LIBERO answers have 13,000 tokens, whose logits, softmax and
+    gradient would take 8 GB each in float32. The loss is the same; gradients are summed in another order.
 
     Args:
-        hidden: ``(B, L, hidden)`` states that predict the answer: the state *before* each token.
-        labels: ``(B, L)`` int64, `IGNORE_INDEX` where no loss is wanted.
+        hidden: ``(B, L, hidden)`` states, each the one *before* its answer token.
+        labels: ``(B, L)`` int64, `IGNORE_INDEX` for tokens outside the loss.
         project: the vocabulary projection, ``(M, hidden) -> (M, V)``.
-        chunk: most positions projected at once (see `positions_per_chunk`), at least 1; None for all of them.
+        chunk: most positions projected at once, at least 1 (see `positions_per_chunk`); None for no limit.
     """
     labelled = labels != IGNORE_INDEX
     row, column = labelled.nonzero(as_tuple=True)
@@ -97,7 +95,7 @@ def answer_loss(
         ]
         per_token, predicted = (torch.cat(values) for values in zip(*parts, strict=True))
     total = torch.zeros(labels.shape[0], device=hidden.device).index_add(0, row, per_token)
-    # Dividing by the mean number of tokens, not each row's own, makes mean(per_sample) the token mean.
+    # All rows are divided by the mean number of tokens, so that mean(per_sample) is the mean over tokens.
     per_sample = total * (labels.shape[0] / max(1, row.numel()))
     return AnswerLoss(
         per_sample=per_sample, correct=predicted == target, predicted=predicted, row=row, column=column
@@ -107,33 +105,33 @@ def answer_loss(
 def answer_metrics(
     loss: AnswerLoss, chunk: EncodedChunk, digits: tuple[int, ...], action_dim: int
 ) -> dict[str, Tensor]:
-    """Measure how well the answer is predicted, teacher-forced: every character sees the true ones before.
+    """Measure the accuracy of the answer with teacher forcing.
 
     Args:
         loss: from `answer_loss`.
-        chunk: the encoded answers; gives each token's number and decimal place.
+        chunk: the encoded answers.
         digits: ids of ``0`` to ``9``.
         action_dim: numbers per step.
 
     Returns:
-        Scalars on the device. ``token_accuracy``: share of labelled digits and spaces predicted exactly;
-        ``first_digit_accuracy``: the same over the first digit of each number, which decides most of its value;
-        ``first_step_accuracy``: the same over the first step's numbers, which have no earlier step to
-        copy from; ``bin_error``: mean absolute error in bins over numbers whose digits all carry a label.
+        Scalars on the device. ``token_accuracy``: share of labelled digits and spaces that are predicted exactly;
+        ``first_digit_accuracy``: the same for the first digit of each number, which decides most of its value;
+        ``first_step_accuracy``: the same for the first step, which cannot be copied from an earlier one;
+        ``bin_error``: mean absolute error in bins over numbers whose digits all have a label.
     """
     device = loss.correct.device
     text = chunk.is_text[loss.row, loss.column]
     number = chunk.number[loss.row, loss.column]
     place = chunk.place[loss.row, loss.column]
     is_digit = chunk.place >= 0
-    leading = is_digit & ~F.pad(is_digit, (1, 0))[:, :-1]  # a space, or the answer's beginning, comes before
+    leading = is_digit & ~F.pad(is_digit, (1, 0))[:, :-1]  # no digit before it
     first_digit = leading[loss.row, loss.column]
     correct = loss.correct.float()
 
     def share(chosen: Tensor) -> Tensor:
         return (correct * chosen).sum() / chosen.sum().clamp(min=1)
 
-    # Error of a number: its digits' errors weighted by their place. A predicted non-digit counts as 0.
+    # A number's error is the sum of its digits' errors, weighted by their place. A non-digit counts as 0.
     ids = torch.tensor(digits, device=device)
     batch, n_slots = chunk.ids.shape[0], int(chunk.ids.shape[1]) + 1
     values = torch.arange(10, device=device)
@@ -162,11 +160,7 @@ def answer_metrics(
 
 
 def warn_about_clipping(clipped: Tensor) -> None:
-    """Log which action values lay outside the range of the statistics.
-
-    Args:
-        clipped: ``(B, T, D)`` bool.
-    """
+    """Log how many action values lie outside the range of the statistics; ``clipped`` is ``(B, T, D)`` bool."""
     per_dimension = clipped.sum((0, 1)).tolist()
     logger.warning(
         "%d of %d action values lie outside the normalised range and were clipped to it (per dimension: "
