@@ -1,7 +1,7 @@
-"""Checks that a data set's statistics can normalise actions and state, and that they are the ones the options mean.
+"""Checks that a data set's statistics can normalise actions and state, and fit the options.
 
-LeRobot's normaliser passes a key without statistics through unchanged and never compares statistics with options. What
-would go wrong silently there is an error here.
+LeRobot's normaliser leaves a key without statistics unchanged, and never compares statistics with options. Here a
+mistake of this kind is an error, or a warning if it is not certain.
 """
 
 from __future__ import annotations
@@ -33,14 +33,11 @@ _STATS_OF_MODE = {
 
 
 def check_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> Tensor:
-    """Check every statistic the options need.
-
-    Returns:
-        What `check_action_stats` does.
+    """Check every statistic the options need; for the result see `check_action_stats`.
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, out of order, or of absolute
-            actions where relative ones are meant.
+            actions with ``use_relative_actions``.
     """
     span = check_action_stats(config, stats)
     if config.state_in_prompt:
@@ -50,10 +47,10 @@ def check_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> 
 
 
 def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> Tensor:
-    """Check that the dataset's statistics can normalise actions; LeRobot would skip silently otherwise.
+    """Check that the dataset's statistics can normalise actions.
 
     Returns:
-        ``(D,)`` float32: what the normalised range [-1, 1] spans in the robot's units, at least 0.
+        ``(D,)`` float32: width of the normalised range [-1, 1] in the robot's units, at least 0.
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
@@ -70,10 +67,10 @@ def check_action_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | No
 
 
 def read_action_stats(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the statistics a checkpoint's post-processor brings actions back to the robot's units with.
+    """Return the statistics with which a checkpoint's post-processor converts actions to the robot's units.
 
     Raises:
-        StatsError: if the checkpoint has no such post-processor.
+        StatsError: if the checkpoint has no post-processor.
     """
     name = f"{POLICY_POSTPROCESSOR_DEFAULT_NAME}.json"
     if not (folder / name).is_file():
@@ -93,10 +90,10 @@ def read_action_stats(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_state_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
-    """As `check_action_stats`, for the state in the prompt; says which of its dimensions never change.
+    """Check that the statistics can normalise the state in the prompt, and log its dimensions that never change.
 
     Raises:
-        StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order.
+        StatsError: as `check_action_stats`.
     """
     low, high = _check_range(
         stats,
@@ -161,11 +158,11 @@ def _check_range(
 
 
 def check_relative_stats(config: VLA0Config, stats: dict[str, dict[str, Any]] | None) -> None:
-    """Check that the action's statistics are of relative actions exactly if the policy's actions are.
+    """Check that the action's statistics are of relative actions exactly if the policy's actions are relative.
 
-    The two are told apart by what they counted. Statistics of absolute actions count every frame once, as those of
-    the state do; LeRobot's statistics of relative actions count ``chunk_size`` values for every frame with a whole
-    chunk ahead of it. Without counts, and for chunks of one step, nothing can be told.
+    Their counts show the difference. Statistics of absolute actions count every frame once, as those of the state do.
+    LeRobot's statistics of relative actions count ``chunk_size`` values for every frame that is followed by a whole
+    chunk. Without counts, and for chunks of one step, nothing is checked.
 
     Raises:
         StatsError: with ``use_relative_actions`` and statistics of absolute actions.
@@ -193,12 +190,8 @@ def check_relative_horizon(
 ) -> None:
     """Warn if statistics of relative actions were computed for chunks of another length.
 
-    Offsets grow with the steps they look ahead: a range for longer chunks wastes bins, one for shorter ones clamps.
-
-    Args:
-        config: the policy's.
-        stats: of the dataset.
-        dataset_meta: LeRobot's, with the episodes' lengths; None or one without them says nothing.
+    Offsets grow along a chunk: the range of longer chunks wastes bins, and that of shorter ones clamps actions.
+    Nothing is checked if ``dataset_meta`` (LeRobot's) does not hold the episodes' lengths.
     """
     episodes = getattr(dataset_meta, "episodes", None)
     counted = _count(stats, ACTION)
@@ -219,7 +212,7 @@ def check_relative_horizon(
 
 
 def recompute_command(config: VLA0Config) -> str:
-    """Return LeRobot's command that computes the statistics of this policy's relative actions."""
+    """Return the LeRobot command that computes the statistics of this policy's relative actions."""
     return (
         "lerobot-edit-dataset --repo_id=NAME --new_repo_id=NAME_relative --operation.type=recompute_stats "
         f"--operation.relative_action=true --operation.chunk_size={config.chunk_size} "

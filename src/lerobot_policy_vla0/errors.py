@@ -1,28 +1,7 @@
-"""The package's error hierarchy: one class per thing a user can get wrong.
+"""The package's errors: one class for each thing a user can get wrong.
 
-Every message states what was given, what was expected and the fix. All of them are
-``ValueError``s, so code that already guards LeRobot calls keeps working.
-
-::
-
-    ValueError
-    └── Vla0Error
-        ├── ConfigError       an option is out of range, contradicts another one, or would do nothing
-        ├── StatsError        dataset statistics needed to normalise actions are missing or unusable
-        ├── TokenizerError    the tokenizer does not write every digit and the space as one token
-        ├── PromptError       the task text is missing, not text, or the prompt is too long
-        ├── ImageError        an image tensor has the wrong shape, type, range or NaN/Inf
-        │   └── CameraError   the cameras in a batch are not the ones the policy was built for
-        ├── StateError        the robot's state is missing, has the wrong shape, or NaN/Inf
-        ├── ActionError       an action tensor has the wrong shape, or NaN/Inf
-        ├── AnswerError       token ids are not "chunk_size x action_dim" integers in [0, n_bins]
-        ├── DecodeError       the model produced NaN/Inf logits: no action can be trusted
-        ├── DatasetError      a dataset cannot be read, or lacks the episodes asked for
-        ├── CheckpointError   a checkpoint misses tensors or files, or does not fit the config
-        ├── OutputError       what is to be written would overwrite something, or cannot be written
-        ├── EvaluationError   evaluation results cannot be read, contradict each other, or are incomplete
-        ├── LiberoError       LIBERO's configuration or assets are missing, damaged or in the way
-        └── SharedPolicyError one policy object is driven from several threads
+Every message states what was given, what was expected and the fix. All of them are ``ValueError``s, so code that
+already guards LeRobot calls keeps working.
 """
 
 from __future__ import annotations
@@ -41,7 +20,7 @@ class StatsError(Vla0Error):
 
 
 class TokenizerError(Vla0Error):
-    """The tokenizer cannot express action text one character per token."""
+    """The tokenizer does not write every digit and the space as one token."""
 
 
 class PromptError(Vla0Error):
@@ -65,7 +44,7 @@ class ActionError(Vla0Error):
 
 
 class AnswerError(Vla0Error):
-    """Token ids do not spell exactly ``chunk_size * action_dim`` integers in ``[0, n_bins]``."""
+    """Token ids are not exactly ``chunk_size * action_dim`` integers in ``[0, n_bins]``."""
 
 
 class DecodeError(Vla0Error):
@@ -81,7 +60,7 @@ class CheckpointError(Vla0Error):
 
 
 class OutputError(Vla0Error):
-    """A folder to be written exists already, or cannot be written."""
+    """A file or folder to be written exists already, or cannot be written."""
 
 
 class EvaluationError(Vla0Error):

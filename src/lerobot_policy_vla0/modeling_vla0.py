@@ -1,4 +1,4 @@
-"""`VLA0Policy`: what it reads and returns, how it is built, how it learns, and how it acts.
+"""`VLA0Policy`: the data contract, construction, training, acting, saving and loading.
 
 Data contract (B samples, C cameras, T = chunk_size, D = action_dim, P prompt tokens):
 
@@ -14,10 +14,10 @@ key                                    shape               dtype      content
 =====================================  ==================  =========  =======================================
 
 `predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the post-processor turns both
-into the robot's units. Actions lie inside the range of the training data by construction: a bin cannot express anything
-else, and ensembling and ``max_action_step`` only average and hold back. With relative actions that is the range of
-offsets from the state, and `select_action` may leave [-1, 1], because it expresses the later steps of a chunk relative
-to the state that the robot has reached by then.
+into the robot's units. Actions always lie inside the range of the training data, because bins express nothing else, and
+ensembling and ``max_action_step`` only average and reduce changes. With relative actions this is the range of offsets
+from the state; `select_action` may then leave [-1, 1], because it returns the later steps of a chunk relative to the
+state that the robot has reached by then.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ class VLA0Policy(PreTrainedPolicy):
 
     Args:
         config: with its features filled in (LeRobot's ``make_policy`` does that).
-        dataset_stats: if given, checked for usable statistics; limits in the robot's units are converted
-            with them (`from_pretrained` reads the checkpoint's if there are none).
-        stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is then
-            built from it, downloads nothing, and its weights are loaded afterwards.
+        dataset_stats: checked if given; limits in the robot's units are converted with them. If they are None,
+            `from_pretrained` reads the checkpoint's.
+        stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is built from it
+            without a download, and its weights are loaded afterwards.
         vlm_revision: Hub revision of the backbone, if it is loaded from there.
-        dataset_meta: LeRobot's; with relative actions, their statistics are held against its episodes.
+        dataset_meta: LeRobot's; with relative actions, its episodes are compared with the statistics.
 
     Raises:
         ConfigError, CameraError, StatsError, TokenizerError: see `lerobot_policy_vla0.errors`.
@@ -103,7 +103,7 @@ class VLA0Policy(PreTrainedPolicy):
     name = "vla0"
     config: VLA0Config
 
-    # For LeRobot's FSDP and rollout code; `__init__` puts the classes of its own backbone here.
+    # LeRobot's FSDP and rollout code reads this; `__init__` replaces it by the classes of the actual backbone.
     _fsdp_wrap_modules: tuple[str, ...] = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
 
     def __init__(
@@ -122,14 +122,14 @@ class VLA0Policy(PreTrainedPolicy):
         if dataset_stats is not None:
             check_relative_horizon(config, dataset_stats, dataset_meta)
         self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
-        #: PEFT looks here to choose adapters for layers in 4 bits.
+        #: PEFT reads this to choose adapters for layers in 4 bits.
         self.is_loaded_in_4bit = config.quantization is not None
-        # What FSDP shards one by one: LeRobot's name for it, and accelerate's, which it reads when the launch
-        # configuration names no classes. They depend on the backbone's family.
+        # FSDP shards these classes one by one. LeRobot reads the first name; accelerate reads the second if the launch
+        # configuration names no classes.
         self._fsdp_wrap_modules = self._no_split_modules = self.vlm.layer_classes
         self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
         self.codec = config.codec(self.vlm.tokens)
-        # In the weights, so that a resumed run draws the same crops, jitter and masks as an uninterrupted one.
+        # It is saved with the weights, so that a resumed run draws the same crops, jitter and masks.
         self.augmentation = AugmentationState()
         self._warned_clipping = False
         self.executor = ChunkExecutor(config, span)
@@ -138,7 +138,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
         self._cold = False  # whether the first reset warms the decoder up
-        self._decoding = False  # whether evaluation mode is only borrowed
+        self._decoding = False  # whether `_evaluating` has left training mode for a while
 
     # ------------------------------------------------------------------ training
 
@@ -160,13 +160,12 @@ class VLA0Policy(PreTrainedPolicy):
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """Return the loss on the action text, and scalars to log.
 
-        Augmentation (crop, colour, masking) is on exactly when the policy is in training mode. The batch
-        is not modified.
+        Augmentation (crop, colour, masking) is on if the policy is in training mode. The batch is not modified.
 
         Args:
             batch: see the data contract above.
-            reduction: ``mean`` over all labelled tokens, or ``none`` for one value per sample, scaled so
-                that their mean is the ``mean`` result.
+            reduction: ``mean`` over all labelled tokens, or ``none`` for one value per sample, scaled so that their
+                mean is the ``mean`` result.
 
         Returns:
             The loss, ``()`` or ``(B,)``, and ``loss``, ``token_accuracy``, ``first_digit_accuracy``,
@@ -215,7 +214,7 @@ class VLA0Policy(PreTrainedPolicy):
 
         with self._autocast():
             pixel_values, grid_thw = encode_images(images, self.image_settings, generator)
-            # The state at column c predicts the token at c + 1: one before the answer to one before its end.
+            # The hidden state at column c predicts the token at c + 1, so the range starts one before the answer.
             hidden = self.vlm.hidden_states(
                 torch.cat([prompt, answer], dim=1),
                 torch.cat([prompt_mask, chunk.is_token], dim=1),
@@ -236,7 +235,7 @@ class VLA0Policy(PreTrainedPolicy):
             "clipped_fraction": clipped.float().mean(),
             "masked_fraction": hidden_share,
         }
-        # One transfer for all scalars and all input checks.
+        # All scalars and input checks reach the CPU in one transfer.
         packed = torch.cat(
             [
                 torch.stack([value.float() for value in scalars.values()]),
@@ -267,24 +266,24 @@ class VLA0Policy(PreTrainedPolicy):
     ) -> Tensor:
         """Predict a chunk from the current observation, without queue or ensembling.
 
-        With ``max_action_step``, steps are limited from one to the next, and the first one from the last committed
-        step, or from the end of the previous chunk if that was executed to its end. Where nothing is known of what was
-        executed before (no ``prev_chunk_left_over``: a first chunk, LeRobot's policy server), it is free.
+        ``max_action_step`` limits each step. The first step is limited from the last committed one, or from the end of
+        the previous chunk if that was executed to its end. Without ``prev_chunk_left_over`` (a first chunk, LeRobot's
+        policy server) it is not known what was executed before, and the first step is not limited.
 
         Args:
             batch: see the data contract above.
             inference_delay: control steps that pass while this call computes (Real-Time Chunking).
             prev_chunk_left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions still to be executed; the first
                 ``inference_delay`` of them become the beginning of the answer.
-            **kwargs: none are supported; anything given is refused rather than ignored.
+            **kwargs: none are supported; any is refused.
 
         Returns:
-            ``(B, chunk_size, action_dim)`` float32 in ``[-1, 1]``.
+            ``(B, T, D)`` float32 in ``[-1, 1]``.
 
         Raises:
             DecodeError: if the model returns NaN/Inf logits.
-            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late to be executed.
-            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot other joints.
+            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late.
+            ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot has other joints.
             ImageError, CameraError, PromptError: for unusable input.
         """
         if kwargs:
@@ -296,7 +295,7 @@ class VLA0Policy(PreTrainedPolicy):
             commitment = self.executor.commit(prev_chunk_left_over, inference_delay, n_rows(batch))
             bins = None if commitment.steps is None else quantise(commitment.steps, self.config.n_bins)[0]
             chunk = self._predict(batch, bins)
-            # Without a limit nothing is compared with another chunk, and no common origin is needed.
+            # Only the limit compares chunks of different queries, so only it needs a common origin.
             origin = None if self.config.max_action_step is None else self._origin(batch)
             return self.executor.continue_chunk(chunk, commitment, origin)
 
@@ -306,13 +305,13 @@ class VLA0Policy(PreTrainedPolicy):
 
         Args:
             batch: see the data contract above.
-            **kwargs: none are supported; anything given is refused rather than ignored.
+            **kwargs: none are supported; any is refused.
 
         Returns:
-            ``(B, action_dim)`` float32 in ``[-1, 1]``; with relative actions, relative to the state of this batch.
+            ``(B, D)`` float32 in ``[-1, 1]``; with relative actions, relative to the state of this batch.
 
         Raises:
-            SharedPolicyError: if several threads drive this object.
+            SharedPolicyError: if several threads use this policy.
             StateError: with relative actions, if the batch has no origin.
             ActionError: if the batch size changes within an episode, or the robot has other joints.
             DecodeError, ImageError, CameraError, PromptError: as `predict_action_chunk`.
@@ -332,8 +331,8 @@ class VLA0Policy(PreTrainedPolicy):
     def reset(self) -> None:
         """Start a new episode: forget queued actions and earlier chunks.
 
-        The first call on a loaded policy also warms the decoder up for batches of one row, so that a robot's first
-        control step is not slower than the rest; call `warm_up` for others.
+        The first call on a loaded policy also warms the decoder up for one row, so that a robot's first control step is
+        as fast as the rest; call `warm_up` for larger batches.
         """
         self._guard.release()
         if self._cold and not self.training:
@@ -348,15 +347,14 @@ class VLA0Policy(PreTrainedPolicy):
         self.executor.reset()
 
     def supports_rtc(self) -> bool:
-        """Tell LeRobot that `predict_action_chunk` can continue a chunk being executed."""
+        """Tell LeRobot that `predict_action_chunk` supports Real-Time Chunking."""
         return True
 
     @without_gradients
     def warm_up(self, batch: int = 1) -> None:
-        """Decode grey images once: caches are allocated and the decoder measures how wide its passes should be.
+        """Decode grey images for ``batch`` robots or environments once.
 
-        Args:
-            batch: number of environments or robots that will be driven at once.
+        This allocates caches and lets the decoder measure the best width of its passes.
         """
         self._cold = False
         began = time.perf_counter()
@@ -393,7 +391,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     @property
     def last_decode(self) -> DecodeReport | None:
-        """What the last query did: passes, tokens, time, the probability of each number; None before one."""
+        """Passes, tokens, time and each number's probability of the last query; None before the first."""
         return None if self._decoder is None else self._decoder.last
 
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
@@ -403,7 +401,7 @@ class VLA0Policy(PreTrainedPolicy):
         return self.codec.bins_to_actions(self.codec.decode_ids(ids))
 
     def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
-        """Return what a decoder needs to answer a batch, checked."""
+        """Check a batch and return what a decoder needs to answer it."""
         check_robot(batch, self.config)
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
@@ -423,7 +421,7 @@ class VLA0Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ modes
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training or evaluation mode; training frees what decoding holds (cache, cast weights)."""
+        """Switch to training or evaluation mode; training frees the decoder's cache and cast weights."""
         if mode and not self._decoding:
             self._decoder = None
         super().train(mode)
@@ -436,12 +434,12 @@ class VLA0Policy(PreTrainedPolicy):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Leave training mode for a while: checkpointing, dropout and compiled layers have no place in decoding."""
+        """Leave training mode for a while: decoding needs no checkpointing, dropout or compiled layers."""
         was_training = self.training
         self._decoding = True
         if was_training:
             self.eval()
-        # Passes come in many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
+        # Decoding passes have many shapes and write into a cache; they are captured as CUDA graphs, not compiled.
         eager = torch.compiler.set_stance("force_eager") if self.config.compile_model else nullcontext()
         try:
             with eager:
@@ -452,7 +450,7 @@ class VLA0Policy(PreTrainedPolicy):
             self._decoding = False
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """Compute in ``config.dtype``; LeRobot autocasts in training only, RTC and async never."""
+        """Compute in ``config.dtype``; LeRobot autocasts in training only, and never in RTC or async inference."""
         device = self._device.type
         if self.config.dtype == "float32":
             return nullcontext()
@@ -476,16 +474,16 @@ class VLA0Policy(PreTrainedPolicy):
     ) -> Self:
         """Load a trained policy from a folder or the Hub, in evaluation mode.
 
-        All weights come from the checkpoint: the base model is neither needed nor looked for. An adapter (LoRA) is
-        loaded with its base and merged into it, in full precision even if it was trained on a 4-bit base; LeRobot's
-        commands instead ask for the base alone, with the adapter's config, and put the adapter on top.
+        All weights come from the checkpoint; the base model is not needed. An adapter (LoRA) is loaded with its base
+        and merged into it in full precision, even if it was trained on a 4-bit base. LeRobot's commands instead ask for
+        the base alone, with the adapter's config, and load the adapter themselves.
 
         Args:
             pretrained_name_or_path: a folder written by LeRobot, or a Hub repo id.
-            config: used instead of the checkpoint's own; what the weights and the saved prompt were made
-                for (``chunk_size``, ``n_bins``, cameras, ...) must agree with it.
+            config: used instead of the checkpoint's own; options fixed by training (``chunk_size``, ``n_bins``,
+                cameras, ...) must be equal in both.
             revision: Hub revision.
-            local_files_only: do not ask the Hub.
+            local_files_only: do not contact the Hub.
             cache_dir: Hub cache folder.
             token: Hub token.
             force_download: ignore the cache.
@@ -516,11 +514,7 @@ class VLA0Policy(PreTrainedPolicy):
         return policy
 
     def use_checkpoint(self, folder: Path) -> None:
-        """Take over what only a checkpoint's processors know, and warm the decoder up on the first reset.
-
-        Args:
-            folder: of the checkpoint that the weights or the adapter were read from.
-        """
+        """Read a checkpoint's action statistics if limits need them, and let the first `reset` warm the decoder up."""
         self._cold = True
         if self.executor.waits_for_statistics:
             stats = read_action_stats(folder)
@@ -539,7 +533,7 @@ class VLA0Policy(PreTrainedPolicy):
         dataset_meta: Any = None,
     ) -> ModelCard:
         """Return the README of a published policy; LeRobot calls this on ``--policy.push_to_hub=true``."""
-        del model_type  # always this one
+        del model_type  # it is always vla0
         return build_model_card(
             self.config,
             dataset=dataset_repo_id,
@@ -555,19 +549,16 @@ class VLA0Policy(PreTrainedPolicy):
     def wrap_with_peft(
         self, peft_config: Any = None, peft_cli_overrides: dict[str, Any] | None = None
     ) -> Any:
-        """Freeze the policy and put adapters into it; LeRobot calls this for ``--peft.*``.
+        """Freeze the policy and return it as a ``PeftModel`` with adapters; LeRobot calls this for ``--peft.*``.
 
-        Works from the bare backbone too: the adapter then names ``vlm_model_name`` as its base.
+        This also works from the bare backbone: the adapter then names ``vlm_model_name`` as its base.
 
         Args:
-            peft_config: PEFT's config, or None for one of LeRobot's overrides over this policy's defaults.
+            peft_config: PEFT's config; None builds one from this policy's defaults and LeRobot's overrides.
             peft_cli_overrides: LeRobot's ``--peft.*``.
 
-        Returns:
-            The ``PeftModel``.
-
         Raises:
-            ConfigError: for options an adapter makes inert, or adapters on the vocabulary.
+            ConfigError: for options that have no effect with an adapter, or adapters on the vocabulary.
         """
         overrides = peft_cli_overrides or {}
         adapters.check_options(self.config, overrides)
@@ -576,15 +567,14 @@ class VLA0Policy(PreTrainedPolicy):
         elif overrides:
             peft_config = self._apply_peft_cli_overrides(peft_config, overrides)
         before = self.vlm.vocabulary
-        # LeRobot replaces it by the path of a trained policy, if training starts from one.
+        # If training starts from a trained policy, LeRobot replaces this name by the policy's path.
         self.name_or_path = self.config.vlm_model_name
         wrapped = super().wrap_with_peft(adapters.finish_peft_config(self, peft_config))
         adapters.refuse_changed_vocabulary(self.vlm, before)
         return wrapped
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """Return PEFT options used unless ``--peft.*`` says otherwise."""
         return {"target_modules": adapters.default_targets(self.vlm, vision=self.config.lora_vision)}
 
     def _validate_peft_config(self, peft_config: Any) -> None:
-        """Allow training from the backbone: unlike most policies, this one has no random weights there."""
+        """Allow training from the backbone; unlike most policies, this one has no random weights there."""

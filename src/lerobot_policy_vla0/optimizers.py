@@ -1,7 +1,6 @@
-"""AdamW in one pass over the weights, and with its moments in 8 bits: two more entries of LeRobot's registry.
+"""Two more optimizers for LeRobot's registry: PyTorch's fused AdamW, and bitsandbytes' AdamW with moments in 8 bits.
 
-The optimizers themselves are PyTorch's and bitsandbytes'. In 8 bits the moments take two bytes per parameter instead of
-eight, which for the 3B model is 7.5 GB instead of 30.
+In 8 bits the moments take two bytes per parameter instead of eight: 7.5 GB instead of 30 for the 3B model.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lerobot_policy_vla0.errors import ConfigError
 @OptimizerConfig.register_subclass("adamw_fused")
 @dataclass
 class FusedAdamWConfig(AdamWConfig):
-    """`AdamWConfig`, each weight read and written once per step instead of once per operation."""
+    """`AdamWConfig` that reads and writes each weight once per step instead of once per operation."""
 
     def build(self, params: Any) -> torch.optim.Optimizer:
         """Return PyTorch's optimizer for the parameters."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and never over what somebody made."""
+"""Writes files and folders that appear complete or not at all; new folders never replace existing ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from lerobot_policy_vla0.errors import OutputError
 
 
 def refuse_existing(out: Path) -> None:
-    """Refuse a path that is taken; an empty folder is free.
+    """Refuse a path that exists, except an empty folder.
 
     Raises:
-        OutputError: if ``out`` exists, be it as a dangling link, and is not an empty folder; or if it is where a disk
-            is mounted, which nothing can take the place of.
+        OutputError: if ``out`` exists (also as a dangling link) and is not an empty folder, or is a mount point.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise OutputError(
@@ -32,14 +31,10 @@ def refuse_existing(out: Path) -> None:
 
 
 def require_space(out: Path, n_bytes: int) -> None:
-    """Refuse to begin what cannot be finished.
-
-    Args:
-        out: the file or folder to be written.
-        n_bytes: what is going to be written.
+    """Refuse to write more than the disk of ``out`` can hold.
 
     Raises:
-        OutputError: naming the folder, the need, and what is free.
+        OutputError: naming ``out``, the bytes it needs, and the free bytes.
     """
     free = _free_bytes(out)
     if free < n_bytes:
@@ -50,7 +45,7 @@ def require_space(out: Path, n_bytes: int) -> None:
 
 
 def _free_bytes(out: Path) -> int:
-    """Return what is free on the disk where ``out`` is or is going to be."""
+    """Return the free bytes of the disk of ``out``, which need not exist yet."""
     return shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free
 
 
@@ -63,13 +58,13 @@ def _size(n_bytes: int) -> str:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Turn the many errors of a disk that does not take what is written into one that names the place."""
+    """Turn the various errors of writing to a disk into one that names ``out``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise _unwritable(out, error) from error
     except Exception as error:
-        if type(error) is not Exception:  # tokenizers says everything with the bare class
+        if type(error) is not Exception:  # tokenizers raises the bare class for all errors
             raise
         raise _unwritable(out, error) from error
 
@@ -83,10 +78,10 @@ def _unwritable(out: Path, error: Exception) -> OutputError:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to fill beside ``out``; it becomes ``out`` if all goes well and vanishes if not.
+    """Yield a temporary folder beside ``out``; it becomes ``out`` on success and is removed on an error.
 
     Raises:
-        OutputError: if ``out`` is taken (see `refuse_existing`), before or after the work; if the disk is full or not
+        OutputError: if ``out`` exists (see `refuse_existing`) before or after the work, or the disk is full or not
             writable.
     """
     refuse_existing(out)
@@ -94,17 +89,17 @@ def new_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             partial = Path(scratch) / out.name
-            partial.mkdir()  # the scratch folder itself is for its owner only; what appears is as readable as any
+            partial.mkdir()  # `TemporaryDirectory` is readable by its owner only; this folder has normal permissions
             yield partial
-            refuse_existing(out)  # somebody else may have been faster
+            refuse_existing(out)  # another process may have created it meanwhile
             partial.rename(out)
 
 
 @contextmanager
 def new_files(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill inside ``folder``; its files move into ``folder`` if all goes well and vanish if not.
+    """Yield a temporary folder inside ``folder``; its files move into ``folder`` on success and are removed on errors.
 
-    Files of the same names are replaced then, and not before; others stay.
+    Files of the same names are replaced only then; others stay.
 
     Raises:
         OutputError: if the disk is full or not writable.
@@ -118,7 +113,7 @@ def new_files(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a file so that it is there whole or not at all, also when the machine stops; replaces one that is there."""
+    """Write or replace a file atomically: it is complete or absent, even if the machine stops meanwhile."""
     encoded = content.encode()
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("wb") as file:

@@ -1,8 +1,8 @@
-"""Processor steps: where strings end.
+"""Processor steps of the policy.
 
-The pre-processor normalises actions and turns the task, and if asked the state, into prompt token ids; the
-post-processor brings actions back to the robot's units. Everything here is deterministic and light, because LeRobot
-runs it on every control tick; image work happens batched on the device, in the policy.
+The pre-processor normalises actions and turns the task, and optionally the state, into prompt token ids; the
+post-processor converts actions to the robot's units. LeRobot runs both at every control tick, so they are deterministic
+and fast; the policy processes images itself, in batches on the device.
 """
 
 from __future__ import annotations
@@ -45,23 +45,21 @@ _TOKENIZER_STATE = "tokenizer_json"
 @dataclass
 @ProcessorStepRegistry.register(name="vla0_prompt")
 class VLA0PromptProcessorStep(ObservationProcessorStep):
-    """Writes the prompt of each task, and if asked of each state, as token ids into the observation.
+    """Writes the prompt of each task, and optionally of each state, as token ids into the observation.
 
-    Adds ``observation.language.tokens`` ``(B, P)`` int64 and ``observation.language.attention_mask``
-    ``(B, P)`` bool, left-padded, with image placeholders expanded. The tokenizer travels with the saved
-    step (its ``tokenizer.json`` as bytes), so a checkpoint needs no other repo.
+    Adds ``observation.language.tokens`` ``(B, P)`` int64 and ``observation.language.attention_mask`` ``(B, P)`` bool,
+    left-padded, with image placeholders expanded. The tokenizer is saved with the step (``tokenizer.json`` as bytes),
+    so a checkpoint needs no other repo.
 
     Attributes:
-        system_prompt: the filled system message.
+        system_prompt: the system message, with its numbers filled in.
         image_tokens: image tokens per image, in the order the model sees the images.
         pad_token_id: id used on the left of shorter prompts.
         add_vision_id: write ``Picture k: `` before each image.
         max_length: longest prompt accepted, in tokens.
-        state_dim: dimensions of the state written before the instruction, which must be normalised by then; 0
-            writes none.
+        state_dim: dimensions of the normalised state written before the instruction; 0 writes none.
         n_bins: the integer that the upper end of the state's range is written as.
-        tokenizer_json: contents of the tokenizer's ``tokenizer.json``; restored from the saved state
-            when a checkpoint is loaded.
+        tokenizer_json: contents of ``tokenizer.json``; a loaded checkpoint restores it from the saved state.
     """
 
     system_prompt: str
@@ -100,7 +98,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
 
         Raises:
             PromptError: if the transition has no task, or one that is not text.
-            StateError: if the state is written and missing, of the wrong shape, or NaN/Inf.
+            StateError: if the prompt needs the state and it is missing, of the wrong shape, or NaN/Inf.
         """
         complementary = self.transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
         task = complementary.get("task")
@@ -123,7 +121,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
         return {**observation, OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
 
     def _read_state(self, observation: dict[str, Any]) -> list[list[int]]:
-        """Return the integers of each row's state; what lies outside the statistics is clamped and logged once."""
+        """Return the integers of each row's state; values outside the statistics are clamped and logged once."""
         state = read_state(observation, "state_in_prompt", self.state_dim).cpu()
         bins, clamped = quantise(state, self.n_bins)
         new = {int(d) for d in clamped.any(0).nonzero()[:, 0]} - self._clamped
@@ -183,21 +181,21 @@ def make_vla0_pre_post_processors(
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
-    """Build the pipelines of a new policy; LeRobot calls this by name.
+    """Build the pipelines of a new policy; LeRobot calls this function by its name.
 
-    Pre: rename → batch → prompt → device → normalise. Post: un-normalise → CPU. A state in the prompt has to be
-    normalised first: batch → normalise → prompt → device. Relative actions put LeRobot's relative step right after
-    batch, its absolute step right after un-normalise, and `relative`'s two steps around the former and the normaliser.
+    Pre: rename → batch → prompt → device → normalise. Post: un-normalise → CPU. With a state in the prompt: batch →
+    normalise → prompt → device. With relative actions, LeRobot's relative step follows batch and its absolute step
+    follows un-normalise; the steps of `relative` stand before the relative step and after the normaliser.
 
     Args:
         config: the policy's config with its features filled in.
-        dataset_stats: the dataset's statistics; those of ``action`` are required, those of ``observation.state`` with
+        dataset_stats: the dataset's statistics; ``action`` is required, and ``observation.state`` with
             ``state_in_prompt``.
 
     Raises:
         StatsError: if actions, or a state in the prompt, cannot be normalised.
     """
-    # Imported here: the backbone's config and tokenizer need transformers, registration does not.
+    # Imported here, because it needs transformers, and registering the steps does not.
     from lerobot_policy_vla0.backbone.loading import describe_backbone
 
     config.validate_features()

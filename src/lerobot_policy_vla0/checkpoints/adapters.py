@@ -1,9 +1,8 @@
-"""LoRA and other PEFT adapters on the backbone: where they go, what is saved with them, and how they are read back.
+"""LoRA and other PEFT adapters on the backbone: which layers get one, how it is saved, loaded and merged.
 
-LeRobot trains adapters through ``--peft.*`` and reloads one by asking for its base policy first. Here the base
-may be the bare backbone: an adapter then names the backbone it was trained on, as adapters on the Hub do, and
-the policy around it is rebuilt from the config beside the adapter. PEFT is
-an optional dependency and imported on use.
+LeRobot trains adapters through ``--peft.*`` and loads one by asking for its base policy first. Here the base may also
+be the bare backbone; the policy is then rebuilt from the config beside the adapter. PEFT is optional: it is imported
+on use.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 #: PEFT's file that makes a folder an adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 
-#: Attribute of the policy that is saved whole with every adapter: a resumed run must draw the same augmentation.
+#: The policy's attribute that every adapter saves whole, so that a resumed run draws the same augmentation.
 AUGMENTATION = "augmentation"
 
 
@@ -46,11 +45,11 @@ def is_adapter(folder: Path) -> bool:
 def default_targets(vlm: VLM, *, vision: bool) -> str:
     """Return the regular expression of the layers that get adapters unless the user names others.
 
-    All linear layers (attention and MLP) of the language model's decoder layers, and with ``vision`` those of the
-    vision tower's blocks. Names are read off the model, so that other Qwen-VL families need no table.
+    These are all linear layers (attention and MLP) of the language model, and with ``vision`` those of the vision
+    tower. The names are read from the model, so other Qwen-VL families need no table.
 
     Args:
-        vlm: the backbone; the expression matches names below a policy that holds it as ``vlm``.
+        vlm: the backbone; the expression assumes that the policy holds it as ``vlm``.
         vision: include the vision tower.
     """
     stacks = {"model.model.language_model.layers": vlm.model.model.language_model.layers}
@@ -66,11 +65,7 @@ def default_targets(vlm: VLM, *, vision: bool) -> str:
 
 
 def check_options(config: VLA0Config, overrides: dict[str, Any]) -> None:
-    """Refuse policy options that an adapter makes inert.
-
-    Args:
-        config: of the policy.
-        overrides: what the command line's ``--peft.*`` says.
+    """Refuse policy options that have no effect with an adapter; ``overrides`` are the ``--peft.*`` options.
 
     Raises:
         ConfigError: naming the option.
@@ -89,7 +84,7 @@ def check_options(config: VLA0Config, overrides: dict[str, Any]) -> None:
 
 
 def finish_peft_config(policy: VLA0Policy, peft_config: Any) -> Any:
-    """Return a PEFT config that also saves the state of the augmentation, and pins the base's revision."""
+    """Return a PEFT config that also saves the augmentation's state and fixes the base's revision."""
     kept = list(getattr(peft_config, "modules_to_save", None) or [])
     peft_config.modules_to_save = [*kept, *({AUGMENTATION} - set(kept))]
     if peft_config.revision is None:
@@ -101,15 +96,15 @@ def finish_peft_config(policy: VLA0Policy, peft_config: Any) -> Any:
 def refuse_changed_vocabulary(vlm: VLM, before: tuple[nn.Module, nn.Module]) -> None:
     """Refuse an adapter on the token embeddings or the vocabulary projection.
 
-    Both share one matrix in most backbones, so an adapter on either could not be merged; and the fast decoders
-    read twelve rows of the projection directly.
+    Most backbones share one matrix for both, so such an adapter could not be merged. The fast decoders also read
+    twelve rows of the projection directly.
 
     Args:
         vlm: the backbone, with adapters.
-        before: its `vocabulary` without.
+        before: its `vocabulary` without adapters.
 
     Raises:
-        ConfigError: if one is there.
+        ConfigError: naming the layers that have an adapter.
     """
     changed = [
         name
@@ -128,14 +123,12 @@ def refuse_changed_vocabulary(vlm: VLM, before: tuple[nn.Module, nn.Module]) -> 
 
 
 def refuse_incomplete_adapter(policy: VLA0Policy, base: str) -> None:
-    """Prepare a base policy for its adapter: an incomplete one is an error, where PEFT itself only warns.
+    """Make PEFT raise an error, not only a warning, if the adapter that it loads onto ``policy`` is incomplete.
 
-    Args:
-        policy: the base.
-        base: the name it was loaded by.
+    ``base`` is the name the policy was loaded by.
 
     Raises:
-        CheckpointError: later, while PEFT loads, naming the tensors the adapter's file lacks.
+        CheckpointError: later, while PEFT loads, naming the tensors that the adapter's file lacks.
     """
     policy.name_or_path = base
     policy.register_load_state_dict_post_hook(_refuse_missing)
@@ -155,11 +148,11 @@ def _refuse_missing(_: nn.Module, keys: Any) -> None:
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
-    """Return name and revision of the model an adapter was trained on.
+    """Return the name and revision of the model an adapter was trained on.
 
     Raises:
-        CheckpointError: if the adapter names none, or itself.
-        ImportError: without PEFT, saying how to install it.
+        CheckpointError: if the adapter names no base, or itself.
+        ImportError: if PEFT is not installed.
     """
     peft = _peft()
     config = peft.PeftConfig.from_pretrained(str(folder))
@@ -173,10 +166,10 @@ def base_of(folder: Path) -> tuple[str, str | None]:
 
 
 def merge_into(policy: VLA0Policy, folder: Path) -> VLA0Policy:
-    """Load an adapter onto its base policy and add it to the weights; returns the policy, without PEFT."""
+    """Load an adapter onto its base policy and merge it into the weights; the returned policy does not need PEFT."""
     peft = _peft()
     wrapped = peft.PeftModel.from_pretrained(policy, str(folder))
-    # Checked for NaN before any weight is replaced.
+    # `safe_merge` checks for NaN before any weight is replaced.
     merged: VLA0Policy = wrapped.merge_and_unload(safe_merge=True)
     merged.config.use_peft = False
     merged.config.pretrained_path = None
@@ -193,20 +186,19 @@ def merge_into(policy: VLA0Policy, folder: Path) -> VLA0Policy:
 def merged_tensors(
     skeleton: VLA0Policy, base: Mapping[str, TensorSource], folder: Path
 ) -> dict[str, TensorSource]:
-    """Return the tensors of a base policy with an adapter added, each computed when its turn has come.
+    """Return the tensors of a base policy with an adapter merged, each computed only when it is read.
 
-    What `merge_into` does to a policy in memory, a layer at a time: PEFT gets a model of that one layer, with weights
-    in float32, and does the arithmetic. So every kind of adapter that PEFT can merge and that shares nothing between
-    layers is merged as PEFT means it.
+    The result is that of `merge_into`, but only one layer is in memory at a time: PEFT merges a model of that one
+    layer in float32. This works for every kind of adapter that PEFT can merge and that shares nothing between layers.
 
     Args:
-        skeleton: the base policy on the ``meta`` device; gets adapters and is of no use afterwards.
-        base: the tensors of its file.
-        folder: the adapter's.
+        skeleton: the base policy on the ``meta`` device; it gets adapters and cannot be used afterwards.
+        base: the tensors of the base policy's file.
+        folder: the adapter's folder.
 
     Raises:
-        CheckpointError: naming tensors that the adapter lacks, that fit nowhere or have another shape; or, at once or
-            while a tensor is read, what kind of adapter cannot be merged.
+        CheckpointError: naming tensors that are missing, unexpected or of another shape, or the kind of adapter that
+            cannot be merged. The latter may come only when a tensor is read.
     """
     config = _peft().PeftConfig.from_pretrained(str(folder))
     tensors = _adapter_tensors(folder)
@@ -220,7 +212,7 @@ def merged_tensors(
         layer = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
         if layer is not None:
             parts[layer][key] = tensor
-        elif name in base:  # trained whole
+        elif name in base:  # the adapter holds the trained tensor itself
             source = base[name]
             replaced[name] = TensorSource(source.shape, source.dtype, partial(tensor.to, source.dtype))
         else:
@@ -242,7 +234,6 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return an adapter's tensors by their names in its file."""
     _peft()
     from peft.utils import load_peft_weights
 
@@ -256,15 +247,16 @@ def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _place(skeleton: VLA0Policy, config: Any) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    """Put an adapter without numbers into a skeleton.
+    """Put an adapter into a skeleton, without values.
 
     Returns:
-        The layers that got one, as they were, by name; and all tensors that the adapter's file has to hold.
+        The layers that got an adapter, as they were before, by name; and all tensors that the adapter's file must hold.
     """
     peft = _peft()
     before = dict(skeleton.named_modules())
     described = copy.deepcopy(config)
-    for start in ("init_lora_weights", "init_weights"):  # computed from the base's numbers by some
+    # Some initialisations are computed from the base's weights, which have no values here.
+    for start in ("init_lora_weights", "init_weights"):
         if isinstance(getattr(described, start, None), str):
             setattr(described, start, True)
     described.inference_mode = True
@@ -282,7 +274,7 @@ def _place(skeleton: VLA0Policy, config: Any) -> tuple[dict[str, nn.Module], dic
 
 
 def _check_adapter(folder: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare an adapter's file with what its config makes of the base."""
+    """Refuse an adapter's file whose tensors are not the ``expected`` ones."""
     missing = expected.keys() - tensors.keys()
     if missing:
         raise CheckpointError(_LACKS.format(count=len(missing), first=sorted(missing)[:4]))
@@ -312,11 +304,11 @@ def _merge_layer(
 
     Args:
         config: PEFT's, of the whole adapter.
-        layer: its name in the policy.
-        module: the layer, without numbers.
-        base: its parameters.
-        adapter: its tensors in the adapter's file.
-        wanted: the parameter.
+        layer: the layer's name in the policy.
+        module: the layer, without values.
+        base: the layer's parameters.
+        adapter: the layer's tensors in the adapter's file.
+        wanted: the name of the parameter to return.
     """
     peft = _peft()
     alone = copy.deepcopy(module)
@@ -329,16 +321,16 @@ def _merge_layer(
     own.inference_mode = True
     model = nn.Module()
     place = model
-    *way, last = layer.split(".")  # under its whole name, which decides what the adapter is like there
+    # The layer keeps its whole name, because PEFT chooses target, rank and alpha by it.
+    *way, last = layer.split(".")
     for name in way:
         place.add_module(name, nn.Module())
         place = place.get_submodule(name)
     place.add_module(last, alone)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", RuntimeWarning
-            )  # patterns of ranks that are meant for other layers
+            # PEFT warns about rank patterns that match no layer here; they are meant for other layers.
+            warnings.simplefilter("ignore", RuntimeWarning)
             wrapped = peft.PeftModel(model, own)
         peft.set_peft_model_state_dict(wrapped, dict(adapter))
         merged = wrapped.merge_and_unload(safe_merge=True).get_submodule(layer)

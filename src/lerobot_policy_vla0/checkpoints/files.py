@@ -1,7 +1,7 @@
-"""A saved policy's files: find them, read config and weights, and say what does not fit.
+"""Finds and reads the files of a saved policy: its config and its weights.
 
-Strict where LeRobot's own loader is not: a tensor that is missing, left over or of another shape is an
-error that names it, because the alternative is random weights on a robot.
+It is stricter than LeRobot's own loader: a tensor that is missing, unexpected or of another shape is an error that
+names it, because otherwise a robot would run on random weights.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
     if folder.is_dir():
         return folder
     try:
-        # Only what LeRobot uploads for a policy: no optimizer state.
+        # These are the files LeRobot uploads for a policy; the optimizer's state is not needed.
         return Path(
             snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors"], **download)
         )
@@ -48,7 +48,7 @@ def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
         ) from error
 
 
-#: Options that are fixed by training: the weights and the saved prompt step were made for them.
+#: Options that are fixed by training: the weights and the saved prompt step depend on them.
 _FIXED_BY_TRAINING = (
     "chunk_size",
     "n_bins",
@@ -65,13 +65,13 @@ _FIXED_BY_TRAINING = (
 
 
 def check_fixed_options(stored: PreTrainedConfig, given: PreTrainedConfig) -> None:
-    """Refuse options that contradict what a checkpoint was trained to answer.
+    """Refuse options that contradict those a checkpoint was trained with.
 
-    The saved pre-processor writes the prompt the weights were trained with ("the next 8 timesteps ...
-    integers (0-1000)"), so changing such an option after training would make prompt and decoder disagree.
+    The saved pre-processor writes the prompt the weights were trained with ("the next 8 timesteps ... integers
+    (0-1000)"). If such an option changed after training, prompt and decoder would disagree.
 
     Raises:
-        CheckpointError: naming each option with both values, or the type of policy if it is another one.
+        CheckpointError: naming each option with both values, or the type if a config is not of a VLA-0 policy.
     """
     for what, config in (("the checkpoint", stored), ("the given config", given)):
         if config.type != "vla0":
@@ -97,10 +97,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """Read a checkpoint's ``config.json``; options it lacks take this version's defaults.
+    """Read a checkpoint's ``config.json``; options that it lacks take this version's defaults.
 
     Raises:
-        CheckpointError: naming the option this version does not know or accept.
+        CheckpointError: if it cannot be read or is no policy's, or naming the options this version does not accept.
     """
     file = folder / CONFIG_NAME
     try:
@@ -136,7 +136,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what it was raised from, step by step: draccus wraps what a value was refused for."""
+    """Return an error and the chain of its causes; draccus hides the reason for a refused value in them."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -149,10 +149,9 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Return the names of parameters that are another one, each with the name that is kept.
+    """Return the names of tied parameters (the same object under several names), each with the name that is kept.
 
-    Goes by identity: that is what reading into one of them depends on, and it holds for any model. Which name a file
-    has is `policy_folder.left_out`'s.
+    This is about a model in memory; `policy_folder.left_out` decides which of the names a file has.
     """
     first: dict[int, str] = {}
     tied = {}
@@ -168,17 +167,17 @@ def load_weights(
 ) -> None:
     """Load ``model.safetensors``, or the shards of ``model.safetensors.index.json``, into a model.
 
-    Names and shapes are checked before anything is allocated or overwritten. Each tensor is read where it stays, a part
-    at a time, and converted to the precision of the model: beside the weights there is one part.
+    Names and shapes are checked before any memory is allocated or overwritten. Tensors are read in parts straight to
+    their device and precision, so the extra memory is one part.
 
     Args:
-        model: the model to fill; tied weights are stored once. Its parameters may be on the ``meta`` device.
+        model: the model to fill; its parameters may be on the ``meta`` device.
         folder: the checkpoint.
         strict: refuse missing and unexpected tensors; False only logs them, and then no parameter may be on ``meta``.
-        device: where parameters on ``meta`` get their memory; others stay where they are.
+        device: where parameters on ``meta`` are allocated; others stay where they are.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected or misshapen, the shard included.
+        CheckpointError: naming missing, unexpected or misshapen tensors, absent shards, or tied tensors that differ.
     """
     stored = find_tensors(folder)
     state = model.state_dict()
@@ -207,7 +206,7 @@ def load_weights(
     _allocate(model, device)
     state = model.state_dict()
     with torch.no_grad():
-        # One file after the other, and each tensor once: of tied ones the name that is kept, if both are stored.
+        # Read one file after the other, and each tensor once: if both names of a tied one are stored, the kept one.
         for name in sorted(
             stored_as.keys() & state.keys(), key=lambda name: (stored[stored_as[name]].name, stored_as[name])
         ):
@@ -220,7 +219,7 @@ _RENAMED = {"augmentation_state": "augmentation.state"}
 
 
 def current_name(name: str) -> str:
-    """Return the name this version has for a stored tensor."""
+    """Return this version's name for a stored tensor."""
     return _RENAMED.get(name, name)
 
 
@@ -230,15 +229,15 @@ def _read(stored: dict[str, Path], name: str) -> Tensor:
         return tensor
 
 
-#: Bytes of a file that are mapped at once.
+#: Bytes of a file that are memory-mapped at once.
 _PART = 2**26
 
 
 def _read_into(target: Tensor, file: Path, name: str) -> None:
     """Copy a stored tensor into one of the same shape, of any precision, on any device.
 
-    safetensors maps the file, and what was touched of a mapping counts as memory of this process until it is closed:
-    with the whole file open to the end, that is a second copy of the weights. So each part has a mapping of its own.
+    safetensors maps the file, and the pages that were read count as memory of this process until the file is closed. A
+    file that stays open would therefore cost a second copy of the weights, so it is opened anew for each part.
     """
     if target.ndim == 0:
         with safe_open(file, framework="pt") as tensors:
@@ -252,7 +251,7 @@ def _read_into(target: Tensor, file: Path, name: str) -> None:
 
 
 def _allocate(model: nn.Module, device: str | torch.device) -> None:
-    """Give parameters that are on ``meta`` memory, not yet written; what is one parameter stays one."""
+    """Allocate parameters that are on ``meta``, without values; tied parameters stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, empty in list(module.named_parameters(recurse=False, remove_duplicate=False)):
@@ -268,7 +267,6 @@ def _allocate(model: nn.Module, device: str | torch.device) -> None:
 def _check_shapes(
     state: dict[str, Tensor], stored: dict[str, Path], stored_as: dict[str, str], folder: Path
 ) -> None:
-    """Compare shapes before anything is overwritten."""
     wrong = []
     for file in sorted(set(stored.values())):
         with safe_open(file, framework="pt") as tensors:

@@ -21,7 +21,7 @@ _TAGS = ("robotics", "lerobot", "vla0", "vision-language-action")
 
 @dataclass(frozen=True)
 class License:
-    """A licence as the Hub's metadata writes it: its id, or ``other`` with a name and the repo that has the text."""
+    """A licence as in the Hub's metadata: its id, or ``other`` with a name and the repo that has the text."""
 
     id: str
     name: str | None = None
@@ -29,7 +29,7 @@ class License:
 
     @property
     def link(self) -> str | None:
-        """Where its text is."""
+        """URL of the licence's text."""
         return f"https://huggingface.co/{self.repo}/blob/main/LICENSE" if self.repo else None
 
 
@@ -71,16 +71,16 @@ def build_model_card(
     dataset_meta: Any = None,
     adapter_base: str | None = None,
 ) -> ModelCard:
-    """Return the README of a policy repo: what it is, how to run it, and what it may be used for.
+    """Return the README of a policy repo.
 
     Args:
-        config: of the policy, with its features.
-        dataset: repo id it was trained on, if known.
-        license: of the policy, as the user gave it; None takes the backbone's.
+        config: the policy's, with its features.
+        dataset: repo id of the training data, if known.
+        license: licence of the policy, as the user gave it; None takes the backbone's.
         tags: more tags for the Hub.
         training: LeRobot's ``TrainPipelineConfig``, if known.
         dataset_meta: LeRobot's metadata of the data set, if known.
-        adapter_base: what the policy's adapter was trained on, if it has one: a backbone or a policy.
+        adapter_base: the backbone or policy that the policy's adapter was trained on, if it has an adapter.
     """
     base = config.vlm_model_name
     local = base == TINY or Path(base).is_dir()

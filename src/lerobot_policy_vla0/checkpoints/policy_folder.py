@@ -1,10 +1,10 @@
-"""What the folder of a policy holds: planned before it is written, checked before it is called written.
+"""Plans which tensors a policy's folder holds, and checks the folder after it is written.
 
-Every tensor is stored once. One that has several names (the tied embedding) gets the first of them in the alphabet, as
-safetensors does it, whichever of them it was given under: `left_out` is the only place that decides this.
+Every tensor is stored once. A tied tensor (the embedding) is stored under the first of its names in the alphabet, as
+safetensors does it; only `left_out` decides this.
 
-`check_written` reads back what a folder on disk says, not what was meant to be written: a policy without numbers is
-built from the folder's own config, and the weights' file has to hold exactly its tensors.
+`check_written` checks the files on disk: it builds a policy without values from the folder's own config, and the
+weights' file must hold exactly the tensors of that policy.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 def build_skeleton(policy_class: type[VLA0Policy], config: Any, stored_vlm: Path | None) -> VLA0Policy:
-    """Return a policy with names and shapes, and without numbers: it is on the ``meta`` device.
+    """Return a policy on the ``meta`` device: it has names and shapes, but no values.
 
     Args:
-        policy_class: `VLA0Policy`, which stands above this room.
-        config: a `VLA0Config`; how the policy would run (attention, compiling, 4 bits) does not matter here.
+        policy_class: `VLA0Policy`, which this module may not import.
+        config: a `VLA0Config`; options of running (attention, compiling, 4 bits) are ignored.
         stored_vlm: folder with the backbone's config and tokenizer; None for the tiny one, which has no files.
     """
     plain = replace(config, attn_implementation="sdpa", compile_model=False, quantization=None, device="cpu")
@@ -48,11 +48,11 @@ def build_skeleton(policy_class: type[VLA0Policy], config: Any, stored_vlm: Path
 
 
 def left_out(policy: VLA0Policy) -> dict[str, str]:
-    """Return the names that a policy's file does not have, each with the one that its tensor is stored under.
+    """Return the names that a policy's file does not have, each with the name its tensor is stored under.
 
-    Which tensors are one is known in two ways, and both count: they are one object, or transformers says so. Sharded
-    parameters may have lost the former. (Never asks for the policy's ``state_dict``: where parameters are sharded, that
-    waits for all processes, and one of them saves.) It is also what safetensors' metadata says of tied tensors.
+    Tensors are tied if they are one object or if transformers lists them as tied; sharded parameters may no longer be
+    one object. The policy's ``state_dict`` is not used: with sharded parameters it waits for all processes, and only
+    one of them saves. safetensors' metadata stores tied tensors in the same form.
     """
     groups: dict[int, set[str]] = {}
     for name, parameter in policy.named_parameters(remove_duplicate=False):
@@ -74,18 +74,16 @@ def left_out(policy: VLA0Policy) -> dict[str, str]:
 def plan_tensors(
     policy: VLA0Policy, state_dict: Mapping[str, Tensor] | None, save_dtype: str | None
 ) -> dict[str, TensorSource]:
-    """Return the tensors of a policy's file, each once and in the precision asked for.
-
-    Each is converted, and brought to the CPU, when its turn to be written has come.
+    """Return the tensors of a policy's file, each once. Each is converted and copied to the CPU only when it is read.
 
     Args:
-        policy: whose file it is.
-        state_dict: its weights, if they were gathered from several processes; a tied tensor may be there under any
-            of its names. None takes the policy's own.
-        save_dtype: ``float32``, ``bfloat16`` or None to convert nothing.
+        policy: the policy to save.
+        state_dict: its weights, if they were gathered from several processes; a tied tensor may have any of its names.
+            None takes the policy's own.
+        save_dtype: ``float32``, ``bfloat16``, or None to convert nothing.
 
     Raises:
-        CheckpointError: naming tensors that are no weights as they are, such as those in 4 bits.
+        CheckpointError: naming a tensor whose type cannot be saved, such as 4 bits.
     """
     tied = left_out(policy)
     planned: dict[str, TensorSource] = {}
@@ -106,7 +104,7 @@ def plan_tensors(
 
 
 def total_bytes(tensors: Mapping[str, TensorSource]) -> int:
-    """Return the size of the tensors in a file."""
+    """Return the size of the tensors in a file, in bytes."""
     return sum(source.n_bytes for source in tensors.values())
 
 
@@ -127,14 +125,14 @@ def match_tensors(
         skeleton: the policy.
         reader: the stored tensors.
         folder: their folder, for messages.
-        rename: a stored name to the policy's.
-        without: names that the folder does not have to have.
+        rename: maps a stored name to the policy's.
+        without: names that the folder may lack.
 
     Returns:
-        Where each tensor of the policy's file comes from.
+        The source of each tensor of the policy's file.
 
     Raises:
-        CheckpointError: naming missing, unexpected and misshapen tensors, or copies of one that differ.
+        CheckpointError: naming missing, unexpected and misshapen tensors, or tied tensors that differ.
     """
     tied = left_out(skeleton)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
@@ -145,7 +143,7 @@ def match_tensors(
             raise CheckpointError(
                 f"{folder} holds one tensor under two names: {twin} and {name}. Remove stale files."
             )
-    found: dict[str, str] = {}  # name in the file that is planned to name in the file that is read
+    found: dict[str, str] = {}  # name in the new file -> name in the file that is read
     for name in sorted(stored.keys() & expected.keys()):
         first = found.setdefault(tied.get(name, name), stored[name])
         if first != stored[name]:
@@ -167,7 +165,6 @@ def match_tensors(
 
 
 def _check_equal(reader: ShardReader, first: str, second: str, folder: Path) -> None:
-    """Refuse to drop one of two tied tensors that are not equal."""
     if reader.tensors[first].shape != reader.tensors[second].shape or not all(
         torch.equal(a, b) for a, b in zip(reader.rows(first), reader.rows(second), strict=True)
     ):
@@ -188,26 +185,26 @@ def check_written(
     out: Path,
     processors: bool = False,
 ) -> None:
-    """Read back a policy's folder: config, backbone's description, and the header of its weights' file.
+    """Check a written folder: config, the backbone's description, and the header of the weights' file.
 
-    Cheap, whatever the size of the model: no numbers are read.
+    This is fast for a model of any size, because no weights are read.
 
     Args:
         policy_class: `VLA0Policy`.
-        folder: the folder, before it takes its place.
+        folder: the folder that was written, before it is moved to ``out``.
         planned: the tensors that were to be written; their precision is compared.
-        out: the place, for messages.
+        out: the final place, for messages.
         processors: load the processors too, and check the statistics in them.
 
     Raises:
-        CheckpointError: saying what does not read back. The caller removes the folder.
+        CheckpointError: naming the difference. The caller removes the folder.
     """
     try:
         config = _read_config(folder)
         problem = _unlike(build_skeleton(policy_class, config, folder / VLM_FOLDER), folder, planned)
         if processors and not problem:
             _load_processors(folder, config)
-    except Exception as error:  # whatever it is: what cannot be read back was not written
+    except Exception as error:  # any error here means that the folder cannot be loaded
         problem = f"{type(error).__name__}: {error}".replace(str(folder), str(out)).rstrip(".")
         raise CheckpointError(_REFUSAL.format(out=out, problem=problem)) from error
     if problem:
@@ -221,7 +218,7 @@ _REFUSAL = (
 
 
 def _read_config(folder: Path) -> VLA0Config:
-    """Read the folder's config without LeRobot's warnings about the device, which are for those who load it to run."""
+    """Read the folder's config without LeRobot's warnings about the device, which matter only for running it."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -233,7 +230,7 @@ def _read_config(folder: Path) -> VLA0Config:
 
 
 def _unlike(skeleton: VLA0Policy, folder: Path, planned: Mapping[str, TensorSource]) -> str:
-    """Return how the weights' file differs from what the folder's config implies; empty if it does not."""
+    """Return how the weights' file differs from the folder's config and ``planned``; empty if it does not."""
     tied = left_out(skeleton)
     implied = {
         name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied
@@ -270,7 +267,7 @@ def _load_processors(folder: Path, config: VLA0Config) -> None:
             pretrained_path=str(folder),
             preprocessor_overrides={"device_processor": {"device": "cpu"}},
         )
-    except Exception as error:  # of many kinds, and they do not say what was being loaded
+    except Exception as error:  # LeRobot raises many kinds, and they do not name the processors
         raise CheckpointError(f"the processors do not load ({type(error).__name__}: {error})") from error
     normalizers = [step for step in preprocess.steps if isinstance(step, NormalizerProcessorStep)]
     for step in normalizers:

@@ -1,4 +1,4 @@
-"""`VLA0Policy.from_pretrained` and `save_pretrained`, step by step."""
+"""The steps of `VLA0Policy.from_pretrained` and `save_pretrained`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Kind(Enum):
-    """What a name that is loaded refers to."""
+    """What a name or path refers to."""
 
     POLICY = "a folder with all weights"
     ADAPTER = "a folder with a PEFT adapter, which names its base"
@@ -49,15 +49,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be loaded.
+    """A policy to be loaded.
 
     Attributes:
         kind: what ``name`` refers to.
         name: a folder or Hub repo, as given.
-        folder: where it is on this machine; None for a backbone, which transformers finds by itself.
+        folder: its local folder; None for a backbone, which transformers finds by itself.
         config: the options of the policy to build.
-        adapter: the folder of an adapter that the caller will put on top; None if there is none. LeRobot asks for
-            an adapter's base this way: with the base's name, and the adapter's path in the config.
+        adapter: the folder of an adapter that the caller will load afterwards, or None. LeRobot asks for an adapter's
+            base this way: with the base's name, and the adapter's path in the config.
     """
 
     kind: Kind
@@ -68,13 +68,7 @@ class Source:
 
 
 def classify(name: str, config: Any, revision: str | None, download: dict[str, Any]) -> Source:
-    """Find what a name refers to, and check that the options fit it.
-
-    Args:
-        name: a folder or Hub repo.
-        config: the options to load it with; None takes its own.
-        revision: of the repo.
-        download: options of a download.
+    """Find what a name refers to, and check that the options fit it; for the arguments see `load_policy`.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or an option contradicts it.
@@ -112,18 +106,18 @@ def load_policy(
     """Load a policy in evaluation mode; see `VLA0Policy.from_pretrained`.
 
     Args:
-        policy_class: what to build.
+        policy_class: the class to build.
         name: a folder or Hub repo.
-        config: the options to load it with; None takes its own.
+        config: the options to load it with; None takes the checkpoint's.
         revision: of the repo.
         strict: refuse missing and unexpected tensors; False only logs them.
-        download: options of a download.
+        download: options of ``snapshot_download``.
         **options: passed to the constructor.
     """
-    # 1. What is it?
+    # 1. Find out what the name refers to.
     source = classify(name, config, revision, download)
 
-    # 2. Build it.
+    # 2. Build the policy.
     if source.kind is Kind.BACKBONE:
         policy = _on_backbone(policy_class, source, vlm_revision=revision, **options)
     elif source.kind is Kind.ADAPTER:
@@ -132,7 +126,7 @@ def load_policy(
     else:
         policy = _from_weights(policy_class, source, strict=strict, **options)
 
-    # 3. Make it ready to act. A merged adapter's statistics were read when its base was loaded for it.
+    # 3. Make it ready to act. For a merged adapter, loading its base has already read the adapter's statistics.
     policy.to(policy.config.device)
     policy.eval()
     processors = source.adapter or (source.folder if source.kind is Kind.POLICY else None)
@@ -146,21 +140,21 @@ def load_policy(
 def _from_weights(
     policy_class: type[VLA0Policy], source: Source, *, strict: bool, **options: Any
 ) -> VLA0Policy:
-    """Build the policy of a folder that holds all weights, and read them into their place."""
+    """Build the policy of a folder that holds all weights, and load them."""
     assert source.folder is not None
     description = source.folder / VLM_FOLDER
-    if strict:  # every weight is in the folder: until it is read it takes no memory
+    if strict:  # every weight is in the folder, so memory is allocated only when it is read
         with init_empty_weights(include_buffers=False):
             policy = policy_class(source.config, stored_vlm=description, **options)
-        policy.vlm.model.tie_weights()  # building without memory gave each name a parameter of its own
-    else:  # what the folder lacks stays as it was initialised
+        policy.vlm.model.tie_weights()  # building without memory untied the weights
+    else:  # weights that the folder lacks stay as they were initialised
         policy = policy_class(source.config, stored_vlm=description, **options)
     load_weights(policy, source.folder, strict=strict, device=policy.config.device)
     return policy
 
 
 def _on_backbone(policy_class: type[VLA0Policy], source: Source, **options: Any) -> VLA0Policy:
-    """Build the policy that an adapter was trained on when that was the bare backbone."""
+    """Build the base policy of an adapter that was trained on the bare backbone."""
     try:
         return policy_class(source.config, **options)
     except OSError as error:
@@ -174,13 +168,13 @@ def _on_backbone(policy_class: type[VLA0Policy], source: Source, **options: Any)
 def _with_adapter(
     policy_class: type[VLA0Policy], source: Source, *, strict: bool, download: dict[str, Any], **options: Any
 ) -> VLA0Policy:
-    """Load an adapter's base, put the adapter on it, and merge the two."""
+    """Load an adapter's base and merge the adapter into it."""
     assert source.folder is not None
     base, revision = adapters.base_of(source.folder)
     config = source.config
     if config.quantization is not None:
         logger.info("quantization=%s is dropped: an adapter is merged in full precision", config.quantization)
-    # As LeRobot does it: the base is asked for with the adapter's path in the config.
+    # LeRobot asks for a base in the same way: with the adapter's path in the config.
     config = replace(
         config, use_peft=True, pretrained_path=source.folder, quantization=None, lora_vision=False
     )
@@ -194,9 +188,7 @@ def _with_adapter(
 
 
 def save_policy(policy: VLA0Policy, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
-    """Write config, weights, and the backbone's description: nothing else is needed to load.
-
-    What was written is read back before it takes the place of what is there.
+    """Write config, weights, and the backbone's description. The new files are checked before they replace old ones.
 
     Args:
         policy: the policy to save.
@@ -205,7 +197,7 @@ def save_policy(policy: VLA0Policy, folder: Path, state_dict: dict[str, Tensor] 
 
     Raises:
         OutputError: if the disk is full or not writable.
-        CheckpointError: if what was written does not read back (see `policy_folder.check_written`).
+        CheckpointError: if the written folder cannot be loaded (see `policy_folder.check_written`).
     """
     tensors = plan_tensors(policy, state_dict, policy.config.save_dtype)
     require_space(folder, total_bytes(tensors))

@@ -1,7 +1,6 @@
 """Reads the tensors of safetensors files one at a time, and writes such a file one tensor at a time.
 
-At no moment is more than one tensor in memory, so a model of any size is copied on a machine of any size.
-Nothing is converted: bfloat16 stays bfloat16.
+At most one tensor is in memory, so a model larger than the machine's memory can be copied. No tensor is converted.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.errors import CheckpointError
 
-#: Types of weights and of counts, by safetensors' names.
+#: The types that can be stored, by safetensors' names.
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,19 +31,13 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def storable(dtype: torch.dtype) -> bool:
-    """Return whether a tensor of this type can be written, and read again."""
+    """Return whether a tensor of this type can be stored."""
     return dtype in _NAMES
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Where a tensor comes from and what it is.
-
-    Attributes:
-        shape: its shape.
-        dtype: its type.
-        read: returns it; called once, when its turn to be written has come.
-    """
+    """Shape and type of a tensor, and the function that reads it, which is called when the tensor is written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -52,7 +45,7 @@ class TensorSource:
 
     @property
     def n_bytes(self) -> int:
-        """Size in the file."""
+        """Size in the file, in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -60,7 +53,7 @@ def find_tensors(folder: Path) -> dict[str, Path]:
     """Return the safetensors file of each tensor of a policy.
 
     Raises:
-        CheckpointError: as `find_shards`; also naming tensors that are not where the index says.
+        CheckpointError: as `find_shards`, or naming tensors that are not in the file that the index names.
     """
     found = {name: shard for shard in find_shards(folder) for name in _names_in(shard)}
     listed = _read_index(folder)
@@ -74,10 +67,7 @@ def find_tensors(folder: Path) -> dict[str, Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Return the safetensors files of a policy or a Hugging Face model.
-
-    Args:
-        folder: holds one file with all tensors, or the shards that its index lists.
+    """Return the safetensors files of a policy or a Hugging Face model: one file, or the shards its index lists.
 
     Raises:
         CheckpointError: naming the files that are absent, or an index that cannot be read.
@@ -96,7 +86,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Return the shard of each tensor; empty if one file holds them all, which wins over an index."""
+    """Return the shard of each tensor; empty if there is a single file, even beside an index."""
     index = folder / SAFETENSORS_INDEX_FILE
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
         return {}
@@ -126,7 +116,7 @@ def open_shard(file: Path) -> Any:
     """Open a safetensors file.
 
     Raises:
-        CheckpointError: if it is no such file, or only a part of one.
+        CheckpointError: if it is no safetensors file, or incomplete.
     """
     try:
         return safe_open(file, framework="pt")
@@ -143,26 +133,25 @@ def _names_in(file: Path) -> list[str]:
 
 
 def shown(names: Any, limit: int = 8) -> str:
-    """Return names for a message, sorted; after ``limit`` of them how many more there are."""
+    """Return sorted names for a message: the first ``limit`` of them and how many more there are."""
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return (", ".join(listed[:limit]) or "none") + more
 
 
 class ShardReader:
-    """The tensors of several safetensors files, read one by one. A context manager.
+    """Reads the tensors of several safetensors files one by one. It is a context manager.
 
     Args:
         shards: the files.
 
     Raises:
-        CheckpointError: if a file is truncated or damaged, a tensor is stored twice, or has a type that is no
-            weight's.
+        CheckpointError: if a file is damaged, or a tensor is stored twice or has a type that is not supported.
     """
 
     def __init__(self, shards: list[Path]) -> None:
         self.tensors: dict[str, TensorSource] = {}
-        self._files: dict[str, Any] = {}  # by tensor, for parts of it
+        self._files: dict[str, Any] = {}  # the open file of each tensor, for `rows`
         self._stack = ExitStack()
         try:
             for shard in shards:
@@ -173,7 +162,7 @@ class ShardReader:
 
     def _open(self, shard: Path) -> None:
         file = self._stack.enter_context(open_shard(shard))
-        # Whole tensors are read, not mapped: what is mapped counts as this process's memory until another needs it.
+        # Whole tensors are read and not memory-mapped, because mapped pages count as this process's memory.
         stream = self._stack.enter_context(shard.open("rb"))
         size = int.from_bytes(stream.read(8), "little")
         begins = {
@@ -222,19 +211,17 @@ class ShardReader:
 
 
 def write_stream(file: Path, tensors: Mapping[str, TensorSource], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, asking for each tensor when its turn has come and letting go of it after.
-
-    (`safetensors.torch.save_file` wants all of them at once.)
+    """Write a safetensors file with one tensor in memory at a time; `safetensors.torch.save_file` needs all of them.
 
     Args:
-        file: is created.
-        tensors: by the name they get.
+        file: the file to create.
+        tensors: the tensors by name.
         metadata: text for the header.
 
     Raises:
-        CheckpointError: if a source gives another shape or type than it announced.
+        CheckpointError: if a tensor that is read has another shape or type than announced.
     """
-    # Wide types first keeps every tensor aligned to its type.
+    # Wide types come first, so that every tensor is aligned to its type.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -256,7 +243,6 @@ def write_stream(file: Path, tensors: Mapping[str, TensorSource], metadata: Mapp
 
 
 def _raw(name: str, source: TensorSource) -> memoryview:
-    """Return the bytes of a tensor without copying them."""
     tensor = source.read()
     if tuple(tensor.shape) != source.shape or tensor.dtype != source.dtype:
         raise CheckpointError(
@@ -267,5 +253,5 @@ def _raw(name: str, source: TensorSource) -> memoryview:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor."""
+    """Return the memory of a contiguous tensor, without copying it."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

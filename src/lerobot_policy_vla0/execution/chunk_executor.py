@@ -1,6 +1,6 @@
-"""Turns predicted chunks into the actions that are sent, in this order: averaging, snapping, limiting, queueing.
+"""Turns predicted chunks into the actions that are sent: ensembling, snapping, limiting and queueing, in this order.
 
-Everything that has to be remembered between two queries of one episode is here, so that `reset` forgets all of it.
+All state that lasts from one query to the next is here, so that `reset` clears all of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Commitment:
 
     Attributes:
         steps: ``(B, n, D)`` in ``[-1, 1]``, the first ``n`` steps of the next chunk; None if nothing is committed.
-        ran_dry: the previous chunk has been executed to its end.
+        ran_dry: whether the previous chunk has been executed to its end.
     """
 
     steps: Tensor | None
@@ -37,13 +37,13 @@ class Commitment:
 class ChunkExecutor:
     """The state of one rollout: queued actions, earlier chunks, the last action, late chunks.
 
-    With relative actions a chunk is given and returned relative to the state of its own observation. Chunks of
-    different queries are comparable only relative to one origin; the caller passes the origin ``(B, D)`` of each
-    observation (see `relative`), and None for absolute actions.
+    A chunk of relative actions comes in, and goes out, relative to the state of its own observation. Chunks of
+    different queries can be compared only relative to one origin, so the caller passes the origin ``(B, D)`` of each
+    observation (see `relative`), or None for absolute actions.
 
     Args:
-        config: of the policy, with its features.
-        span: ``(D,)`` what the normalised range [-1, 1] spans in the robot's units; None if it is not known yet.
+        config: the policy's, with its features.
+        span: ``(D,)`` width of the normalised range [-1, 1] in the robot's units; None if it is not known yet.
     """
 
     def __init__(self, config: VLA0Config, span: Tensor | None) -> None:
@@ -56,7 +56,7 @@ class ChunkExecutor:
             old_weight=config.ensemble_old_weight,
         )
         self._late_chunks = LateChunks(config.chunk_size)
-        # Limits in the robot's units wait for the checkpoint's statistics.
+        # Limits in the robot's units can be converted only when the checkpoint's statistics are known.
         if config.max_action_step_unit != "robot" or span is not None:
             self.set_limits(span)
 
@@ -73,11 +73,11 @@ class ChunkExecutor:
 
     @property
     def waits_for_statistics(self) -> bool:
-        """Whether there are limits in the robot's units that could not be converted yet."""
+        """Whether limits in the robot's units have not been converted yet."""
         return self.limiter is None and self.config.max_action_step is not None
 
     def reset(self) -> None:
-        """Forget queued actions, earlier chunks and the last action, so that no stale motion is left."""
+        """Clear queued actions, earlier chunks and the last action."""
         self.queue.clear()
         self._ensembler.reset()
         self._late_chunks.reset()
@@ -85,7 +85,7 @@ class ChunkExecutor:
             self.limiter.reset()
 
     def next_action(self, predict: Callable[[], Tensor], rows: int, origin: Tensor | None) -> Tensor:
-        """Return the next action ``(B, D)`` of each row; ask for a chunk if the queue is empty.
+        """Return the next action ``(B, D)`` of each row; predict a chunk if the queue is empty.
 
         Args:
             predict: returns a chunk ``(B, T, D)`` for the current observation.
@@ -105,7 +105,7 @@ class ChunkExecutor:
             if origin is not None:
                 chunk = chunk - origin.unsqueeze(1)
             actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
-            # The queue is executed in order: limiting it here is limiting what is sent.
+            # The queue is executed in order, so actions limited here are limited when they are sent.
             self.queue.extend(self._limit(actions).unbind(1))
         action = self.queue.popleft()
         return action if origin is None else action + origin
@@ -119,7 +119,7 @@ class ChunkExecutor:
             rows: B of the current observation.
 
         Raises:
-            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late to be executed.
+            ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late.
             ActionError: if ``left_over`` has a wrong shape or NaN/Inf.
         """
         self._late_chunks.check(left_over, inference_delay)
@@ -130,13 +130,7 @@ class ChunkExecutor:
         return Commitment(steps, ran_dry=left_over is not None and not bool(left_over.any()))
 
     def continue_chunk(self, chunk: Tensor, commitment: Commitment, origin: Tensor | None) -> Tensor:
-        """Return a chunk ``(B, T, D)`` as it may be executed after ``commitment``, without queue or averaging.
-
-        Args:
-            chunk: ``(B, T, D)``, beginning with the committed steps.
-            commitment: from `commit`.
-            origin: of the chunk's observation.
-        """
+        """Return a chunk ``(B, T, D)`` that begins with the committed steps, snapped and limited."""
         chunk = snap_binary(chunk, self.config.binary_action_indices)
         steps = commitment.steps
         if origin is None:
@@ -146,10 +140,10 @@ class ChunkExecutor:
         return self._limit(chunk - origin, executed=executed, continues=commitment.ran_dry) + origin
 
     def _limit(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
-        """Return ``(B, T, D)`` held to ``max_action_step``; see `ActionLimiter.apply`."""
+        """Return ``(B, T, D)`` with ``max_action_step`` applied; see `ActionLimiter.apply`."""
         if self.config.max_action_step is None:
             return actions
         if self.limiter is None:
-            self.set_limits(None)  # raises: the limits still wait for statistics
+            self.set_limits(None)  # raises StatsError: the statistics are still unknown
         assert self.limiter is not None
         return self.limiter.apply(actions, executed=executed, continues=continues)

@@ -1,8 +1,8 @@
-"""Real-Time Chunking: what is left of the chunk being executed, as the beginning of the next answer.
+"""Real-Time Chunking: the next chunk begins with the steps of the previous one that are executed meanwhile.
 
-While a chunk is computed the robot goes on executing the one before. Those steps cannot be changed any more, so
-for a policy that writes text they are a given beginning of the answer, and the model continues from them: no
-retraining, no guidance, and no jump where the chunks meet.
+While a chunk is computed, the robot executes the previous one. Those steps can no longer change, so the policy writes
+them as the beginning of its answer and the model continues the text. This needs no retraining and no guidance, and
+there is no jump between the chunks.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ from lerobot_policy_vla0.errors import ActionError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-#: One late chunk may be an accident; this many in a row mean that the policy is too slow.
+#: One late chunk is only logged; this many in a row mean that the policy is too slow, which is an error.
 MOST_LATE_CHUNKS = 3
 
 
 class LateChunks:
-    """Tells a late chunk from a policy that is too slow.
+    """Tells a single late chunk from a policy that is too slow.
 
-    LeRobot passes the longest delay ever seen, so one slow call (a busy disk) must not end the run; chunks that are
-    over before they arrive, again and again, never move the robot, and must.
-
-    Args:
-        chunk_size: steps a chunk lasts.
+    LeRobot passes the longest delay so far, so one slow call (a busy disk) must not end the run. If every chunk arrives
+    after its own end, however, the robot never moves, and the run must end.
     """
 
     def __init__(self, chunk_size: int) -> None:
@@ -39,10 +36,10 @@ class LateChunks:
         self._late = 0
 
     def check(self, left_over: Tensor | None, inference_delay: int | None) -> None:
-        """Take note of a call of ``predict_action_chunk``; the arguments are `committed_steps`'.
+        """Count late chunks; called with `committed_steps`' arguments at every ``predict_action_chunk``.
 
         Raises:
-            ConfigError: at the third call in a row that finds nothing left to execute and delays longer than a chunk.
+            ConfigError: at the third call in a row with no step left to execute and a delay longer than a chunk.
         """
         too_long = isinstance(inference_delay, int) and inference_delay > self.chunk_size
         if not too_long or left_over is None or bool(left_over.any()):
@@ -68,10 +65,10 @@ def committed_steps(
     """Return the steps that will have been executed when the new chunk arrives.
 
     Args:
-        left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions not executed yet, ``T' >= 0``. LeRobot fills
-            it up with rows of zeros; rows of zeros at its end are therefore no commitments.
-        inference_delay: steps that will be executed while the model computes; the first so many rows of
-            ``left_over`` are committed, fewer if it has fewer. May be longer than the chunk.
+        left_over: ``(T', D)`` or ``(B, T', D)`` normalised actions not executed yet, ``T' >= 0``. Rows of zeros at its
+            end are LeRobot's padding and are ignored.
+        inference_delay: control steps executed while the model computes: that many first rows of ``left_over`` are
+            committed. It may be longer than ``left_over`` or the chunk.
         batch: rows of the observation.
         chunk_size: steps of a chunk.
         action_dim: D.

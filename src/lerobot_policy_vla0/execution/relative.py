@@ -1,15 +1,14 @@
-"""Relative actions: where the answers of different queries have their common origin.
+"""Relative actions: the common origin of chunks that were predicted from different states.
 
-LeRobot's own steps do the conversion: before normalisation the state is subtracted from the action, after
-un-normalisation the state of the *current* tick is added. That is right for a chunk that is converted as a whole
-(Real-Time Chunking does that) and wrong for one that is executed over several ticks, because the state moves on
-meanwhile; nor can chunks that were predicted from different states be averaged.
+LeRobot's own steps do the conversion: they subtract the state from the action before normalisation, and add the state
+of the *current* tick after un-normalisation. This is right if a chunk is converted as a whole (as in Real-Time
+Chunking). It is wrong if a chunk is executed over several ticks, because the state moves meanwhile; and chunks
+predicted from different states cannot be averaged.
 
-Both are put right in normalised units. Every tick the absolute action zero is sent through LeRobot's own steps and
-comes out as the *origin* ``o_t = normalise(0 - state_t)``. An answer ``r`` to the query at tick ``q`` means the
-absolute place ``r - o_q``, the same for all ticks, and is said at tick ``t`` as ``r - o_q + o_t``: what the
-post-processor then makes of it is the un-normalised ``r`` plus the state at the query. Dimensions that stay absolute
-have the origin 0.
+Both are corrected in normalised units. At every tick the absolute action zero passes through LeRobot's own steps, which
+gives the *origin* ``o_t = normalise(0 - state_t)``. An answer ``r`` to the query at tick ``q`` means the absolute
+position ``r - o_q``, the same for all ticks. At tick ``t`` it is returned as ``r - o_q + o_t``; the post-processor
+converts this to the un-normalised ``r`` plus the state at the query. Dimensions that stay absolute have the origin 0.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch import Tensor
 from lerobot_policy_vla0.errors import StateError
 from lerobot_policy_vla0.observations.batches import read_state
 
-#: ``(B, D)`` float32: where the absolute action zero lies in the units of an answer to this observation.
+#: ``(B, D)`` float32: the absolute action zero as a normalised action relative to this observation.
 ORIGIN = "observation.vla0_origin"
 _ASKED = "vla0_origin_asked"
 
@@ -43,12 +42,9 @@ class _KeepsFeatures(ProcessorStep):
 @dataclass
 @ProcessorStepRegistry.register(name="vla0_zero_action")
 class VLA0ZeroActionProcessorStep(_KeepsFeatures):
-    """Puts the absolute action zero where an observation has no action, for `VLA0OriginProcessorStep` to take out.
+    """Adds the absolute action zero to an observation without action; `VLA0OriginProcessorStep` removes it again.
 
-    Stands before LeRobot's relative step, and sees to it that there is a state to be relative to.
-
-    Attributes:
-        action_dim: dimensions of an action.
+    It stands before LeRobot's relative step, and checks that there is a state.
     """
 
     action_dim: int
@@ -57,7 +53,7 @@ class VLA0ZeroActionProcessorStep(_KeepsFeatures):
         """Return the transition with an action.
 
         Raises:
-            StateError: without a state, or with NaN/Inf in it.
+            StateError: if the state is missing or has NaN/Inf.
         """
         state = read_state(transition.get(TransitionKey.OBSERVATION) or {}, "use_relative_actions")
         if transition.get(TransitionKey.ACTION) is not None:
@@ -76,10 +72,10 @@ class VLA0ZeroActionProcessorStep(_KeepsFeatures):
 @dataclass
 @ProcessorStepRegistry.register(name="vla0_origin")
 class VLA0OriginProcessorStep(_KeepsFeatures):
-    """Moves what has become of the action zero into the observation; stands after the normaliser."""
+    """Moves the converted action zero into the observation; stands after the normaliser."""
 
     def __call__(self, transition: EnvTransition) -> EnvTransition:
-        """Return the transition with the origin, and without an action, if there was none before."""
+        """Return the transition with the origin instead of the added action; others are unchanged."""
         complementary = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
         if _ASKED not in complementary:
             return transition
@@ -93,7 +89,7 @@ class VLA0OriginProcessorStep(_KeepsFeatures):
         return answered
 
     def get_config(self) -> dict[str, Any]:
-        """Return the saved options: none."""
+        """Return no options."""
         return {}
 
 
@@ -101,12 +97,12 @@ def read_origin(batch: dict[str, Any], absolute: list[int], device: torch.device
     """Return the origin ``(B, D)`` of a batch.
 
     Args:
-        batch: after the pre-processor.
+        batch: the output of the pre-processor.
         absolute: dimensions that are not relative; their origin is 0.
-        device: where to.
+        device: device of the result.
 
     Raises:
-        StateError: if the batch has none.
+        StateError: if the batch has no origin.
     """
     if ORIGIN not in batch:
         raise StateError(

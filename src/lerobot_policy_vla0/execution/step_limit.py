@@ -1,7 +1,6 @@
 """Limits how far an action may be from the one executed before it: the option ``max_action_step``.
 
-Actions are normalised and come as a batch. `step_limits` alone converts limits from the robot's units. The caller says
-which action was executed before.
+Actions are normalised; only `step_limits` knows the robot's units.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ logger = logging.getLogger(__name__)
 
 #: Width of the normalised range [-1, 1].
 _WIDTH = 2.0
-#: Differences of float32 actions are off by less than this, in normalised units.
+#: The rounding error of a difference of float32 actions is below this, in normalised units.
 _ROUNDING = 1e-6
 
 
 def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) -> Tensor:
-    """Return the largest change of each normalised dimension per control step; infinite where it is free.
+    """Return the largest change of each normalised dimension per control step; infinite means no limit.
 
     Args:
-        limits: per dimension, in ``unit``.
+        limits: per dimension, in ``unit``; None means no limit.
         unit: ``range`` (fractions of the range) or ``robot``.
-        span: ``(D,)`` what the normalised range [-1, 1] spans in the robot's units; needed for ``robot``.
+        span: ``(D,)`` width of the normalised range [-1, 1] in the robot's units; needed for ``robot``.
 
     Returns:
         ``(D,)`` float32, positive.
 
     Raises:
-        StatsError: if the unit is the robot's and ``span`` is not known.
+        StatsError: if the unit is ``robot`` and ``span`` is None.
         ConfigError: if every limit is wider than the range.
 
     >>> step_limits([0.05, None], "range", None).tolist()
@@ -43,7 +42,7 @@ def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) 
     >>> step_limits([5.0, 5.0], "robot", torch.tensor([100.0, 4.0])).tolist()  # of 4 degrees, 5 is no limit
     [0.10000000149011612, inf]
     """
-    # On the CPU also where a policy is built without numbers, on the meta device.
+    # The device is explicit, because a skeleton of the policy is built on the meta device.
     wanted = torch.tensor(
         [math.inf if limit is None else limit for limit in limits], dtype=torch.float64, device="cpu"
     )
@@ -54,10 +53,9 @@ def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) 
                 "built without any. Load a checkpoint with its processors (VLA0Policy.from_pretrained), pass "
                 "dataset_stats, or give the limits as fractions with max_action_step_unit='range'."
             )
-        wanted = wanted / span.double().cpu()  # a dimension that never moves: no limit
-    wanted = torch.where(
-        wanted >= 1.0, math.inf, wanted * _WIDTH
-    )  # a change of the whole range is all there is
+        wanted = wanted / span.double().cpu()  # x / 0 = inf: a dimension that never moves has no limit
+    # No action can change by more than the whole range, so a limit of 1.0 or more is none.
+    wanted = torch.where(wanted >= 1.0, math.inf, wanted * _WIDTH)
     if bool(torch.isinf(wanted).all()):
         spans = None if span is None else [round(float(width), 4) for width in span]
         raise ConfigError(
@@ -68,14 +66,14 @@ def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) 
 
 
 def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Tensor:
-    """Return actions none of whose dimensions changes by more than its limit from one step to the next.
+    """Return actions whose dimensions change by at most their limit from one step to the next.
 
     Each step goes as far toward the wanted one as it may, so a limited motion arrives later and does not overshoot.
 
     Args:
         actions: ``(B, T, D)`` float, in order of execution.
-        limits: ``(D,)`` positive; infinite is free.
-        previous: ``(B, D)`` executed before the first step; None leaves the first step as it is.
+        limits: ``(D,)`` positive; infinite means no limit.
+        previous: ``(B, D)`` the action before the first step; None does not limit the first step.
 
     Returns:
         ``(B, T, D)``, a new tensor.
@@ -90,7 +88,7 @@ def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Ten
         wanted = actions[:, step]
         if previous is not None:
             change = wanted - previous  # (B, D)
-            # What is allowed stays as it is, to the bit.
+            # An allowed action stays bit-identical.
             limited[:, step] = torch.where(
                 change.abs() <= limits + _ROUNDING, wanted, previous + change.clamp(-limits, limits)
             )
@@ -99,13 +97,13 @@ def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Ten
 
 
 class ActionLimiter:
-    """Applies `limit_steps` to chunk after chunk, remembers where the last one ended, and reports.
+    """Applies `limit_steps` to one chunk after another, and logs what it changes.
 
     Args:
         limits: ``(D,)`` as `step_limits` returns them.
 
     Attributes:
-        steps: steps seen since the last `reset`, all rows of the batch counted.
+        steps: steps seen since the last `reset`, over all rows of the batch.
         limited: how many of them were changed.
     """
 
@@ -116,7 +114,7 @@ class ActionLimiter:
         self._previous: Tensor | None = None  # (B, D)
 
     def reset(self) -> None:
-        """Forget the last action: what comes next starts a motion of its own. Logs how much was limited."""
+        """Log how many actions were limited and forget the last one, so that the next starts a new motion."""
         if self.limited:
             logger.warning(
                 "max_action_step limited %d of the %d actions since the last reset", self.limited, self.steps
@@ -125,16 +123,13 @@ class ActionLimiter:
         self._previous = None
 
     def apply(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
-        """Return the actions to execute.
+        """Return the actions to execute, ``(B, T, D)``.
 
         Args:
             actions: ``(B, T, D)`` float in ``[-1, 1]``, in order of execution.
-            executed: ``(B, n, D)`` the first ``n <= T`` of them, if the robot executes these whatever is returned; they
-                are returned as they are and the rest follows on.
-            continues: the actions follow on the last ones returned. False: nothing is known of what came before.
-
-        Returns:
-            ``(B, T, D)``.
+            executed: ``(B, n, D)`` the first ``n <= T`` of them, if the robot executes these in any case; they are
+                returned unchanged, and the rest is limited from the last of them.
+            continues: whether the actions follow the last ones returned; False means that the action before is unknown.
 
         Raises:
             ActionError: if the batch size changes between resets.
@@ -157,7 +152,7 @@ class ActionLimiter:
         return limited
 
     def _note(self, wanted: Tensor, limited: Tensor) -> None:
-        """Count, and say it the first time."""
+        """Count limited steps, and log the first."""
         held_back = (wanted - limited).abs()  # (B, T, D)
         bites = int((held_back > 0).any(-1).sum())
         if bites and not self.limited:

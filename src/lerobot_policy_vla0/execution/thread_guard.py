@@ -1,8 +1,7 @@
-"""Detects one policy object driven by several threads.
+"""Detects one policy object used by several threads.
 
-A policy's action queue and ensembler belong to one rollout. LeRobot's ``--env.max_parallel_tasks>1``
-runs several rollouts on one policy in threads, which mixes their actions up and scores 0 without a word;
-here it is an error.
+A policy's action queue and ensembler belong to one rollout. LeRobot's ``--env.max_parallel_tasks>1`` runs several
+rollouts on one policy in threads, which mixes up their actions and scores 0 without a message; here it is an error.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from lerobot_policy_vla0.errors import SharedPolicyError
 
 
 class ThreadGuard:
-    """Lets one thread at a time in, and one thread per episode drive the queue.
+    """Lets one thread at a time in, and only one thread per episode take actions.
 
-    `release` (an episode starts) frees the ownership; the first `owned` section after it takes it. So
-    resetting in one thread and acting in another is fine, and interleaved episodes are not.
+    `release` (a new episode) clears the owner, and the next thread in `owned` becomes it. So one thread may reset and
+    another act, but interleaved episodes are refused.
     """
 
     def __init__(self) -> None:
@@ -26,7 +25,7 @@ class ThreadGuard:
         self._owner: int | None = None
 
     def release(self) -> None:
-        """Forget the owner: a new episode starts."""
+        """Clear the owner for a new episode."""
         self._owner = None
 
     @contextmanager
@@ -34,7 +33,7 @@ class ThreadGuard:
         """Refuse to enter while another thread is inside.
 
         Raises:
-            SharedPolicyError: if one is.
+            SharedPolicyError: if another thread is inside.
         """
         if not self._lock.acquire(blocking=False):
             raise SharedPolicyError(_message("two threads called this policy at the same time"))
@@ -45,7 +44,7 @@ class ThreadGuard:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Like `exclusive`, and refuse a second thread within one episode."""
+        """Refuse to enter while another thread is inside, or if another took actions in this episode."""
         with self.exclusive():
             me = threading.get_ident()
             if self._owner is not None and self._owner != me:
@@ -54,7 +53,7 @@ class ThreadGuard:
             yield
 
     def __reduce__(self) -> tuple[type[ThreadGuard], tuple[()]]:
-        """Copy and pickle as a fresh guard: a copied policy is a policy of its own, and locks do not travel."""
+        """Copy and pickle as a new guard: a copied policy has its own episode, and locks cannot be pickled."""
         return ThreadGuard, ()
 
 
