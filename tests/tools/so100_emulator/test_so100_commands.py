@@ -250,8 +250,10 @@ def test_a_rollout_sends_goals_in_the_range_of_the_recording(
         assert rollout.wait(timeout=LONG) == 0, (tmp_path / "log.txt").read_text()[-4000:]
     goals = np.array([goal.pose for goal in log.goals])
     assert len(goals) > CHUNK
-    # And the arm is where it was told to go, or on its way.
-    assert np.abs(recording.emulator.followers[0].pose() - goals[-1]).mean() < 5
+    # And the arm is where it was told to go, or on its way there: how far it got before the end is a matter of time.
+    pose, way = np.array(recording.emulator.followers[0].pose()), goals[-3:]
+    assert (pose > way.min(axis=0) - 5).all()
+    assert (pose < way.max(axis=0) + 5).all()
     assert (goals >= actions.min(axis=0) - 1.01 * STEP).all()
     assert (goals <= actions.max(axis=0) + 1.01 * STEP).all()
     assert not recording.emulator.followers[0].torque()
