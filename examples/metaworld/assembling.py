@@ -1,4 +1,4 @@
-"""Write staged episodes as one LeRobotDataset. Knows LeRobot's dataset; knows nothing about simulators."""
+"""Write staged episodes as one LeRobotDataset."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """What a run left on disk, read and checked: evaluations, baselines, training log, stage times.
 
-Knows files and numbers; knows nothing about plots, pages or policies. Every figure in the report comes from
-here: a file that has to be there and is not is an error which names it, one that may be absent gives None
-    ("not measured").
+Every figure in the report comes from here. A required file that is missing is an error that names it; an optional one
+that is missing gives None ("not measured").
 """
 
 from __future__ import annotations
