@@ -398,7 +398,7 @@ class VLA0Policy(PreTrainedPolicy):
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
         with self._autocast(), self._evaluating():
             ids = self.decoder.decode(self._request(batch, committed))
-        return self.codec.bins_to_actions(self.codec.decode_ids(ids))
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self._device)
 
     def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Check a batch and return what a decoder needs to answer it."""

@@ -54,8 +54,10 @@ class Feed:
     def chain(cls, symbols: NDArray[Any], starts: NDArray[Any]) -> Feed:
         """Return a pass without branches."""
         batch, width = symbols.shape
-        depths = np.broadcast_to(np.arange(width), (batch, width)).copy()
-        visible = np.broadcast_to(np.tri(width, dtype=bool), (batch, width, width)).copy()
+        depths = np.empty((batch, width), dtype=np.int64)
+        depths[:] = np.arange(width)
+        visible = np.empty((batch, width, width), dtype=bool)
+        visible[:] = np.tri(width, dtype=bool)
         return cls(symbols, starts, depths, visible)
 
     @classmethod
@@ -66,7 +68,7 @@ class Feed:
         for row, (text, draft, end) in enumerate(zip(settled, drafts, ends, strict=True)):
             first = len(text)
             feed.symbols[row, :end] = text + draft.symbols
-            if len(draft):
+            if not draft.is_chain:
                 feed.depths[row, first:end] = first + np.array(draft.depths())
                 feed.visible[row, first:end, first:end] = draft.visibility()
         return feed

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from lerobot_policy_vla0.decoding.cache import AnswerCache
@@ -34,7 +34,7 @@ class Layer:
         self.before_mlp = RMSNorm(module.post_attention_layernorm.weight, eps)
         self.gate_up = Projection(mlp.gate_proj, mlp.up_proj, dtype=dtype)
         self.down = Projection(mlp.down_proj, dtype=dtype)
-        self.activation: nn.Module = mlp.act_fn
+        self.activation = mlp.act_fn.forward
 
 
 class Transformer:
@@ -105,7 +105,9 @@ class Transformer:
             qkv = layer.qkv(h).view(batch * width, -1, self.head_dim)
             turned = rotate(qkv[:, :keys], cos, sin)
             cache.write(index, turned[:, queries:], qkv[:, keys:])
-            q = turned[:, :queries].to(self.dtype)
+            q = turned[:, :queries]
+            if q.dtype is not self.dtype:
+                q = q.to(self.dtype)
             if keep < width and layer is self.layers[-1]:
                 q = q.view(batch, width, -1)[:, -keep:].reshape(batch * keep, -1, self.head_dim)
                 x = x.view(batch, width, -1)[:, -keep:].reshape(batch * keep, -1)

@@ -55,10 +55,10 @@ class Block:
         if self.gated:
             self.up = Projection(mlp.gate_proj, mlp.up_proj, dtype=dtype)
             self.down = Projection(mlp.down_proj, dtype=dtype)
-            self.activation: nn.Module = mlp.act_fn
+            self.activation = mlp.act_fn.forward
         else:
             self.up, self.down = Projection(mlp.fc1, dtype=dtype), Projection(mlp.fc2, dtype=dtype)
-            self.activation = mlp.act
+            self.activation = mlp.act.forward
         self.windowed = windowed
 
 

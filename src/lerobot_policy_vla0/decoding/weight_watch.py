@@ -41,7 +41,7 @@ class WeightWatch:
             self._modules_seen = list(chain.from_iterable(map(dict.values, self._children)))
         weights = [p for p in chain.from_iterable(map(dict.values, self._owned)) if p is not None]
         # Optimizers and `load_state_dict` raise a tensor's version; `.to()` gives it other memory.
-        seen: list[Any] = [(0 if p.is_inference() else p._version, p.data_ptr(), p.dtype) for p in weights]
+        seen: list[Any] = [(0 if p.is_inference() else p._version, p.data_ptr()) for p in weights]
         # These change an adapted layer's result without a parameter's version: adapters may be switched off, replaced
         # by others, merged (PEFT then writes past autograd) or scaled.
         seen += [

@@ -52,17 +52,18 @@ class Projection:
         """Return ``(N, out)`` of ``(N, in)``."""
         if self.weight is None:
             return self._call_modules(inputs)
-        inputs = inputs.to(self.dtype)
+        if inputs.dtype is not self.dtype:
+            inputs = inputs.to(self.dtype)
         if self.bias is None:
             return torch.mm(inputs, self.weight)
         return torch.addmm(self.bias, inputs, self.weight)
 
     def add_to(self, states: Tensor, inputs: Tensor) -> None:
         """Add the product to ``states`` ``(N, out)``, in place."""
-        if self.weight is None or self.bias is not None or states.dtype != self.dtype:
-            states.add_(self(inputs))
+        if self.weight is not None and self.bias is None and states.dtype is inputs.dtype is self.dtype:
+            states.addmm_(inputs, self.weight)
         else:
-            states.addmm_(inputs.to(self.dtype), self.weight)
+            states.add_(self(inputs))
 
     def _call_modules(self, inputs: Tensor) -> Tensor:
         # The caller computes without autocast, which layers with weights of several precisions need.
