@@ -377,7 +377,9 @@ class VLA0Policy(PreTrainedPolicy):
             For each row ``(T*D, n_bins + 1)`` float64.
         """
         with self._guard.exclusive(), self._autocast(), self._evaluating():
-            reader = build_distributions(self.config, self.vlm, self._device, min_mass=min_mass)
+            reader = build_distributions(
+                self.config, self.vlm, self._device, min_mass=min_mass, decoder=self.decoder
+            )
             return reader.measure(self._request(batch), answers)
 
     @property
