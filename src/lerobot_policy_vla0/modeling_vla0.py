@@ -380,7 +380,9 @@ class VLA0Policy(PreTrainedPolicy):
             For each row ``(T*D, n_bins + 1)`` float64.
         """
         with self._guard.exclusive(), self._autocast(), self._evaluating():
-            reader = build_distributions(self.config, self.vlm, self._device, min_mass=min_mass)
+            reader = build_distributions(
+                self.config, self.vlm, self._device, min_mass=min_mass, decoder=self.decoder
+            )
             return reader.measure(self._request(batch), answers)
 
     @property
@@ -401,7 +403,7 @@ class VLA0Policy(PreTrainedPolicy):
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
         with self._autocast(), self._evaluating():
             ids = self.decoder.decode(self._request(batch, committed))
-        return self.codec.bins_to_actions(self.codec.decode_ids(ids))
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self._device)
 
     def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Check a batch and return what a decoder needs to answer it."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.backbones import (
+    FAMILIES,
+    qwen2_5_vl,
+    save_random_backbone,
+    special_ids,
+    text_sizes,
+    wake_up,
+)
 from helpers.decoding_cases import (
     Problem,
     fast,
@@ -16,62 +23,12 @@ from helpers.decoding_cases import (
     reference,
     speculative,
 )
-from helpers.tiny import SMALL, make_batch, make_config
+from helpers.tiny import make_batch, make_config
 from torch.nn.functional import cross_entropy
 
-from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy
-from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.text.prompt import rope_positions
-
-
-def text_sizes(**changes: Any) -> dict[str, Any]:
-    """The tiny model's text options, which all families share."""
-    config: Any = tiny_vlm_config(TinyVLMConfig(**SMALL), build_tiny_tokenizer())
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "max_position_embeddings", "eos_token_id", "pad_token_id")
-    text = {name: getattr(config.text_config, name) for name in names}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
-    text["bos_token_id"] = None
-    return {**text, **changes}
-
-
-def special_ids() -> dict[str, int]:
-    config: Any = tiny_vlm_config(TinyVLMConfig(**SMALL), build_tiny_tokenizer())
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return {name: getattr(config, name) for name in names}
-
-
-def qwen2_5_vl(*, tied: bool, **text: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig
-
-    vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-    }
-    return Qwen2_5_VLConfig(
-        text_config=text_sizes(tie_word_embeddings=tied, **text),
-        vision_config=vision,
-        tie_word_embeddings=tied,
-        **special_ids(),
-    )
-
-
-def qwen2_vl(*, tied: bool, **text: Any) -> Any:
-    from transformers import Qwen2VLConfig
-
-    vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2}
-    return Qwen2VLConfig(
-        text_config=text_sizes(tie_word_embeddings=tied, **text),
-        vision_config=vision,
-        tie_word_embeddings=tied,
-        **special_ids(),
-    )
 
 
 def qwen3_vl() -> Any:
@@ -91,37 +48,9 @@ def qwen3_vl() -> Any:
     )
 
 
-#: As released: the 2B and 3B models tie embedding and head, the larger ones do not; all share key/value heads.
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "Qwen2.5-VL-3B": lambda: qwen2_5_vl(tied=True, num_key_value_heads=1),
-    "Qwen2.5-VL-7B": lambda: qwen2_5_vl(tied=False, num_key_value_heads=1),
-    "Qwen2-VL-2B": lambda: qwen2_vl(tied=True, num_key_value_heads=1),
-    "Qwen2-VL-7B": lambda: qwen2_vl(tied=False, num_key_value_heads=1),
-}
-
-
-def save_backbone(folder: Path, config: Any) -> Path:
-    """Write a random base model as the Hub has them: config, weights, tokenizer."""
-    from transformers import AutoModelForImageTextToText
-
-    torch.manual_seed(0)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    build_tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def wake_up(policy: VLA0Policy) -> None:
-    """Enlarge random weights until answers differ between pictures and are no ties."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in policy.vlm.model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=3.0 * parameter[0].numel() ** -0.5)
-
-
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VLA0Policy:
-    folder = save_backbone(tmp_path_factory.mktemp("base"), FAMILIES[request.param]())
+    folder = save_random_backbone(tmp_path_factory.mktemp("base"), FAMILIES[request.param]())
     policy = VLA0Policy(make_config(vlm_model_name=str(folder), crop_ratio=1.0)).eval()
     wake_up(policy)
     return policy
@@ -212,14 +141,14 @@ def test_fsdp_is_told_the_familys_own_layers(policy: VLA0Policy) -> None:
 
 
 def test_a_family_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    folder = save_backbone(tmp_path, qwen3_vl())
+    folder = save_random_backbone(tmp_path, qwen3_vl())
     with pytest.raises(ConfigError, match=r"'qwen3_vl' model.*expected Qwen2-VL and Qwen2\.5-VL"):
         VLA0Policy(make_config(vlm_model_name=str(folder)))
 
 
 def test_sliding_window_attention_is_refused(tmp_path: Path) -> None:
     config = qwen2_5_vl(tied=True, use_sliding_window=True, sliding_window=16, max_window_layers=1)
-    folder = save_backbone(tmp_path, config)
+    folder = save_random_backbone(tmp_path, config)
     with pytest.raises(ConfigError, match="sliding-window attention"):
         VLA0Policy(make_config(vlm_model_name=str(folder)))
 

@@ -187,7 +187,8 @@ def test_training_frees_what_decoding_held() -> None:
     assert built.training and built.last_decode is not None
 
 
-def test_weights_cast_once_equal_weights_cast_in_every_pass(policy: VLA0Policy) -> None:
+def test_weights_are_cast_once_and_the_models_stay(policy: VLA0Policy) -> None:
+    before = {name: p.data_ptr() for name, p in trained_state(policy)}
     for seed in range(6):
         problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -195,10 +196,25 @@ def test_weights_cast_once_equal_weights_cast_in_every_pass(policy: VLA0Policy) 
             static = fast(policy, problem)
             static.runner.static = True
             assert torch.equal(plain.decode(problem.request), static.decode(problem.request))
-        assert static.runner.weights.cast
-        assert all(w.dtype == torch.bfloat16 for w in static.runner.weights.cast.values())
-        assert not plain.runner.weights.cast
+            copies = cast_copies(static)
+            assert {copy.dtype for copy in copies} == {torch.bfloat16}
+            static.decode(problem.request)
+            assert [copy.data_ptr() for copy in copies] == [copy.data_ptr() for copy in cast_copies(static)]
         assert all(p.dtype == torch.float32 for p in policy.vlm.parameters())
+    assert before == {name: p.data_ptr() for name, p in trained_state(policy)}
+
+
+def trained_state(policy: VLA0Policy) -> list[tuple[str, Tensor]]:
+    return [(name, p) for name, p in policy.named_parameters()]
+
+
+def cast_copies(decoder: FastDecoder) -> list[Tensor]:
+    """Return the matrices a decoder multiplies by."""
+    transformer = decoder.runner.model._transformer
+    assert transformer is not None
+    copies = [layer.qkv.weight for layer in transformer.layers]
+    assert all(copy is not None for copy in copies)
+    return copies  # type: ignore[return-value]
 
 
 @pytest.mark.gpu
@@ -275,6 +291,42 @@ def test_a_new_task_keeps_the_system_prompt_and_nothing_else(policy: VLA0Policy)
         assert check_equal(decoder, problem, reference(policy, problem)) == 0
         assert decoder.last is not None
         assert (decoder.last.reused > 10) == (seed > 0)
+
+
+def test_an_answer_does_not_depend_on_what_was_decoded_before_or_beside_it(policy: VLA0Policy) -> None:
+    """In float32, whatever width was chosen, whoever shares the batch, and whatever the drafts were."""
+    shape, n_bins = (4, 3), 100
+    for seed in range(300, 306):
+        alone = Problem(make_request(policy, seed, 1), shape, n_bins, 1.0)
+        expected = fast(policy, alone).decode(alone.request)[0].tolist()
+        rng = np.random.default_rng(seed)
+        for width in (1, 8, 64):
+            for static in (False, True):
+                decoder = speculative(policy, alone, width=width)
+                decoder.runner.static = static
+                # Other pictures, tasks and batch sizes come first.
+                for other in rng.integers(0, 100, 3):
+                    decoder.decode(make_request(policy, int(other), int(rng.choice([1, 1, 2]))))
+                    if rng.random() < 0.3:
+                        decoder.reset()
+                assert decoder.decode(alone.request)[0].tolist() == expected, (seed, width, static)
+        guests = make_request(policy, seed + 50, 2, same_task=True)
+        length = max(alone.request.ids.shape[1], guests.ids.shape[1])
+        both = DecodeRequest(
+            torch.cat([_padded(alone.request.ids, length, policy), _padded(guests.ids, length, policy)]),
+            torch.cat(
+                [_padded(alone.request.mask, length, None), _padded(guests.mask, length, None)],
+            ),
+            torch.cat([alone.request.pixel_values, guests.pixel_values]),
+            torch.cat([alone.request.grid_thw, guests.grid_thw]),
+        )
+        for decoder in (fast(policy, alone), speculative(policy, alone)):
+            assert decoder.decode(both)[0].tolist()[: len(expected)] == expected, (seed, decoder.name)
+
+
+def _padded(rows: Tensor, length: int, policy: VLA0Policy | None) -> Tensor:
+    fill = 0 if policy is None else policy.vlm.tokens.pad
+    return torch.nn.functional.pad(rows, (length - rows.shape[1], 0), value=fill)
 
 
 def test_bfloat16_differs_at_near_ties_only(policy: VLA0Policy) -> None:

@@ -136,8 +136,9 @@ def test_a_policy_loaded_and_warmed_up_in_inference_mode_acts_outside_it(tmp_pat
     assert drive(loaded, [torch.no_grad]) == drive(policy, [torch.no_grad])
 
 
-def test_training_goes_on_after_a_query_in_inference_mode() -> None:
-    config = make_config(dtype="autocast_bfloat16", decoder="reference", hue=0.0, crop_ratio=1.0)
+@pytest.mark.parametrize("decoder", ["reference", "fast"])
+def test_training_goes_on_after_a_query_in_inference_mode(decoder: str) -> None:
+    config = make_config(dtype="autocast_bfloat16", decoder=decoder, hue=0.0, crop_ratio=1.0)
     policies = [VLA0Policy(config).train() for _ in range(2)]
     with torch.inference_mode():
         policies[0].predict_action_chunk(observe(policies[0], 0, 2))

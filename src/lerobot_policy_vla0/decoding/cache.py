@@ -1,77 +1,77 @@
-"""The decoder's key/value cache: it is allocated once, and every row is written at columns of its own.
+"""The decoder's key/value cache: one tensor, allocated once, in which every row is written at columns of its own.
 
-transformers' own static cache appends to all rows at one position. Here the rows of a batch advance at different
-speeds, and a rejected draft is overwritten. transformers' attention layers call `AnswerCache.update` only.
+The rows of a batch advance at different speeds, and a rejected draft is overwritten.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class AnswerCache:
-    """Keys and values of a batch, ``(B, heads, length, head_dim)`` per layer.
+    """Keys and values of a batch: ``(layers, 2, heads, B, length, head_dim)``.
 
-    `place` sets which columns the next pass writes and how many it attends to, once for all layers. Columns that were
-    never written hold zeros; the caller's attention mask hides them.
+    Columns that were never written hold zeros; the caller's attention mask hides them.
 
     Args:
+        layers: of the language model.
+        heads: of keys and values.
+        head_dim: numbers per head.
         batch: rows.
         length: columns.
+        dtype: of the numbers.
+        device: where they are.
     """
 
-    def __init__(self, batch: int, length: int) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        batch: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.batch = batch
         self.length = length
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self._columns: Tensor | None = None
+        self.dtype = dtype
+        shape = (layers, 2, heads, batch, length, head_dim)
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
+        by_row = self.store.transpose(2, 3).unbind(0)  # (2, B, heads, length, head_dim) per layer
+        #: Per layer, ``(B, heads, length, head_dim)``.
+        self.keys, self.values = [x[0] for x in by_row], [x[1] for x in by_row]
+        flat = self.store.flatten(3, 4).unbind(0)  # (2, heads, B * length, head_dim) per layer
+        self._flat_keys, self._flat_values = [x[0] for x in flat], [x[1] for x in flat]
+        self._places = torch.empty(0)
         self._start: int | None = 0
-        self._attended = length
 
-    def place(self, columns: Tensor, *, start: int | None, attended: int) -> None:
-        """Say where the next pass writes.
+    def place(self, columns: Tensor, *, start: int | None) -> None:
+        """Say where the next pass writes, once for all layers.
 
         Args:
             columns: ``(B, W)`` int64, the columns of the pass's tokens.
-            start: the first column if all rows write the same consecutive ones (a slice is faster than
-                an index), else None.
-            attended: columns the pass may attend to, from the first on.
+            start: the first column if all rows write the same consecutive ones (a slice is faster than an index),
+                else None.
         """
-        self._columns = columns
         self._start = start
-        self._attended = attended
+        if start is None:
+            rows = torch.arange(self.batch, device=columns.device).unsqueeze(1)
+            self._places = (rows * self.length + columns).flatten()
 
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values ``(B, heads, W, head_dim)``; return all it may attend to."""
-        if layer_idx == len(self.keys):
-            for new, store in ((keys, self.keys), (values, self.values)):
-                shape = (self.batch, new.shape[1], self.length, new.shape[3])
-                store.append(torch.zeros(shape, dtype=new.dtype, device=new.device))
-        for new, store in ((keys, self.keys), (values, self.values)):
-            target = store[layer_idx]
-            if self._start is not None:
-                target[:, :, self._start : self._start + new.shape[2]] = new
-            else:
-                assert self._columns is not None
-                rows = torch.arange(self.batch, device=new.device).unsqueeze(1)
-                target[rows, :, self._columns] = new.transpose(1, 2).to(target.dtype)
-        return (
-            self.keys[layer_idx][:, :, : self._attended],
-            self.values[layer_idx][:, :, : self._attended],
-        )
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store a layer's new keys and values, each ``(B * W, heads, head_dim)``."""
+        if self._start is None:
+            self._flat_keys[layer].index_copy_(1, self._places, keys.transpose(0, 1).to(self.dtype))
+            self._flat_values[layer].index_copy_(1, self._places, values.transpose(0, 1).to(self.dtype))
+            return
+        width, shape = len(keys) // self.batch, (self.batch, -1, *keys.shape[1:])
+        self.keys[layer].narrow(2, self._start, width).copy_(keys.view(shape).transpose(1, 2))
+        self.values[layer].narrow(2, self._start, width).copy_(values.view(shape).transpose(1, 2))
 
     def move(self, row: int, source: Tensor, target: Tensor) -> None:
         """Copy columns ``source`` of a row to ``target`` (each ``(n,)``), in all layers."""
-        for store in (*self.keys, *self.values):
-            store[row, :, target] = store[row, :, source]  # the right side is a copy: overlap is safe
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: transformers asks for a length, and does not use it where positions are passed explicitly."""
-        del layer_idx
-        return 0
+        columns = self.store[:, :, :, row]
+        columns[..., target, :] = columns[..., source, :]  # the right side is a copy: overlap is safe

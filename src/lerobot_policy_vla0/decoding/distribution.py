@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import penalise
+from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.text.grammar import SEPARATOR, check_finite
 
@@ -93,6 +94,7 @@ class NumberDistributions:
         min_mass: prefixes of at most this probability are not followed; theirs is spread evenly over the numbers they
             can begin. 0 follows all: exact, ``n_bins / 9`` tokens per number.
         max_width: most branch tokens fed in one pass.
+        model: runs the backbone; None builds one. A decoder's saves a second copy of cast weights.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class NumberDistributions:
         repetition_penalty: float = 1.0,
         min_mass: float = 1e-3,
         max_width: int = 512,
+        model: LeanModel | None = None,
     ) -> None:
         self.grammar = grammar
         self.tables = grammar.host
@@ -111,7 +114,7 @@ class NumberDistributions:
         self.repetition_penalty = repetition_penalty
         self.min_mass = min_mass
         self.max_width = max_width
-        self._runner = PassRunner(vlm, grammar, max_width=max_width)
+        self._runner = PassRunner(vlm, grammar, max_width=max_width, model=model)
         self._runner.static = False  # every pass has a width of its own, so none is captured
 
     @without_gradients

@@ -47,7 +47,7 @@ class Draft:
     def extend(self, symbols: list[int], parent: int, room: int) -> int:
         """Add a chain of symbols after ``parent`` until the draft holds ``room``; return the index of the last one."""
         for symbol in symbols:
-            if len(self) >= room and (parent, symbol) not in self._children:
+            if len(self.symbols) >= room and (parent, symbol) not in self._children:
                 break
             parent = self.add(symbol, parent)
         return parent
@@ -55,6 +55,11 @@ class Draft:
     def child(self, parent: int, symbol: int) -> int | None:
         """Return the index of a guessed symbol after ``parent``, None if it was not guessed."""
         return self._children.get((parent, symbol))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether there are no branches: each symbol follows the one before it."""
+        return self.parents == list(range(ROOT, len(self.parents) - 1))
 
     def depths(self) -> list[int]:
         """Return how many guessed symbols come before each one on its path."""

@@ -45,7 +45,7 @@ def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder
 
 
 def build_distributions(
-    config: VLA0Config, vlm: VLM, device: torch.device, *, min_mass: float
+    config: VLA0Config, vlm: VLM, device: torch.device, *, min_mass: float, decoder: Decoder | None = None
 ) -> NumberDistributions:
     """Return what reads the probability of every number, with the sampling options of a policy's decoder.
 
@@ -54,6 +54,7 @@ def build_distributions(
         vlm: the backbone.
         device: where the backbone's weights are.
         min_mass: see `distribution.NumberDistributions`.
+        decoder: one of the same policy, whose copies of weights are shared.
     """
     return NumberDistributions(
         vlm,
@@ -61,6 +62,7 @@ def build_distributions(
         temperature=config.temperature,
         repetition_penalty=config.repetition_penalty,
         min_mass=min_mass,
+        model=decoder.runner.model if isinstance(decoder, FastDecoder) else None,
     )
 
 

@@ -1,16 +1,12 @@
 """Passes of the backbone over a static cache: the prompt once, then a few answer tokens at a time.
 
-A pass runs transformers' own modules (vision tower, embedding, language model) with this package's cache, columns,
-positions and masks, and projects onto the twelve rows of the vocabulary that an answer can hold. Every row of a batch
-stands at its own place in its answer.
+A pass places its tokens in the cache, says what each attends to, and runs the backbone (`decoding.lean`). Every row of
+a batch stands at its own place in its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0.backbone.shared_prefix import base_attention
 from lerobot_policy_vla0.decoding.autotune import captured_width
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.cuda_graph import StaticPass
 from lerobot_policy_vla0.decoding.drafts import Draft
+from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.request import DecodeRequest
-from lerobot_policy_vla0.decoding.weights import AnswerWeights
 from lerobot_policy_vla0.text.prompt import rope_positions
 
 if TYPE_CHECKING:
@@ -33,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Prompt lengths are rounded up to a multiple of this, so that tasks of similar length share one cache.
 _BUCKET = 128
+#: Caches are as many columns long as a multiple of this: GPU kernels copy masks of another length before they use them.
+_ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,10 @@ class Feed:
     def chain(cls, symbols: NDArray[Any], starts: NDArray[Any]) -> Feed:
         """Return a pass without branches."""
         batch, width = symbols.shape
-        depths = np.broadcast_to(np.arange(width), (batch, width)).copy()
-        visible = np.broadcast_to(np.tri(width, dtype=bool), (batch, width, width)).copy()
+        depths = np.empty((batch, width), dtype=np.int64)
+        depths[:] = np.arange(width)
+        visible = np.empty((batch, width, width), dtype=bool)
+        visible[:] = np.tri(width, dtype=bool)
         return cls(symbols, starts, depths, visible)
 
     @classmethod
@@ -69,7 +68,7 @@ class Feed:
         for row, (text, draft, end) in enumerate(zip(settled, drafts, ends, strict=True)):
             first = len(text)
             feed.symbols[row, :end] = text + draft.symbols
-            if len(draft):
+            if not draft.is_chain:
                 feed.depths[row, first:end] = first + np.array(draft.depths())
                 feed.visible[row, first:end, first:end] = draft.visibility()
         return feed
@@ -84,18 +83,20 @@ class PassRunner:
         vlm: the backbone.
         grammar: gives the ids of the twelve symbols and the length of the longest answer.
         max_width: tokens of the widest pass.
+        model: runs the backbone; None builds one. Runners of one policy can share it.
     """
 
-    def __init__(self, vlm: VLM, grammar: AnswerGrammar, *, max_width: int) -> None:
+    def __init__(
+        self, vlm: VLM, grammar: AnswerGrammar, *, max_width: int, model: LeanModel | None = None
+    ) -> None:
         self.vlm = vlm
-        self.weights = AnswerWeights(vlm, grammar.token_ids)
+        self.model = LeanModel(vlm, grammar.token_ids) if model is None else model
         #: Columns after the prompt's: a captured pass writes its whole width.
         self._answer_columns = grammar.longest_answer + captured_width(max_width)
-        self._language_model: Any = vlm.model.model.language_model
         self._host_ids = grammar.token_ids.cpu().numpy()
         self._device = grammar.token_ids.device
         self._cache: AnswerCache | None = None
-        self._weights_seen: int | None = None
+        self._generation = 0  # of the weights behind the cache; 0 if nothing may be taken over from it
         self._ids = self._mask = torch.empty(0)
         self._prefix_columns = 0
         self._image_mask = torch.empty(0)
@@ -121,47 +122,58 @@ class PassRunner:
         Returns:
             ``(B, 1 + W, 12)`` float32 logits.
         """
-        weights = self.weights.fingerprint()
-        start = self._prepare(request, weights)
-        self._weights_seen = None  # an error below leaves a cache that nothing may be taken over from
-        length = self._prompt_length
+        generation = self.model.refresh()
+        frames, height, breadth = request.grid_thw[0].tolist()
+        start = self._prepare(request, generation, (height, breadth))
+        self._generation = 0  # an error below leaves a cache that nothing may be taken over from
+        cache, length = self._cache, self._prompt_length
+        assert cache is not None
         batch, width = feed.symbols.shape
-        embeddings = self.vlm.embed(
-            request.ids[:, start:], self._image_mask[:, start:], request.pixel_values, request.grid_thw
+        inputs = self.model.embed_prompt(
+            request.ids[:, start:],
+            self._image_mask[:, start:],
+            request.pixel_values,
+            (frames, height, breadth),
         )
         positions = self._positions[:, :, start:]
-        columns = torch.arange(start, length + width, device=self._device).expand(batch, -1)
+        columns = self._all_columns[start : length + width]
         keys = self._all_columns[: length + width]
         visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, : length + width]
         # Padding attends to itself, because a mask row without any key would give NaN.
         visible |= keys == columns.unsqueeze(-1)
         if width:
-            embeddings = torch.cat([embeddings, self._embed(feed.symbols)], dim=1)
+            inputs = torch.cat([inputs, self.model.embed(self._to_ids(feed.symbols))], dim=1)
             depths = torch.from_numpy(feed.depths).to(self._device)
             answer = (self._following.unsqueeze(1) + depths).expand(3, -1, -1)
             positions = torch.cat([positions, answer], dim=2)
             visible[:, -width:, -width:] = torch.from_numpy(feed.visible).to(self._device)
-        hidden = self._run(embeddings, positions, columns, visible, start=start, attended=length + width)
-        logits = self.weights.project(hidden[:, -1 - width :])
-        out: NDArray[Any] = logits.float().cpu().numpy()
-        self._weights_seen = weights
+        cache.place(columns.expand(batch, -1), start=start)
+        logits = self.model.score(inputs, positions, visible, cache, keep=1 + width)
+        out: NDArray[Any] = logits.cpu().numpy()
+        self._generation = generation
         return out
 
-    def _prepare(self, request: DecodeRequest, weights: int) -> int:
-        """Set up cache, positions and head for a batch of prompts; return the first column to compute.
+    def _prepare(self, request: DecodeRequest, generation: int, size: tuple[int, int]) -> int:
+        """Set up cache and positions for a batch of prompts; return the first column to compute.
 
         Columns before every row's first image depend on their ids, the padding and the weights only. If these are
         those of the prefill before, their keys and values are still in the cache.
+
+        Args:
+            request: the prompts.
+            generation: of the weights.
+            size: patches of each image along height and width.
         """
         ids, mask = request.ids, request.mask
-        same_weights = weights == self._weights_seen
+        same_weights = generation == self._generation
         same_prompt = (
-            ids.shape == self._ids.shape
+            self._cache is not None
+            and self.model.fits(self._cache)
+            and ids.shape == self._ids.shape
             and bool(torch.equal(ids, self._ids))
             and bool(torch.equal(mask, self._mask))
         )
         if not same_weights:
-            self.weights.refresh(cast=self.static)
             self._static_passes.clear()
         if same_prompt:
             self.reused_columns = self._prefix_columns if same_weights else 0
@@ -170,9 +182,14 @@ class PassRunner:
         batch, length = ids.shape
         is_image = (ids == self.vlm.image_token_id) & mask
         prefix = int(is_image.any(0).long().argmax())
-        columns = -(-length // _BUCKET) * _BUCKET + self._answer_columns
+        columns = -(-(-(-length // _BUCKET) * _BUCKET + self._answer_columns) // _ALIGNED) * _ALIGNED
         # The cache never shrinks: a prompt that holds the state changes its length from frame to frame.
-        fresh = self._cache is None or self._cache.batch != batch or self._cache.length < columns
+        fresh = (
+            self._cache is None
+            or not self.model.fits(self._cache)
+            or self._cache.batch != batch
+            or self._cache.length < columns
+        )
         before = min(prefix, self._prefix_columns)
         reusable = (
             not fresh
@@ -183,15 +200,14 @@ class PassRunner:
         if fresh:
             # Passes are captured on this memory, so what changes from prompt to prompt is written into it.
             self._static_passes.clear()
-            self._cache = AnswerCache(batch, columns)
+            self._cache = self.model.new_cache(batch, columns)
             self._all_columns = torch.arange(columns, device=self._device)
             self._base = torch.zeros((), dtype=torch.long, device=self._device)  # the prompt's length
             self._following = torch.zeros(batch, dtype=torch.long, device=self._device)
             self._valid = torch.ones(batch, columns, dtype=torch.bool, device=self._device)
         merge = self.vlm.merge_size
-        _, height, width = request.grid_thw[0].tolist()
         self._positions, following = rope_positions(
-            ids, mask, image_token_id=self.vlm.image_token_id, grid=(height // merge, width // merge)
+            ids, mask, image_token_id=self.vlm.image_token_id, grid=(size[0] // merge, size[1] // merge)
         )
         self._ids, self._mask, self._image_mask = ids.clone(), mask.clone(), is_image
         self._prefix_columns = prefix
@@ -208,21 +224,21 @@ class PassRunner:
     def score(self, feed: Feed) -> NDArray[Any]:
         """Feed answer symbols and score what follows each of them: ``(B, W, 12)`` float32 logits."""
         width = feed.symbols.shape[1]
-        ids = self._host_ids[feed.symbols]
         if self.static:
+            ids = self._host_ids[feed.symbols]
             logits = self._static_pass(width)(ids, feed.starts, feed.depths, feed.visible)
         else:
             first = int(feed.starts[0])
             shared = self._prompt_length + first if bool((feed.starts == first).all()) else None
             logits = self._pass(
-                torch.from_numpy(ids).to(self._device),
+                self._to_ids(feed.symbols),
                 torch.from_numpy(feed.starts).to(self._device),
                 torch.from_numpy(feed.depths).to(self._device),
                 torch.from_numpy(feed.visible).to(self._device),
                 start=shared,
                 attended=self._prompt_length + int(feed.starts.max()) + width,
             )
-        out: NDArray[Any] = logits.float().cpu().numpy()
+        out: NDArray[Any] = logits.cpu().numpy()
         return out
 
     def _pass(
@@ -245,21 +261,15 @@ class PassRunner:
             start: the first column, if all rows write the same ones.
             attended: columns to attend to, from the first on; None is all of them.
         """
+        assert self._cache is not None
         width = ids.shape[1]
         columns = (self._base + starts).unsqueeze(1) + self._all_columns[:width]  # (B, W)
         positions = (self._following + starts).unsqueeze(1) + depths
         before = (self._all_columns[:attended] < columns[:, :1]) & self._valid[:, :attended]  # (B, attended)
         visible = before.unsqueeze(1).repeat(1, width, 1)
         visible.scatter_(2, columns.unsqueeze(1).expand(-1, width, -1), tree)
-        hidden = self._run(
-            self._language_model.embed_tokens(ids),
-            positions.expand(3, -1, -1),
-            columns,
-            visible,
-            start=start,
-            attended=visible.shape[2],
-        )
-        return self.weights.project(hidden)
+        self._cache.place(columns, start=start)
+        return self.model.score(self.model.embed(ids), positions, visible, self._cache)
 
     def _static_pass(self, width: int) -> StaticPass:
         """Return the captured pass that holds ``width`` tokens."""
@@ -267,7 +277,7 @@ class PassRunner:
         width = captured_width(width)
         if width not in self._static_passes:
             self._static_passes[width] = StaticPass(
-                partial(self.weights.with_cast_weights, self._pass),
+                self._pass,
                 batch=self._cache.batch,
                 width=width,
                 device=self._device,
@@ -289,53 +299,5 @@ class PassRunner:
         target = torch.arange(len(path), device=self._device) + base
         self._cache.move(row, source, target)
 
-    # ------------------------------------------------------------------ shared
-
-    def _embed(self, symbols: NDArray[Any]) -> Tensor:
-        ids = torch.from_numpy(self._host_ids[symbols]).to(self._device)
-        out: Tensor = self._language_model.embed_tokens(ids)
-        return out
-
-    def _run(
-        self,
-        embeddings: Tensor,
-        positions: Tensor,
-        columns: Tensor,
-        visible: Tensor,
-        *,
-        start: int | None,
-        attended: int,
-    ) -> Tensor:
-        """Run the language model on tokens at ``columns`` ``(B, W)``; return hidden states ``(B, W, hidden)``.
-
-        ``visible`` ``(B, W, attended)`` says which columns each token attends to.
-        """
-        assert self._cache is not None
-        self._cache.place(columns, start=start, attended=attended)
-        mask = visible.unsqueeze(1)  # (B, 1, W, attended)
-        if base_attention(self._language_model.config._attn_implementation) == "eager":  # adds its mask
-            lowest = torch.finfo(embeddings.dtype).min
-            mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
-        with _masked_attention(self._language_model.config):
-            output = self._language_model(
-                inputs_embeds=embeddings,
-                position_ids=positions,
-                attention_mask={"full_attention": mask},
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-
-@contextmanager
-def _masked_attention(config: Any) -> Iterator[None]:
-    """Use sdpa for a pass where the backbone uses flash attention, whose kernels accept no mask."""
-    configured = config._attn_implementation
-    if "flash" in configured:
-        config._attn_implementation = "sdpa"
-    try:
-        yield
-    finally:
-        if "flash" in configured:
-            config._attn_implementation = configured
+    def _to_ids(self, symbols: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(self._host_ids[symbols]).to(self._device)

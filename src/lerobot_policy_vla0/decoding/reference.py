@@ -1,7 +1,8 @@
 """The reference decoder: Hugging Face ``generate`` under the grammar. It is slow and simple, and it is the oracle.
 
-Every faster decoder is tested against it token for token. So it takes no shortcut: it projects onto the whole
-vocabulary, writes one token per pass, and uses transformers' own positions and cache.
+Every faster decoder is tested against it token for token. So it takes no shortcut: it runs transformers' own modules,
+projects onto the whole vocabulary, writes one token per pass, and uses transformers' own positions and cache. Only the
+scores of the answer's symbols are computed in float32 (`decoding.head`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
+from lerobot_policy_vla0.decoding.head import AnswerHead
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.grammar import END, SEPARATOR, AnswerGrammar, check_finite
@@ -125,15 +127,16 @@ class ReferenceDecoder:
         if given[0] and given[0][-1] == END:  # every step is committed, so there is nothing to ask
             generated = ids[:, ids.shape[1] :]
         else:
-            output = self.vlm.model.generate(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                pixel_values=request.pixel_values,
-                image_grid_thw=request.grid_thw,
-                mm_token_type_ids=(ids == self.vlm.image_token_id).int(),
-                generation_config=self._generation,
-                logits_processor=processors,
-            )
+            with AnswerHead(self.vlm, self.grammar.token_ids).replacing_logits():
+                output = self.vlm.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask.long(),
+                    pixel_values=request.pixel_values,
+                    image_grid_thw=request.grid_thw,
+                    mm_token_type_ids=(ids == self.vlm.image_token_id).int(),
+                    generation_config=self._generation,
+                    logits_processor=processors,
+                )
             generated = output[:, ids.shape[1] :]
         symbols = [[*text, *self._until_end(row)] for text, row in zip(given, generated, strict=True)]
         answer = self.grammar.write(symbols, self.vlm.tokens.pad)

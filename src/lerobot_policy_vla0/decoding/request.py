@@ -50,7 +50,7 @@ class Decoder(Protocol):
     last: DecodeReport | None
 
     def decode(self, request: DecodeRequest) -> Tensor:
-        """Return answer ids ``(B, L)`` int64: the numbers, the end token, then padding.
+        """Return answer ids ``(B, L)`` int64 on the host: the numbers, the end token, then padding.
 
         Raises:
             DecodeError: if the model returns NaN/Inf logits.

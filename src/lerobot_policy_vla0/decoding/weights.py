@@ -1,111 +1,129 @@
-"""The backbone's weights as passes use them: a head of twelve rows, and copies in the computing precision.
+"""The weights of linear layers as decoding uses them: layers with one input fused, cast, and adapters merged.
 
-Both are copied from the weights, and copied again when a fingerprint of the weights says that they changed.
+Several layers that read the same input (queries, keys and values) become one matrix product. No number changes, and no
+second set of weights is held where the precision already fits: the model's parameters become views of the fused matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import copy
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
-
-if TYPE_CHECKING:
-    from lerobot_policy_vla0.backbone.vlm import VLM
+from torch import Tensor, nn
 
 
-class AnswerWeights:
-    """What passes need of the backbone's weights besides its modules.
+class Projection:
+    """A matrix product with the rows of one or several linear layers.
+
+    Layers that do more than multiply by their weight (in 4 bits, sharded, with hooks, or with an adapter that cannot be
+    merged) are called as they are, which is slower. So are layers that were made in PyTorch's inference mode and would
+    have to be fused in place, because nothing counts the changes of such weights.
 
     Args:
-        vlm: the backbone.
-        token_ids: ``(12,)`` ids of the answer's symbols, on the device.
+        modules: layers with the same input; their outputs are joined.
+        dtype: to compute in. Weights of another precision are copied once.
     """
 
-    def __init__(self, vlm: VLM, token_ids: Tensor) -> None:
-        self._vlm = vlm
-        self._token_ids = token_ids
-        self._language_model: Any = vlm.model.model.language_model
-        self._parameters_seen: int | None = None
-        self._adapter_layers: list[Any] = []
-        self._head: Tensor | None = None
-        self._head_bias: Tensor | None = None
-        #: Copies of linear layers' weights in autocast's precision, by their names in the language model.
-        self.cast: dict[str, Tensor] = {}
-
-    def fingerprint(self) -> int:
-        """Return a number that changes when a weight is replaced or modified in place, or an adapter switched."""
-        # Optimizers and load_state_dict raise a tensor's version; `.to()` gives it other memory.
-        weights = hash(
-            tuple((0 if p.is_inference() else p._version, p.data_ptr()) for p in self._vlm.parameters())
-        )
-        if weights != self._parameters_seen:  # PEFT's layers come and go with their parameters
-            self._parameters_seen = weights
-            self._adapter_layers = [m for m in self._vlm.modules() if hasattr(m, "merged_adapters")]
-        # These change an adapted layer's result without a parameter's version: adapters may be switched off, replaced
-        # by others, merged (PEFT then writes past autograd) or scaled.
-        adapters = tuple(
-            (
-                layer.disable_adapters,
-                tuple(layer.active_adapters),
-                tuple(layer.merged_adapters),
-                tuple(getattr(layer, "scaling", {}).values()),
+    def __init__(self, *modules: nn.Module, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.modules: tuple[nn.Module, ...] = modules
+        #: ``(in, out)``, a transposed view; None if the modules are called.
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        plain = [plain_linear(module, dtype) for module in modules]
+        layers = [layer for layer in plain if layer is not None]
+        in_place = len(layers) > 1 and all(layer.weight.dtype == dtype for layer in layers)
+        if len(layers) < len(modules) or (in_place and any(layer.weight.is_inference() for layer in layers)):
+            return
+        self.weight = _fuse([layer.get_parameter("weight") for layer in layers], dtype).t()
+        biases = [layer.bias for layer in layers]
+        if any(bias is not None for bias in biases):
+            self.bias = torch.cat(
+                [
+                    layer.weight.new_zeros(len(layer.weight), dtype=dtype)
+                    if layer.bias is None
+                    else layer.bias.detach().to(dtype)
+                    for layer in layers
+                ]
             )
-            for layer in self._adapter_layers
-        )
-        return hash((weights, adapters))
 
-    def refresh(self, *, cast: bool) -> None:
-        """Copy the weights as they are now.
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return ``(N, out)`` of ``(N, in)``."""
+        if self.weight is None:
+            return self._call_modules(inputs)
+        if inputs.dtype is not self.dtype:
+            inputs = inputs.to(self.dtype)
+        if self.bias is None:
+            return torch.mm(inputs, self.weight)
+        return torch.addmm(self.bias, inputs, self.weight)
 
-        Args:
-            cast: also copy the linear layers' weights in autocast's precision, for `with_cast_weights`; there are none
-                where autocast is off.
-        """
-        head = self._vlm.model.lm_head
-        plain = type(head) is torch.nn.Linear
-        self._head = head.weight.detach()[self._token_ids] if plain else None
-        self._head_bias = head.bias.detach()[self._token_ids] if plain and head.bias is not None else None
-        kind = self._token_ids.device.type
-        self.cast = {}
-        if cast and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            self.cast = {
-                f"{name}.{key}": weight.detach().to(dtype)
-                for name, module in self._language_model.named_modules()
-                if isinstance(module, torch.nn.Linear)
-                for key, weight in module.named_parameters(recurse=False)
-                if weight.is_floating_point() and weight.dtype != dtype  # weights of 4 bits are no floats
-            }
+    def add_to(self, states: Tensor, inputs: Tensor) -> None:
+        """Add the product to ``states`` ``(N, out)``, in place."""
+        if self.weight is not None and self.bias is None and states.dtype is inputs.dtype is self.dtype:
+            states.addmm_(inputs, self.weight)
+        else:
+            states.add_(self(inputs))
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """Return the logits ``(..., 12)`` of hidden states ``(..., hidden)``."""
-        if self._head is None:  # an adapted or quantised projection does more than multiply by its weight
-            return self._vlm.logits(hidden)[..., self._token_ids]
-        return functional.linear(hidden, self._head, self._head_bias)
-
-    def with_cast_weights(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Run a function while the language model uses the copies of `refresh` in place of its weights.
-
-        Under autocast every pass would read the float32 weights and write them in bfloat16 before it uses them, which
-        is three times the memory traffic. A captured pass uses a copy that was made once.
-        """
-        if not self.cast:
-            return run(*inputs)
-        replaced = {f"module.{name}": weight for name, weight in self.cast.items()}
-        out: Tensor = torch.func.functional_call(_Call(self._language_model, run), replaced, inputs)
-        return out
+    def _call_modules(self, inputs: Tensor) -> Tensor:
+        # The caller computes without autocast, which layers with weights of several precisions need.
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = [module(inputs).to(self.dtype) for module in self.modules]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
 
-class _Call(torch.nn.Module):
-    """A function as a module, so that `torch.func.functional_call` can replace a submodule's weights while it runs."""
+def plain_linear(module: Any, dtype: torch.dtype | None = None) -> nn.Linear | None:
+    """Return a layer that only multiplies by its weight and gives what ``module`` gives; None if there is none.
 
-    def __init__(self, module: torch.nn.Module, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self._function = function
+    A layer of PEFT is merged into a copy of its base. PEFT merges all kinds of adapters that can be.
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self._function(*inputs)
+    Args:
+        module: a layer of the model.
+        dtype: the copy's precision; None keeps the base's.
+    """
+    if type(module) is nn.Linear:
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        return None if hooks or type(module.weight.data) is not Tensor else module
+    if not hasattr(module, "get_base_layer") or type(module.get_base_layer()) is not nn.Linear:
+        return None
+    if module.disable_adapters:
+        return None if module.merged_adapters else plain_linear(module.get_base_layer())
+    if set(module.active_adapters) - set(module.merged_adapters):
+        module = copy.deepcopy(module)  # one layer at a time
+        try:
+            module.merge()
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+            return None
+        merged = plain_linear(module.get_base_layer())
+        return merged if merged is None or dtype is None else merged.to(dtype)
+    return plain_linear(module.get_base_layer())
+
+
+def _fuse(weights: list[nn.Parameter], dtype: torch.dtype) -> Tensor:
+    """Return ``(out, in)`` of all weights' rows.
+
+    Where a copy is needed anyway, because the precision differs, the fused weight is that copy. Otherwise a copy would
+    double the memory (5.5 GB for the 3B model's layers), so the parameters themselves move: they keep their identity,
+    name, values and gradients, and their memory is now a part of the fused weight's. An optimizer's step is then seen
+    without a copy. `.to()` and saving treat the parameters as before.
+    """
+    first = weights[0]
+    if len(weights) == 1:
+        return first.detach().to(dtype)
+    if any(weight.dtype != dtype for weight in weights):
+        return torch.cat([weight.detach().to(dtype) for weight in weights])
+    rows = [len(weight) for weight in weights]
+    shape, start = (sum(rows), first.shape[1]), first.storage_offset()
+    offsets = [start + sum(rows[:k]) * first.shape[1] for k in range(len(rows))]
+    moved = all(
+        weight.is_contiguous()
+        and weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and weight.storage_offset() == offset
+        for weight, offset in zip(weights, offsets, strict=True)
+    )
+    if moved:  # by an earlier call
+        return first.detach().as_strided(shape, (shape[1], 1), start)
+    fused = torch.cat([weight.detach() for weight in weights])
+    for weight, part in zip(weights, torch.split(fused, rows), strict=True):
+        weight.data = part
+    return fused

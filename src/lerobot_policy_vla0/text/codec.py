@@ -248,50 +248,25 @@ class ActionCodec:
             AnswerError: if a row is not ``T*D`` integers in range as `encode_bins` writes them; names the row and
                 its text. The decoders' grammar prevents this, so the cause is a bug or foreign token ids.
         """
-        batch, width = ids.shape
-        device = ids.device
-        lookup = torch.tensor([*self.tokens.digits, self.tokens.space], device=device)
-        match = ids.unsqueeze(-1) == lookup  # (B, L, 11)
-        symbol = torch.where(match.any(-1), match.long().argmax(-1), -1)  # 0-9, 10 = space, -1 = other
-        ended = (ids == self.tokens.end).cumsum(1) > 0
-        symbol = torch.where(ended, torch.full_like(symbol, 11), symbol)  # 11 = after the answer
-        is_digit = (symbol >= 0) & (symbol <= 9)
-        is_space = symbol == 10
-        number = is_space.cumsum(1)  # (B, L) index of the number a digit belongs to
-        n_slots = width + 1
-        # Digit count and last position of each number, by scattering over its digits.
-        position = torch.arange(width, device=device).expand(batch, width)
-        last = torch.full((batch, n_slots), -1, device=device).scatter_reduce(
-            1, number, torch.where(is_digit, position, -1), reduce="amax"
-        )
-        count = torch.zeros(batch, n_slots, dtype=torch.long, device=device).scatter_add(
-            1, number, is_digit.long()
-        )
-        exponent = (last.gather(1, number) - position).clamp(min=0, max=18)
-        value = torch.zeros(batch, n_slots, dtype=torch.long, device=device).scatter_add(
-            1, number, torch.where(is_digit, symbol * 10**exponent, 0)
-        )
-        n = self.n_numbers
-        found = number.amax(1) + 1 if width else number.new_zeros(batch)
-        in_answer = torch.arange(n_slots, device=device) < n
-        # Without leading zeros, a number has as many digits as its value needs.
-        natural = (value.unsqueeze(-1) >= 10 ** torch.arange(1, 19, device=device)).sum(-1) + 1
-        bad_number = (count != natural) | (value > self.n_bins) | (count == 0)
-        unended = ~ended.any(1)  # an answer that is cut off may end inside a number
-        bad = ((symbol == -1).any(1)) | unended | (found != n) | (bad_number & in_answer).any(1)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0, 0])
-            characters = [*"0123456789", " "]
-            shown = "".join(
-                characters[s] if 0 <= s <= 10 else f"<{int(ids[row, i])}>"
-                for i, s in enumerate(symbol[row].tolist())
-                if s != 11
-            )
-            raise AnswerError(
-                f"row {row} is not {self.n_numbers} integers in [0, {self.n_bins}] separated by single "
-                f"spaces and an end token (chunk_size={self.chunk_size}, action_dim={self.action_dim}): {shown!r}"
-            )
-        return value[:, :n].reshape(batch, self.chunk_size, self.action_dim)
+        # In plain Python: an answer is some hundred ids, and tensor operations would take longer to start.
+        characters = {token: str(digit) for digit, token in enumerate(self.tokens.digits)}
+        characters[self.tokens.space] = " "
+        bins = []
+        for row, line in enumerate(ids.tolist()):
+            end = line.index(self.tokens.end) if self.tokens.end in line else None
+            text = "".join(characters.get(token, f"<{token}>") for token in line[:end])
+            words = text.split(" ")
+            values = [int(word) for word in words if word.isdecimal()]
+            # Without leading zeros, a number is written as its value is.
+            right = [str(value) for value in values] == words and max(values) <= self.n_bins
+            if end is None or len(words) != self.n_numbers or not right:
+                raise AnswerError(
+                    f"row {row} is not {self.n_numbers} integers in [0, {self.n_bins}] separated by single "
+                    f"spaces and an end token (chunk_size={self.chunk_size}, action_dim={self.action_dim}): {text!r}"
+                )
+            bins.append(values)
+        shape = (len(bins), self.chunk_size, self.action_dim)
+        return torch.tensor(bins, dtype=torch.long, device=ids.device).view(shape)
 
     # ---------------------------------------------------------------- text, for people
 

@@ -77,6 +77,7 @@ class AnswerGrammar:
         self.n_bins = n_bins
         self.n_numbers = n_numbers
         self.token_ids = torch.tensor([*tokens.digits, tokens.space, tokens.end], device=device)  # (12,)
+        self._host_ids = [*tokens.digits, tokens.space, tokens.end]
         self._transitions = transitions.to(device)  # (S, 10)
         self._may_end = may_end.to(device)  # (S,)
 
@@ -124,12 +125,9 @@ class AnswerGrammar:
         return found
 
     def write(self, answers: list[list[int]], pad: int) -> Tensor:
-        """Return the token ids ``(B, L)`` of answers in symbols, padded on the right."""
-        token_ids = self.token_ids.cpu()
-        written = torch.full((len(answers), max(map(len, answers))), pad, dtype=torch.long)
-        for index, symbols in enumerate(answers):
-            written[index, : len(symbols)] = token_ids[symbols]
-        return written.to(self.token_ids.device)
+        """Return the token ids ``(B, L)`` of answers in symbols, padded on the right, on the host."""
+        ids, length = self._host_ids, max(map(len, answers))
+        return torch.tensor([[ids[s] for s in text] + [pad] * (length - len(text)) for text in answers])
 
     @cached_property
     def host(self) -> HostGrammar:

@@ -1,0 +1,93 @@
+"""The backbone as the fast decoders run it, over its current weights: vision tower, embeddings, transformer, head."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lerobot_policy_vla0.decoding.cache import AnswerCache
+from lerobot_policy_vla0.decoding.head import AnswerHead
+from lerobot_policy_vla0.decoding.transformer import Transformer
+from lerobot_policy_vla0.decoding.vision import VisionTower
+from lerobot_policy_vla0.decoding.weight_watch import WeightWatch
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.backbone.vlm import VLM
+
+
+class LeanModel:
+    """Runs a backbone with few operations; see `decoding.transformer` and `decoding.vision`.
+
+    Args:
+        vlm: the backbone, with transformers' modules, whose weights are used.
+        token_ids: ``(12,)`` ids of the answer's symbols, on the device.
+    """
+
+    def __init__(self, vlm: VLM, token_ids: Tensor) -> None:
+        self._vlm = vlm
+        self._token_ids = token_ids
+        self._kind = token_ids.device.type
+        self._embedding: Any = vlm.model.get_input_embeddings()
+        self._watch = WeightWatch(vlm)
+        #: Grows whenever the weights are not those of the last `refresh`: what was computed from them is outdated.
+        self.generation = 0
+        self._transformer: Transformer | None = None
+        self._vision: VisionTower | None = None
+        self._head: AnswerHead | None = None
+
+    def refresh(self) -> int:
+        """Take the weights as they are now, once per query; return `generation`."""
+        dtype: torch.dtype = self._embedding.weight.dtype
+        if torch.is_autocast_enabled(self._kind):
+            dtype = torch.get_autocast_dtype(self._kind)
+        if self._watch.changed() or self._transformer is None or self._transformer.dtype != dtype:
+            self._transformer = None  # an error below leaves nothing that could be used
+            model = self._vlm.model.model
+            self._head = AnswerHead(self._vlm, self._token_ids)
+            self._vision = VisionTower(model.visual, dtype)
+            self._transformer = Transformer(model.language_model, dtype)
+            self._watch.changed()  # fusing moved parameters
+            self.generation += 1
+        return self.generation
+
+    def new_cache(self, batch: int, length: int) -> AnswerCache:
+        """Return an empty cache for a batch of rows."""
+        assert self._transformer is not None
+        return self._transformer.new_cache(batch, length)
+
+    def fits(self, cache: AnswerCache) -> bool:
+        """Tell whether a cache holds keys and values of this model's precision."""
+        return self._transformer is not None and cache.dtype == self._transformer.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return token embeddings ``(..., hidden)`` of ids ``(...)``."""
+        out: Tensor = self._embedding(ids)
+        return out
+
+    def embed_prompt(
+        self, ids: Tensor, is_image: Tensor, pixel_values: Tensor, size: tuple[int, int, int]
+    ) -> Tensor:
+        """Return the inputs ``(B, L, hidden)`` of prompts: token embeddings, and image tokens at placeholders.
+
+        Args:
+            ids: ``(B, L)`` int64.
+            is_image: ``(B, L)`` bool, true at the placeholders.
+            pixel_values: ``(patches, C*t*p*p)`` float, all images in the order of the placeholders.
+            size: patches of each image along time, height and width.
+        """
+        assert self._vision is not None
+        embeddings = self.embed(ids)
+        with torch.autocast(self._kind, enabled=False):
+            pictures = self._vision(pixel_values, size)
+        return embeddings.masked_scatter_(is_image.unsqueeze(-1), pictures.to(embeddings.dtype))
+
+    def score(
+        self, inputs: Tensor, positions: Tensor, visible: Tensor, cache: AnswerCache, keep: int | None = None
+    ) -> Tensor:
+        """Run tokens and return the logits ``(B, keep, 12)`` float32 of what follows; see `Transformer.__call__`."""
+        assert self._transformer is not None and self._head is not None
+        with torch.autocast(self._kind, enabled=False):
+            hidden = self._transformer(inputs, positions, visible, cache, keep)
+        return self._head.project(hidden)
