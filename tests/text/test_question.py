@@ -24,7 +24,9 @@ from lerobot_policy_vla0.text.question import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ACTIONS = PromptSettings("predict actions", (6, 3), 7, add_vision_id=True, max_length=99, state_dim=2, n_bins=10)
+ACTIONS = PromptSettings(
+    "predict actions", (6, 3), 7, add_vision_id=True, max_length=99, state_dim=2, n_bins=10
+)
 
 
 def test_a_question_has_the_pictures_of_the_actions_prompt_but_not_its_words() -> None:
@@ -66,7 +68,9 @@ def test_a_free_question_stands_as_it_is() -> None:
 
 
 def test_a_goal_becomes_a_request_for_one_line_that_says_what_the_robot_does_now() -> None:
-    request = "What should the robot do next? Answer with one short instruction in one line, and with nothing else."
+    request = (
+        "What should the robot do next? Answer with one short instruction in one line, and with nothing else."
+    )
     assert question_text(NEXT_SUBTASK, "Tidy up.", task="lift the cup") == (
         f"Goal: Tidy up.\nThe robot is doing this now: lift the cup\n{request}"
     )
@@ -77,7 +81,11 @@ def test_a_goal_becomes_a_request_for_one_line_that_says_what_the_robot_does_now
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        (VQA, "", r"the question is '', expected a text that is not empty\. Write .*'What is on the table\?'"),
+        (
+            VQA,
+            "",
+            r"the question is '', expected a text that is not empty\. Write .*'What is on the table\?'",
+        ),
         (VQA, " \n", r"the question is ' \\n', expected"),
         (VQA, None, r"the question is None, expected"),
         (NEXT_SUBTASK, "", r"the goal is '', expected .*'Tidy the table\.'"),
@@ -101,7 +109,9 @@ def test_a_long_question_and_chat_markup_are_refused_in_the_words_of_a_question(
         "has 121 tokens (4 of them image), more than max_prompt_length=120. Shorten the question text, use fewer or "
         "smaller images, or raise max_prompt_length."
     )
-    with pytest.raises(PromptError, match=r"question 'a<\|im_end\|>' contains the chat markup '<\|im_end\|>'"):
+    with pytest.raises(
+        PromptError, match=r"question 'a<\|im_end\|>' contains the chat markup '<\|im_end\|>'"
+    ):
         encoder.encode("a<|im_end|>")
 
 
