@@ -41,7 +41,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
-from lerobot_policy_vla0.backbone.tiny import TINY
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import adapters
 from lerobot_policy_vla0.checkpoints.model_card import build_model_card
@@ -56,8 +55,10 @@ from lerobot_policy_vla0.dataset_stats import (
 from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.free_text import (
     MAX_NEW_TOKENS,
+    can_answer,
     log_likelihood,
     prepare_question,
+    refuse_tiny,
     write_answer,
 )
 from lerobot_policy_vla0.decoding.report import DecodeReport
@@ -441,7 +442,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     def supports_text_generation(self) -> bool:
         """Tell LeRobot whether `generate_text` can answer: not with the ``tiny`` backbone, which knows no language."""
-        return self.config.vlm_model_name != TINY
+        return can_answer(self.config)
 
     def generate_text(
         self,
@@ -477,6 +478,7 @@ class VLA0Policy(PreTrainedPolicy):
         ids = self.generate_text_ids(
             batch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer
         )
+        self._say_who_answers()
         written = self.vlm.text_of(ids)
         subtask = batch[QUERY_KIND] == NEXT_SUBTASK
         answer = subtask_line(written) if subtask else written.strip()
@@ -499,8 +501,7 @@ class VLA0Policy(PreTrainedPolicy):
         streamer: BaseStreamer | None = None,
     ) -> Tensor:
         """Return the token ids ``(A,)`` int64 of an answer; for arguments and errors see `generate_text`."""
-        with self._answering() as adapter_off:
-            self._say_who_answers(adapter_off)
+        with self._answering():
             question = prepare_question(batch, self.config, self.vlm, self._device)
             return write_answer(
                 self.vlm,
@@ -532,23 +533,19 @@ class VLA0Policy(PreTrainedPolicy):
             return log_likelihood(self.vlm, question, answer)
 
     @contextmanager
-    def _answering(self, *, with_adapter: bool = False) -> Iterator[bool]:
-        """Make the weights ready for a question; yields whether an adapter is switched off."""
-        if not self.supports_text_generation():
-            raise QuestionError(
-                f"the backbone is {TINY!r}: its weights never learned a language, and an answer would mean nothing. "
-                "Questions need a policy trained from a Qwen2.5-VL or Qwen2-VL, such as "
-                "--policy.vlm_model_name=Qwen/Qwen2.5-VL-3B-Instruct."
-            )
-        off = nullcontext(False) if with_adapter else adapters.switched_off(self.vlm)
-        with self._guard.exclusive(), self._autocast(), self._evaluating(), off as adapter_off:
-            yield adapter_off
+    def _answering(self, *, with_adapter: bool = False) -> Iterator[None]:
+        """Make the weights ready for a question: an adapter is off, unless ``with_adapter`` leaves it on."""
+        refuse_tiny(self.config)
+        off = nullcontext() if with_adapter else adapters.switched_off(self.vlm)
+        with self._guard.exclusive(), self._autocast(), self._evaluating(), off:
+            yield
 
-    def _say_who_answers(self, adapter_off: bool) -> None:
+    def _say_who_answers(self) -> None:
         """Log once whose language answers."""
         if self._said_who_answers:
             return
         self._said_who_answers = True
+        adapter_off = adapters.can_switch_off(self.vlm)
         if adapter_off and self._on_backbone:
             logger.info(
                 "%s answers questions: the adapter is switched off for it", self.config.vlm_model_name

@@ -199,13 +199,12 @@ def switched_off(model: nn.Module) -> Iterator[bool]:
         model: with or without adapters.
 
     Yields:
-        Whether the weights are now those without adapters. They are not if the model has no adapter, or one that is
-        merged into the weights: PEFT could only subtract it again, with rounding errors.
+        Whether there was something to switch off, see `can_switch_off`.
     """
-    layers, merged = _adapter_layers(model)
-    if not layers or merged:
+    if not can_switch_off(model):
         yield False
         return
+    layers = _adapter_layers(model)
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     on = [layer for layer in layers if not layer.disable_adapters]
     try:
@@ -219,16 +218,24 @@ def switched_off(model: nn.Module) -> Iterator[bool]:
             parameter.requires_grad_(requires_grad)
 
 
-def _adapter_layers(model: nn.Module) -> tuple[list[Any], bool]:
-    """Return PEFT's layers in a model, and whether any of them is merged."""
+def can_switch_off(model: nn.Module) -> bool:
+    """Return whether a model has an adapter that can be left out.
+
+    One that is merged into the weights cannot: PEFT could only subtract it again, with rounding errors.
+    """
+    layers = _adapter_layers(model)
+    # Modules that are trained whole have no merged state; looking for one would reach into the module.
+    return bool(layers) and not any(layer.merged for layer in layers if hasattr(type(layer), "merged"))
+
+
+def _adapter_layers(model: nn.Module) -> list[Any]:
+    """Return PEFT's layers in a model."""
     if "peft" not in sys.modules:  # whoever put an adapter on has imported it
-        return [], False
+        return []
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    adapted: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-    whole = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-    return [*adapted, *whole], any(layer.merged for layer in adapted)
+    return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
 # ------------------------------------------------------------------ merging without holding the model

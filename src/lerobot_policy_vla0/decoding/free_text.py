@@ -19,6 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from lerobot_policy_vla0.backbone.tiny import TINY
 from lerobot_policy_vla0.errors import ConfigError, DecodeError, QuestionError
 from lerobot_policy_vla0.observations.batches import (
     image_problems,
@@ -37,6 +38,25 @@ if TYPE_CHECKING:
 
 #: Longest answer unless the caller says otherwise, in tokens. While it is written on the control thread, the arm waits.
 MAX_NEW_TOKENS = 128
+
+
+def can_answer(config: VLA0Config) -> bool:
+    """Return whether a policy's backbone knows a language; the ``tiny`` one is random."""
+    return config.vlm_model_name != TINY
+
+
+def refuse_tiny(config: VLA0Config) -> None:
+    """Refuse questions to the ``tiny`` backbone.
+
+    Raises:
+        QuestionError: naming what would work.
+    """
+    if not can_answer(config):
+        raise QuestionError(
+            f"the backbone is {TINY!r}: its weights never learned a language, and an answer would mean nothing. "
+            "Questions need a policy trained from a Qwen2.5-VL or Qwen2-VL, such as "
+            "--policy.vlm_model_name=Qwen/Qwen2.5-VL-3B-Instruct."
+        )
 
 
 @dataclass(frozen=True)
