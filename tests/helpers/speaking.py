@@ -1,4 +1,8 @@
-"""A small base model that has learned a few answers, and policies on it: they can be asked, unlike ``tiny`` ones."""
+"""A small base model that has learned a few answers, and policies on it: they can be asked, unlike ``tiny`` ones.
+
+The fixture ``speaking_backbone`` is such a model. Besides `save_speaking_policy`, `so100_policy.save_policy` makes a
+policy on it, for the emulated arm: ``save_policy(folder, vlm_model_name=str(speaking_backbone))``.
+"""
 
 from __future__ import annotations
 
