@@ -15,7 +15,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 #: Rooms from the lowest to the highest. A module imports its own room and lower lines, never a higher line, and never
 #: another room of its own line unless that room stands to the left.
 ORDER = (
-    ("errors", "output_files"),
+    ("errors", "licenses", "output_files"),
     ("text", "observations"),
     ("optimizers", "configuration_vla0", "dataset_stats"),
     ("backbone",),
@@ -128,7 +128,7 @@ def test_the_emulator_stands_alone() -> None:
 
 def test_the_documented_order_is_this_one() -> None:
     text = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    documented = re.search(r"^errors, output_files ▸.*?tools$", text, re.MULTILINE | re.DOTALL)
+    documented = re.search(r"^errors, licenses, output_files ▸.*?tools$", text, re.MULTILINE | re.DOTALL)
     assert documented, "docs/architecture.md has no line 'errors ▸ ... ▸ tools'"
     rooms = [re.split(r",\s*", step.strip()) for step in documented[0].split("▸")]
     assert rooms == [list(line) for line in ORDER]

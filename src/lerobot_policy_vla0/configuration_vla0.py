@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
@@ -22,12 +23,17 @@ from lerobot.optim.schedulers import (
 from lerobot.processor import RelativeActionsProcessorStep
 
 from lerobot_policy_vla0.errors import CameraError, ConfigError
+from lerobot_policy_vla0.licenses import UNKNOWN_LICENSE, backbone_license
 from lerobot_policy_vla0.observations.images import ImageSettings, grid_size
 from lerobot_policy_vla0.optimizers import AdamW8bitConfig, FusedAdamWConfig
 from lerobot_policy_vla0.text.codec import ActionCodec, ActionTokens
 from lerobot_policy_vla0.text.prompt import SYSTEM_PROMPT, PromptSettings, format_system_prompt
 
 _BOUNDED_MODES = (NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES, NormalizationMode.QUANTILE10)
+#: The backbone of this name is random and small; the others are Hub repos or folders.
+TINY = "tiny"
+#: Tags of every policy on the Hub.
+HUB_TAGS = ("robotics", "lerobot", "vla0", "vision-language-action")
 #: LeRobot's default of what relative actions leave absolute.
 _EXCLUDED_JOINTS = ("gripper",)
 _STEP_UNITS = ("range", "robot")
@@ -291,6 +297,21 @@ class VLA0Config(PreTrainedConfig):
         self._check_decoding()
         self._check_precision()
         self._check_optimizer()
+        self._describe_for_hub()
+
+    def _describe_for_hub(self) -> None:
+        """Complete licence and tags, from which LeRobot 0.6.2 writes a model card without asking the policy.
+
+        It would write apache-2.0 where a licence is missing.
+        """
+        fields: Any = self  # these are fields of LeRobot's class
+        tags = {*HUB_TAGS, *(fields.tags or [])}
+        if self.vlm_model_name != TINY:
+            if not Path(self.vlm_model_name).is_dir():
+                tags.add(f"base_model:{self.vlm_model_name}")
+            inherited = backbone_license(self.vlm_model_name)
+            fields.license = fields.license or (inherited.id if inherited else UNKNOWN_LICENSE)
+        fields.tags = sorted(tags)
 
     # ------------------------------------------------------------------ checks of the options alone
 

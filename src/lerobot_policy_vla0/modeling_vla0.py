@@ -42,7 +42,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.backbone.vlm import VLM
-from lerobot_policy_vla0.checkpoints import adapters
+from lerobot_policy_vla0.checkpoints import adapters, lerobot_api
 from lerobot_policy_vla0.checkpoints.model_card import build_model_card
 from lerobot_policy_vla0.checkpoints.saved_policy import load_policy, save_policy
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
@@ -118,8 +118,9 @@ class VLA0Policy(PreTrainedPolicy):
     name = "vla0"
     config: VLA0Config
 
-    # LeRobot's FSDP and rollout code reads this; `__init__` replaces it by the classes of the actual backbone.
-    _fsdp_wrap_modules: tuple[str, ...] = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
+    # `__init__` replaces these names by those of the actual backbone.
+    _fsdp_wrap_modules: Any = ("Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock")
+    _no_split_modules: Any = _fsdp_wrap_modules
 
     def __init__(
         self,
@@ -136,12 +137,13 @@ class VLA0Policy(PreTrainedPolicy):
         span = None if dataset_stats is None else check_stats(config, dataset_stats)
         if dataset_stats is not None:
             check_relative_horizon(config, dataset_stats, dataset_meta)
-        self.vlm = VLM.from_config(config, stored_vlm, vlm_revision)
+        resumed = None if stored_vlm else lerobot_api.resumed_description(config)
+        self.vlm = VLM.from_config(config, stored_vlm or resumed, vlm_revision)
+        if resumed:
+            lerobot_api.forget_weights(self)
         #: PEFT reads this to choose adapters for layers in 4 bits.
         self.is_loaded_in_4bit = config.quantization is not None
-        # FSDP shards these classes one by one. LeRobot reads the first name; accelerate reads the second if the launch
-        # configuration names no classes.
-        self._fsdp_wrap_modules = self._no_split_modules = self.vlm.layer_classes
+        lerobot_api.declare_layer_classes(self, self.vlm.layer_classes)
         self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
         self.codec = config.codec(self.vlm.tokens)
         # It is saved with the weights, so that a resumed run draws the same crops, jitter and masks.
@@ -154,7 +156,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._noted_sizes = False
         self._cold = False  # whether the first reset warms the decoder up
         # Whether the weights without an adapter are the backbone's, and not those of a trained policy.
-        self._on_backbone = stored_vlm is None
+        self._on_backbone = not (stored_vlm or resumed)
         self._said_who_answers = False
         self._decoding = False  # whether `_evaluating` has left training mode for a while
 
@@ -206,7 +208,8 @@ class VLA0Policy(PreTrainedPolicy):
             raise ActionError(
                 f"the actions arrived as {actions.dtype}, which is too coarse for bins, expected torch.float32. "
                 "Under FSDP, accelerate casts a policy's inputs when it autocasts itself: train with "
-                "--policy.dtype=autocast_bfloat16 (docs/scaling.md)."
+                "--policy.dtype=autocast_bfloat16, with LeRobot 0.6.2 --accelerator.mixed_precision=no "
+                "(docs/scaling.md)."
             )
         problems = image_problems(images)
         bad_actions = ~torch.isfinite(actions)
@@ -677,7 +680,7 @@ class VLA0Policy(PreTrainedPolicy):
         cfg: Any = None,
         dataset_meta: Any = None,
     ) -> ModelCard:
-        """Return the README of a published policy; LeRobot calls this on ``--policy.push_to_hub=true``."""
+        """Return the README of a published policy; LeRobot 0.6.1 calls this on ``--policy.push_to_hub=true``."""
         del model_type  # it is always vla0
         return build_model_card(
             self.config,

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
 from lerobot_policy_vla0.checkpoints.files import read_config
+from lerobot_policy_vla0.checkpoints.lerobot_api import CARD_FILE, CARD_IS_LEROBOTS
 from lerobot_policy_vla0.checkpoints.model_card import build_model_card
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 
@@ -234,6 +235,35 @@ def test_a_licence_given_by_the_user_is_shown_beside_the_backbones() -> None:
     assert "`qwen-research`" in made.text
 
 
+@pytest.mark.parametrize(
+    ("base", "given", "license"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", None, "other"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", None, "apache-2.0"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("me/my-own-vlm", None, "unknown"),
+        ("tiny", None, None),
+    ],
+)
+def test_the_config_says_what_lerobots_own_card_needs(
+    base: str, given: str | None, license: str | None
+) -> None:
+    """LeRobot 0.6.2 reads both from the config, and takes apache-2.0 where there is no licence."""
+    config = make_config(vlm_model_name=base, license=given, tags=["cups"])
+    assert config.license == license
+    known = {"cups", "robotics", "lerobot", "vla0", "vision-language-action"}
+    assert set(config.tags) == (known if base == "tiny" else {*known, f"base_model:{base}"})
+    again = make_config(vlm_model_name=base, license=config.license, tags=config.tags)
+    assert (again.license, again.tags) == (config.license, config.tags)
+
+
+@pytest.mark.parametrize("license", ["other", "unknown", None])
+def test_an_inherited_licence_is_not_taken_for_the_users(license: str | None) -> None:
+    made = build_model_card(make_config(vlm_model_name="Qwen/Qwen2.5-VL-3B-Instruct"), license=license)
+    assert (made.data.license, made.data.get("license_name")) == ("other", "qwen-research")
+    assert "Published under" not in made.text
+
+
 def test_the_card_says_how_to_run_the_policy() -> None:
     made = card(
         repo_id="me/cups-vla0",
@@ -319,12 +349,16 @@ def test_what_is_uploaded_is_enough_to_act_offline(dataset_root: Path, tmp_path:
     uploaded, made = publish(
         dataset_root, tmp_path, f"--policy.vlm_model_name={base}", '--policy.tags=["bars"]'
     )
-    assert "bars" in made.data.tags
-    assert "| data | 3 episodes, 24 frames at 10 fps |" in made.text
-    assert "| tasks | lower the bar gently; raise the bar |" in made.text
-    assert "| training | 2 steps of batch 4 per process, seed 1 |" in made.text
+    assert {"bars", "vla0", "vision-language-action"} <= set(made.data.tags)
+    assert made.data.license in (None, "unknown")  # LeRobot alone would write apache-2.0
     assert made.data.base_model is None  # a local folder means nothing to others
-    assert "a local folder on the training machine: its licence applies" in made.text
+    ours = ModelCard.load(uploaded / CARD_FILE) if CARD_IS_LEROBOTS else made
+    assert "a local folder on the training machine: its licence applies" in ours.text
+    assert "pip install lerobot_policy_vla0" in ours.text
+    if not CARD_IS_LEROBOTS:
+        assert "| data | 3 episodes, 24 frames at 10 fps |" in made.text
+        assert "| tasks | lower the bar gently; raise the bar |" in made.text
+        assert "| training | 2 steps of batch 4 per process, seed 1 |" in made.text
     shutil.rmtree(base)
     trained = load_file(tmp_path / "out/checkpoints/000002/pretrained_model/model.safetensors")
     policy = VLA0Policy.from_pretrained(uploaded)
@@ -343,9 +377,11 @@ def test_an_adapter_is_uploaded_with_what_it_needs(dataset_root: Path, tmp_path:
         "policy_preprocessor.json",
     } <= {p.name for p in uploaded.iterdir()}
     assert not (uploaded / "model.safetensors").exists()
-    assert {"lora", "peft"} <= set(made.data.tags)
-    assert 'pip install "lerobot_policy_vla0[lora]"' in made.text
-    assert "vla0 merge me/bars --out merged" in made.text
+    assert "vla0" in made.data.tags
+    if not CARD_IS_LEROBOTS:
+        assert {"lora", "peft"} <= set(made.data.tags)
+        assert 'pip install "lerobot_policy_vla0[lora]"' in made.text
+        assert "vla0 merge me/bars --out merged" in made.text
     here = VLA0Policy.from_pretrained(tmp_path / "out/checkpoints/000002/pretrained_model").state_dict()
     for name, tensor in VLA0Policy.from_pretrained(uploaded).state_dict().items():
         assert torch.equal(here[name], tensor), name

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from helpers.waiting import free_port, wait_until
 from safetensors.torch import load_file
 
 from lerobot_policy_vla0 import VLA0Policy
-from lerobot_policy_vla0.errors import ActionError
+from lerobot_policy_vla0.checkpoints.lerobot_api import CARD_IS_LEROBOTS
+from lerobot_policy_vla0.errors import ActionError, DecodeError
 
 #: Seconds that processes have for ending after their work.
 ENDING = 60
@@ -188,8 +190,9 @@ def test_the_fsdp_configuration_loads_and_leaves_the_precision_to_the_policy() -
     assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
 
 
+@pytest.mark.skipif(CARD_IS_LEROBOTS, reason="LeRobot 0.6.2 has --accelerator.mixed_precision instead")
 def test_lerobot_leaves_autocast_bfloat16_to_the_launch_configuration() -> None:
-    """LeRobot names accelerate's precision by `policy.dtype`; a value it does not know must not become one."""
+    """LeRobot 0.6.1 names accelerate's precision by `policy.dtype`; a value it does not know must not become one."""
     import inspect
 
     from lerobot.scripts import lerobot_train
@@ -218,26 +221,28 @@ def test_actions_rounded_on_their_way_are_refused() -> None:
         policy(batch)
 
 
-def test_sharded_training_equals_training_in_one_piece(tmp_path: Path) -> None:
-    """Two processes with FSDP as the YAML sets it up, LeRobot's way of gathering weights, and our loader."""
-    environment = launch_environment()
+def run_workers(program: str, folder: Path, **environment: str) -> dict[str, Any]:
+    """Run a program of `helpers` in two processes, and return the result that it writes into a folder."""
     run(
         [
             "-m",
             "torch.distributed.run",
             "--nproc_per_node=2",
             f"--master_port={free_port()}",
-            str(REPO / "tests" / "helpers" / "fsdp_worker.py"),
-            str(tmp_path),
+            str(REPO / "tests" / "helpers" / program),
+            str(folder),
         ],
-        lambda _: (tmp_path / "result.json").exists(),
-        tmp_path / "log.txt",
-        **{key: value for key, value in environment.items() if key.startswith(("FSDP_", "ACCELERATE_"))},
+        lambda _: (folder / "result.json").exists(),
+        folder / "log.txt",
+        **environment,
         PYTHONPATH=os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]),
     )
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["units"] == ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "VLA0Policy"]
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
 
+
+def trained_in_one_piece(steps: int) -> tuple[VLA0Policy, list[float]]:
+    """Return what the programs' policy is after some steps in one process, and the losses."""
     torch.manual_seed(0)
     policy = VLA0Policy(
         make_config(n_bins=9, crop_ratio=1.0, action_mask_max_ratio=0.0, hue=0.0, **NO_JITTER)
@@ -246,13 +251,50 @@ def test_sharded_training_equals_training_in_one_piece(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     policy.train()
     losses = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         loss, _ = policy(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+    return policy, losses
+
+
+def assert_same_weights(first: VLA0Policy, second: VLA0Policy) -> None:
+    for key, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+
+
+UNITS = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock", "VLA0Policy"]
+
+
+def test_sharded_training_equals_training_in_one_piece(tmp_path: Path) -> None:
+    """Two processes with FSDP as the YAML sets it up, LeRobot 0.6.1's way of gathering weights, and our loader."""
+    environment = {
+        key: value for key, value in launch_environment().items() if key.startswith(("FSDP_", "ACCELERATE_"))
+    }
+    result = run_workers("fsdp_worker.py", tmp_path, **environment)
+    assert result["units"] == UNITS
+    policy, losses = trained_in_one_piece(STEPS)
     assert result["losses"] == pytest.approx(losses, rel=1e-5)
-    again = VLA0Policy.from_pretrained(tmp_path)
-    for key, tensor in policy.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+    assert_same_weights(policy, VLA0Policy.from_pretrained(tmp_path))
+
+
+def test_fsdp2_saves_and_resumes_what_one_piece_is(tmp_path: Path) -> None:
+    """What LeRobot 0.6.2 asks of a sharded policy: all processes save, and a policy is built before its weights."""
+    result = run_workers("fsdp2_worker.py", tmp_path)
+    assert result["units"] == UNITS
+    assert result["without_weights_at_first"]
+    policy, losses = trained_in_one_piece(STEPS)
+    assert_same_weights(policy, VLA0Policy.from_pretrained(tmp_path / "saved"))
+    policy, losses = trained_in_one_piece(2 * STEPS)
+    assert result["losses"] == pytest.approx(losses, rel=1e-5)
+    assert_same_weights(policy, VLA0Policy.from_pretrained(tmp_path / "resumed"))
+
+
+def test_a_policy_whose_weights_never_came_does_not_act(tmp_path: Path) -> None:
+    policy = VLA0Policy(make_config()).eval()
+    policy.save_pretrained(tmp_path)
+    built = VLA0Policy(replace(policy.config, pretrained_path=tmp_path)).eval()
+    with pytest.raises(DecodeError, match="NaN"):
+        built.predict_action_chunk(make_batch(policy.config))

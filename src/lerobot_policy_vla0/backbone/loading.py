@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
-from lerobot_policy_vla0.backbone.tiny import TINY, build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 from lerobot_policy_vla0.text.codec import ActionTokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 #: Folder of a checkpoint with the backbone's config and tokenizer: loading needs no Hub repo.
 VLM_FOLDER = "vlm"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lerobot_policy_vla0.configuration_vla0 import TINY
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
-
-TINY = "tiny"
 
 _SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -21,15 +21,13 @@ from lerobot_policy_vla0.backbone.shared_prefix import (
     pack,
     use_own_attention,
 )
-from lerobot_policy_vla0.backbone.tiny import TINY
+from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.text.codec import ActionTokens
 from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN, rope_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 
 class VLM(nn.Module):

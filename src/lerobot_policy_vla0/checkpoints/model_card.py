@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from lerobot_policy_vla0.backbone.tiny import TINY
-
-if TYPE_CHECKING:
-    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-
-_TAGS = ("robotics", "lerobot", "vla0", "vision-language-action")
-
-
-# ------------------------------------------------------------------ licences
-
-
-@dataclass(frozen=True)
-class License:
-    """A licence as in the Hub's metadata: its id, or ``other`` with a name and the repo that has the text."""
-
-    id: str
-    name: str | None = None
-    repo: str | None = None
-
-    @property
-    def link(self) -> str | None:
-        """URL of the licence's text."""
-        return f"https://huggingface.co/{self.repo}/blob/main/LICENSE" if self.repo else None
-
-
-def backbone_license(vlm_model_name: str) -> License | None:
-    """Return the licence of a backbone's weights, which policies trained from it inherit; None if unknown.
-
-    >>> backbone_license("Qwen/Qwen2.5-VL-3B-Instruct").name
-    'qwen-research'
-    >>> backbone_license("Qwen/Qwen2.5-VL-7B-Instruct").id
-    'apache-2.0'
-    """
-    owner, _, model = vlm_model_name.partition("/")
-    if owner != "Qwen":
-        return None
-    for family, size, found in (
-        ("Qwen2.5-VL", "3B", License("other", "qwen-research", vlm_model_name)),
-        ("Qwen2.5-VL", "72B", License("other", "qwen", vlm_model_name)),
-        ("Qwen2.5-VL", "7B", License("apache-2.0")),
-        ("Qwen2.5-VL", "32B", License("apache-2.0")),
-        ("Qwen2-VL", "2B", License("apache-2.0")),
-        ("Qwen2-VL", "7B", License("apache-2.0")),
-        ("Qwen2-VL", "72B", License("other", "tongyi-qianwen", vlm_model_name)),
-    ):
-        if model == f"{family}-{size}" or model.startswith(f"{family}-{size}-"):
-            return found
-    return None
-
-
-# ------------------------------------------------------------------ model card
+from lerobot_policy_vla0.configuration_vla0 import HUB_TAGS, TINY, VLA0Config
+from lerobot_policy_vla0.licenses import UNKNOWN_LICENSE, License, backbone_license
 
 
 def build_model_card(
@@ -76,7 +26,7 @@ def build_model_card(
     Args:
         config: the policy's, with its features.
         dataset: repo id of the training data, if known.
-        license: licence of the policy, as the user gave it; None takes the backbone's.
+        license: licence of the policy; None, "unknown" and the backbone's own take the backbone's.
         tags: more tags for the Hub.
         training: LeRobot's ``TrainPipelineConfig``, if known.
         dataset_meta: LeRobot's metadata of the data set, if known.
@@ -87,6 +37,8 @@ def build_model_card(
     parent = adapter_base if config.use_peft and adapter_base else base
     private = parent == TINY or Path(parent).is_dir()
     inherited = None if local else backbone_license(base)
+    if license == UNKNOWN_LICENSE or (inherited and license == inherited.id):
+        license = None
     granted = License(license) if license else inherited
     extra: dict[str, Any] = {}
     if granted is not None and granted.name:
@@ -97,7 +49,7 @@ def build_model_card(
         license=granted.id if granted else None,
         library_name="lerobot",
         pipeline_tag="robotics",
-        tags=sorted({*_TAGS, *(tags or []), *(["lora", "peft"] if config.use_peft else [])}),
+        tags=sorted({*HUB_TAGS, *(tags or []), *(["lora", "peft"] if config.use_peft else [])}),
         datasets=dataset,
         base_model=None if private else parent,
         **extra,

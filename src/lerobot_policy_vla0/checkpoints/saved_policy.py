@@ -20,6 +20,13 @@ from lerobot_policy_vla0.checkpoints.files import (
     read_config,
     resolve_checkpoint,
 )
+from lerobot_policy_vla0.checkpoints.lerobot_api import (
+    CARD_FILE,
+    CARD_IS_LEROBOTS,
+    is_writer,
+    weights_to_save,
+)
+from lerobot_policy_vla0.checkpoints.model_card import build_model_card
 from lerobot_policy_vla0.checkpoints.policy_folder import (
     check_written,
     left_out,
@@ -205,16 +212,23 @@ def save_policy(policy: VLA0Policy, folder: Path, state_dict: dict[str, Tensor] 
     Args:
         policy: the policy to save.
         folder: the checkpoint's folder, which exists.
-        state_dict: weights gathered from several processes (FSDP); None writes the policy's own.
+        state_dict: weights that LeRobot has gathered from several processes; None writes the policy's own. Then all
+            processes must call this if they hold shares of the weights (see `lerobot_api`).
 
     Raises:
         OutputError: if the disk is full or not writable.
         CheckpointError: if the written folder cannot be loaded (see `policy_folder.check_written`).
     """
-    tensors = plan_tensors(policy, state_dict, policy.config.save_dtype)
+    weights = weights_to_save(policy, state_dict)
+    if not is_writer():
+        return
+    tensors = plan_tensors(policy, weights, policy.config.save_dtype)
     require_space(folder, total_bytes(tensors))
     with new_files(folder) as partial:
         policy.config._save_pretrained(partial)
         policy.vlm.save_description(partial / VLM_FOLDER)
+        if CARD_IS_LEROBOTS:
+            card = build_model_card(policy.config, license=policy.config.license, tags=policy.config.tags)
+            card.save(partial / CARD_FILE)
         write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(policy))
         check_written(type(policy), partial, tensors, out=folder)

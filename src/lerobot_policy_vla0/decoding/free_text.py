@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from lerobot_policy_vla0.backbone.tiny import TINY
+from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
 from lerobot_policy_vla0.errors import ConfigError, DecodeError, QuestionError
 from lerobot_policy_vla0.observations.batches import (
     image_problems,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
     from lerobot_policy_vla0.backbone.vlm import VLM
-    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 #: Longest answer unless the caller says otherwise, in tokens. While it is written on the control thread, the arm waits.
 MAX_NEW_TOKENS = 128

@@ -21,7 +21,6 @@ from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PR
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
-from lerobot_policy_vla0.backbone.tiny import TINY
 from lerobot_policy_vla0.checkpoints import adapters
 from lerobot_policy_vla0.checkpoints.files import (
     check_fixed_options,
@@ -39,7 +38,7 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
     total_bytes,
 )
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, find_shards, write_stream
-from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError
 from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 from lerobot_policy_vla0.output_files import new_folder, refuse_existing, require_space

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lerobot_policy_vla0.backbone.loading import load_description
-from lerobot_policy_vla0.backbone.tiny import TINY, build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
+from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
 from lerobot_policy_vla0.training.loss import MAX_LOGITS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 LORA_RANK = 16
 THREE_B = "Qwen/Qwen2.5-VL-3B-Instruct"
