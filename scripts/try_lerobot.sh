@@ -20,6 +20,7 @@ EXTRAS=training,transformers-dep,feetech,core_scripts,pyzmq-dep,async,peft,diffu
 # train, save, resume, validate, publish, LoRA, merge, shard, evaluate, roll out (sync, RTC), serve
 TESTS=(
     tests/test_lerobot_commands.py tests/test_lerobot_next.py tests/test_processor.py tests/test_policy.py
+    tests/test_questions.py tests/test_text_queries.py tests/text/test_question.py tests/tools/commands/test_ask.py
     tests/checkpoints tests/training/test_scale.py tests/tools/test_merging.py
     tests/tools/so100_emulator tests/tools/serving
 )

@@ -101,3 +101,11 @@ def qwen_tokenizer(qwen_folder: Path) -> PreTrainedTokenizerBase:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(qwen_folder)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def speaking_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small base model that answers a few questions; see `helpers.speaking`."""
+    from helpers.speaking import save_speaking_backbone
+
+    return save_speaking_backbone(tmp_path_factory.mktemp("speaking") / "base")

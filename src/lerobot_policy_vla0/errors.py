@@ -27,6 +27,10 @@ class PromptError(Vla0Error):
     """The task text is missing or of the wrong type, or the prompt is too long."""
 
 
+class QuestionError(Vla0Error):
+    """A question and an action were mixed up, or the backbone cannot answer questions, or it answered nothing."""
+
+
 class ImageError(Vla0Error):
     """An image tensor has the wrong shape, type or value range, or contains NaN/Inf."""
 

@@ -1,4 +1,4 @@
-"""`VLA0Policy`: the data contract, construction, training, acting, saving and loading.
+"""`VLA0Policy`: the data contract, construction, training, acting, answering questions, saving and loading.
 
 Data contract (B samples, C cameras, T = chunk_size, D = action_dim, P prompt tokens):
 
@@ -8,10 +8,13 @@ key                                    shape               dtype      content
 ``observation.image(s.<camera>)``      (B, 3, H, W)        float32    pixels in [0, 1] (uint8: 0..255); any size
 ``observation.language.tokens``        (B, P)              int64      prompt ids, left-padded (vla0_prompt step)
 ``observation.language.attention_mask``  (B, P)            bool       false on padding
+``observation.vla0_question``          (1, P)              int64      a question's prompt ids, in place of the two above
 ``observation.vla0_origin``            (B, D)              float32    with relative actions only: see `relative`
 ``action`` (training)                  (B, T, D)           float32    normalised, nominally in [-1, 1]
 ``action_is_pad`` (training)           (B, T)              bool       true past the end of the episode
 =====================================  ==================  =========  =======================================
+
+A batch asks for actions or holds a question (`generate_text`), never both; each method refuses the other kind.
 
 `predict_action_chunk` returns (B, T, D) and `select_action` (B, D), float32 in [-1, 1]; the post-processor turns both
 into the robot's units. Actions always lie inside the range of the training data, because bins express nothing else, and
@@ -27,7 +30,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from huggingface_hub import ModelCard
@@ -50,9 +53,17 @@ from lerobot_policy_vla0.dataset_stats import (
     read_action_stats,
 )
 from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
+from lerobot_policy_vla0.decoding.free_text import (
+    MAX_NEW_TOKENS,
+    can_answer,
+    log_likelihood,
+    prepare_question,
+    refuse_tiny,
+    write_answer,
+)
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import Decoder, DecodeRequest
-from lerobot_policy_vla0.errors import ActionError, ConfigError
+from lerobot_policy_vla0.errors import ActionError, ConfigError, QuestionError
 from lerobot_policy_vla0.execution.chunk_executor import ChunkExecutor
 from lerobot_policy_vla0.execution.relative import read_origin
 from lerobot_policy_vla0.execution.thread_guard import ThreadGuard
@@ -69,6 +80,7 @@ from lerobot_policy_vla0.observations.batches import (
 )
 from lerobot_policy_vla0.observations.images import encode_images
 from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
+from lerobot_policy_vla0.text.question import NEXT_SUBTASK, QUERY_KIND, subtask_line
 from lerobot_policy_vla0.training.augmentation import AugmentationState
 from lerobot_policy_vla0.training.loss import (
     answer_loss,
@@ -77,6 +89,9 @@ from lerobot_policy_vla0.training.loss import (
     warn_about_clipping,
 )
 from lerobot_policy_vla0.training.masking import apply_mask, draw_mask
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
 
 logger = logging.getLogger(__name__)
 #: One DEBUG record per model query of `select_action`; `vla0 eval` reads it.
@@ -140,6 +155,9 @@ class VLA0Policy(PreTrainedPolicy):
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
         self._cold = False  # whether the first reset warms the decoder up
+        # Whether the weights without an adapter are the backbone's, and not those of a trained policy.
+        self._on_backbone = not (stored_vlm or resumed)
+        self._said_who_answers = False
         self._decoding = False  # whether `_evaluating` has left training mode for a while
 
     # ------------------------------------------------------------------ training
@@ -175,12 +193,13 @@ class VLA0Policy(PreTrainedPolicy):
 
         Raises:
             ImageError, CameraError, ActionError, PromptError: for unusable input.
+            QuestionError: if the batch holds a question.
         """
         if reduction not in ("mean", "none"):
             raise ConfigError(f"reduction={reduction!r} must be 'mean' or 'none'.")
+        prompt, prompt_mask = read_prompt(batch, self._device)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         generator = self.augmentation.next_generator(rank) if self.training else None
-        prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
         if ACTION not in batch:
             raise ActionError(f"the batch has no {ACTION!r}; it has {sorted(batch)}. Training needs actions.")
@@ -288,6 +307,7 @@ class VLA0Policy(PreTrainedPolicy):
             ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late.
             ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot has other joints.
             ImageError, CameraError, PromptError: for unusable input.
+            QuestionError: if the batch holds a question.
         """
         if kwargs:
             raise ConfigError(
@@ -317,7 +337,7 @@ class VLA0Policy(PreTrainedPolicy):
             SharedPolicyError: if several threads use this policy.
             StateError: with relative actions, if the batch has no origin.
             ActionError: if the batch size changes within an episode, or the robot has other joints.
-            DecodeError, ImageError, CameraError, PromptError: as `predict_action_chunk`.
+            DecodeError, ImageError, CameraError, PromptError, QuestionError: as `predict_action_chunk`.
         """
         if kwargs:
             raise ConfigError(
@@ -423,6 +443,128 @@ class VLA0Policy(PreTrainedPolicy):
             return None
         return read_origin(batch, self.config.absolute_dimensions, self._device)
 
+    # ------------------------------------------------------------------ answering questions
+
+    def supports_text_generation(self) -> bool:
+        """Tell LeRobot whether `generate_text` can answer: not with the ``tiny`` backbone, which knows no language."""
+        return can_answer(self.config)
+
+    def generate_text(
+        self,
+        batch: dict[str, Any],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        streamer: BaseStreamer | None = None,
+    ) -> str:
+        """Answer a question about one observation in words.
+
+        Queue, earlier chunks, drafts and augmentation stay as they are: the next action is the one that would have come
+        without the question. An adapter is switched off for the answer, so the base model's language is intact. Without
+        an adapter, or with one merged into the weights, the policy's own weights answer; the log says so once.
+
+        Args:
+            batch: what the pre-processor returns for an observation with LeRobot's ``query_kind`` (``vqa`` or
+                ``next_subtask``) and ``query_text``.
+            max_new_tokens: longest answer, at least 1.
+            temperature: 0 is greedy; a value above 0 samples with torch's global generator.
+            streamer: transformers' streamer, which gets the tokens as they are written.
+
+        Returns:
+            The answer, not empty; for ``next_subtask`` exactly one line, without list marker.
+
+        Raises:
+            QuestionError: if the batch asks for an action, the backbone is ``tiny``, or the answer is empty.
+            ConfigError: for numbers out of range.
+            CameraError, ImageError: for unusable pictures.
+            DecodeError: if the model returns NaN/Inf logits.
+            SharedPolicyError: if another thread is using this policy.
+        """
+        ids = self.generate_text_ids(
+            batch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer
+        )
+        self._say_who_answers()
+        written = self.vlm.text_of(ids)
+        subtask = batch[QUERY_KIND] == NEXT_SUBTASK
+        answer = subtask_line(written) if subtask else written.strip()
+        if not answer:
+            raise QuestionError(
+                f"the model's answer says nothing: {written!r} ({len(ids)} tokens). Ask in other words, or raise the "
+                "longest answer if it is short."
+            )
+        if len(ids) == max_new_tokens and ids[-1] not in self.vlm.end_tokens:
+            logger.warning("the answer was cut after max_new_tokens=%d tokens", max_new_tokens)
+        return answer
+
+    @without_gradients
+    def generate_text_ids(
+        self,
+        batch: dict[str, Any],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        streamer: BaseStreamer | None = None,
+    ) -> Tensor:
+        """Return the token ids ``(A,)`` int64 of an answer; for arguments and errors see `generate_text`."""
+        with self._answering():
+            question = prepare_question(batch, self.config, self.vlm, self._device)
+            return write_answer(
+                self.vlm,
+                question,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                streamer=streamer,
+            )
+
+    @without_gradients
+    def text_log_likelihood(
+        self, batch: dict[str, Any], answer: Tensor, *, with_adapter: bool = False
+    ) -> Tensor:
+        """Return the log-probability of each token of a given answer to a question, for reports.
+
+        Args:
+            batch: as for `generate_text`.
+            answer: ``(A,)`` int64 token ids, e.g. another policy's `generate_text_ids`.
+            with_adapter: leave an adapter on; `generate_text` switches it off.
+
+        Returns:
+            ``(A,)`` float32, at most 0.
+
+        Raises:
+            QuestionError, CameraError, ImageError, DecodeError, SharedPolicyError: as `generate_text`.
+        """
+        with self._answering(with_adapter=with_adapter):
+            question = prepare_question(batch, self.config, self.vlm, self._device)
+            return log_likelihood(self.vlm, question, answer)
+
+    @contextmanager
+    def _answering(self, *, with_adapter: bool = False) -> Iterator[None]:
+        """Make the weights ready for a question: an adapter is off, unless ``with_adapter`` leaves it on."""
+        refuse_tiny(self.config)
+        off = nullcontext() if with_adapter else adapters.switched_off(self.vlm)
+        with self._guard.exclusive(), self._autocast(), self._evaluating(), off:
+            yield
+
+    def _say_who_answers(self) -> None:
+        """Log once whose language answers."""
+        if self._said_who_answers:
+            return
+        self._said_who_answers = True
+        adapter_off = adapters.can_switch_off(self.vlm)
+        if adapter_off and self._on_backbone:
+            logger.info(
+                "%s answers questions: the adapter is switched off for it", self.config.vlm_model_name
+            )
+            return
+        logger.warning(
+            "questions are answered by %s; fine-tuning on actions alone may have cost them their language. `vla0 ask "
+            "--kept` measures how much is left. Only an adapter (LoRA) on the bare backbone that is not merged can be "
+            "switched off.",
+            "the weights of the policy that the adapter was trained on"
+            if adapter_off
+            else "the policy's own weights",
+        )
+
     # ------------------------------------------------------------------ modes
 
     def train(self, mode: bool = True) -> Self:
@@ -475,6 +617,7 @@ class VLA0Policy(PreTrainedPolicy):
         token: str | bool | None = None,
         force_download: bool = False,
         strict: bool = True,
+        merge_adapter: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Load a trained policy from a folder or the Hub, in evaluation mode.
@@ -493,6 +636,7 @@ class VLA0Policy(PreTrainedPolicy):
             token: Hub token.
             force_download: ignore the cache.
             strict: refuse missing and unexpected tensors (default). False only logs them.
+            merge_adapter: False leaves an adapter beside the weights, so that `generate_text` can switch it off.
             **kwargs: passed to the constructor (``dataset_stats``, ``dataset_meta``).
 
         Raises:
@@ -513,6 +657,7 @@ class VLA0Policy(PreTrainedPolicy):
             revision=revision,
             strict=strict,
             download=download,
+            merge=merge_adapter,
             **kwargs,
         )
         assert isinstance(policy, cls)

@@ -30,11 +30,14 @@ from torch import Tensor
 from lerobot_policy_vla0.dataset_stats import check_stats
 from lerobot_policy_vla0.errors import CheckpointError, PromptError
 from lerobot_policy_vla0.execution.relative import VLA0OriginProcessorStep, VLA0ZeroActionProcessorStep
-from lerobot_policy_vla0.observations.batches import read_state
+from lerobot_policy_vla0.observations.batches import QUESTION, read_state
 from lerobot_policy_vla0.text.codec import quantise
 from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings
+from lerobot_policy_vla0.text.question import QUERY_KIND, QUERY_TEXT, question_settings, question_text
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,10 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
     Adds ``observation.language.tokens`` ``(B, P)`` int64 and ``observation.language.attention_mask`` ``(B, P)`` bool,
     left-padded, with image placeholders expanded. The tokenizer is saved with the step (``tokenizer.json`` as bytes),
     so a checkpoint needs no other repo.
+
+    If the complementary data holds ``query_kind`` and ``query_text`` (LeRobot's text queries), the step writes that
+    question instead, and adds only ``observation.vla0_question`` ``(1, P)`` int64. Such a batch has no prompt for
+    actions.
 
     Attributes:
         system_prompt: the system message, with its numbers filled in.
@@ -72,6 +79,7 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
     tokenizer_json: str = field(default="", repr=False)
 
     _encoder: PromptEncoder | None = field(default=None, init=False, repr=False)
+    _questions: PromptEncoder | None = field(default=None, init=False, repr=False)
     _clamped: set[int] = field(default_factory=set, init=False, repr=False)
     _warned_empty: bool = field(default=False, init=False, repr=False)
 
@@ -79,28 +87,43 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
     def encoder(self) -> PromptEncoder:
         """The prompt encoder, built on first use."""
         if self._encoder is None:
-            if not self.tokenizer_json:
-                raise CheckpointError(
-                    "the vla0_prompt processor step has no tokenizer: its saved state "
-                    "(policy_preprocessor_step_*_vla0_prompt.safetensors) was not loaded. Re-download the "
-                    "checkpoint, or rebuild the processors from the policy config."
-                )
-            from tokenizers import Tokenizer
-
-            self._encoder = PromptEncoder(
-                Tokenizer.from_str(self.tokenizer_json),
-                PromptSettings(**{**self.get_config(), "image_tokens": tuple(self.image_tokens)}),
-            )
+            self._encoder = PromptEncoder(self._tokenizer(), self._settings())
         return self._encoder
 
+    @property
+    def questions(self) -> PromptEncoder:
+        """The encoder of questions, built on first use; see `text.question`."""
+        if self._questions is None:
+            self._questions = PromptEncoder(
+                self._tokenizer(), question_settings(self._settings()), what="question"
+            )
+        return self._questions
+
+    def _tokenizer(self) -> Tokenizer:
+        if not self.tokenizer_json:
+            raise CheckpointError(
+                "the vla0_prompt processor step has no tokenizer: its saved state "
+                "(policy_preprocessor_step_*_vla0_prompt.safetensors) was not loaded. Re-download the "
+                "checkpoint, or rebuild the processors from the policy config."
+            )
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self.tokenizer_json)
+
+    def _settings(self) -> PromptSettings:
+        return PromptSettings(**{**self.get_config(), "image_tokens": tuple(self.image_tokens)})
+
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """Return a copy of the observation with the prompt of ``task`` in it.
+        """Return a copy of the observation with the prompt of ``task``, or of the question, in it.
 
         Raises:
-            PromptError: if the transition has no task, or one that is not text.
+            PromptError: if the transition has no task, or one that is not text; if a question is empty or too long, or
+                its kind unknown.
             StateError: if the prompt needs the state and it is missing, of the wrong shape, or NaN/Inf.
         """
         complementary = self.transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        if complementary.get(QUERY_KIND) is not None:
+            return {**observation, QUESTION: self._write_question(complementary)}
         task = complementary.get("task")
         if isinstance(task, str):
             task = [task]
@@ -119,6 +142,16 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
         states = self._read_state(observation) if self.state_dim else None
         ids, mask = self.encoder.encode_batch(list(task), states)
         return {**observation, OBS_LANGUAGE_TOKENS: ids, OBS_LANGUAGE_ATTENTION_MASK: mask}
+
+    def _write_question(self, complementary: dict[str, Any]) -> Tensor:
+        """Return the prompt ids of a question ``(1, P)``. All rows are real, so it needs no mask."""
+        task = complementary.get("task")
+        if isinstance(task, list | tuple) and len(task) == 1:
+            task = task[0]
+        text = question_text(
+            complementary[QUERY_KIND], complementary.get(QUERY_TEXT), task if isinstance(task, str) else ""
+        )
+        return self.questions.encode(text).unsqueeze(0)
 
     def _read_state(self, observation: dict[str, Any]) -> list[list[int]]:
         """Return the integers of each row's state; values outside the statistics are clamped and logged once."""
@@ -161,12 +194,12 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
                 "is damaged: re-download it."
             )
         self.tokenizer_json = bytes(state[_TOKENIZER_STATE].cpu().numpy()).decode()
-        self._encoder = None
+        self._encoder = self._questions = None
 
     def transform_features(
         self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
     ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
-        """Declare the two keys this step adds."""
+        """Declare the two keys this step adds to an observation that asks for actions."""
         new = {key: dict(value) for key, value in features.items()}
         for key in (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK):
             new.setdefault(PipelineFeatureType.OBSERVATION, {})[key] = PolicyFeature(

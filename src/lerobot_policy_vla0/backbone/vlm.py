@@ -112,6 +112,17 @@ class VLM(nn.Module):
     # ------------------------------------------------------------------ parts
 
     @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids that end an answer in words, as in the generation settings that Qwen-VL models ship with."""
+        text_end = self.tokenizer.encode("<|endoftext|>", add_special_tokens=False)
+        return (self.tokens.end, *(int(id_) for id_ in text_end if len(text_end) == 1))
+
+    def text_of(self, ids: Tensor) -> str:
+        """Return the text of an answer's ids ``(A,)``, without special tokens."""
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text
+
+    @property
     def vision_tower(self) -> nn.Module:
         """The image encoder."""
         tower: nn.Module = self.model.model.visual

@@ -1,4 +1,4 @@
-"""LoRA and other PEFT adapters on the backbone: which layers get one, how it is saved, loaded and merged.
+"""LoRA and other PEFT adapters on the backbone: which layers get one, how it is saved, loaded, switched off and merged.
 
 LeRobot trains adapters through ``--peft.*`` and loads one by asking for its base policy first. Here the base may also
 be the bare backbone; the policy is then rebuilt from the config beside the adapter. PEFT is optional: it is imported
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,12 +167,15 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     return str(base), config.revision
 
 
+def put_on(policy: VLA0Policy, folder: Path) -> Any:
+    """Load an adapter onto its base policy, whose layers are replaced in place; return PEFT's model around it."""
+    return _peft().PeftModel.from_pretrained(policy, str(folder))
+
+
 def merge_into(policy: VLA0Policy, folder: Path) -> VLA0Policy:
     """Load an adapter onto its base policy and merge it into the weights; the returned policy does not need PEFT."""
-    peft = _peft()
-    wrapped = peft.PeftModel.from_pretrained(policy, str(folder))
     # `safe_merge` checks for NaN before any weight is replaced.
-    merged: VLA0Policy = wrapped.merge_and_unload(safe_merge=True)
+    merged: VLA0Policy = put_on(policy, folder).merge_and_unload(safe_merge=True)
     merged.config.use_peft = False
     merged.config.pretrained_path = None
     merged.requires_grad_(True)
@@ -178,6 +183,59 @@ def merge_into(policy: VLA0Policy, folder: Path) -> VLA0Policy:
         merged.vlm.vision_tower.requires_grad_(False)
     merged.eval()
     return merged
+
+
+# ------------------------------------------------------------------ switching off
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[bool]:
+    """Leave a model's adapters out for a while.
+
+    Layers that the adapter trains whole (PEFT's ``modules_to_save``) go back to the base's, too. PEFT switches
+    gradients along with adapters; those are restored.
+
+    Args:
+        model: with or without adapters.
+
+    Yields:
+        Whether there was something to switch off, see `can_switch_off`.
+    """
+    if not can_switch_off(model):
+        yield False
+        return
+    layers = _adapter_layers(model)
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    on = [layer for layer in layers if not layer.disable_adapters]
+    try:
+        for layer in on:
+            layer.enable_adapters(False)
+        yield True
+    finally:
+        for layer in on:
+            layer.enable_adapters(True)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def can_switch_off(model: nn.Module) -> bool:
+    """Return whether a model has an adapter that can be left out.
+
+    One that is merged into the weights cannot: PEFT could only subtract it again, with rounding errors.
+    """
+    layers = _adapter_layers(model)
+    # Modules that are trained whole have no merged state; looking for one would reach into the module.
+    return bool(layers) and not any(layer.merged for layer in layers if hasattr(type(layer), "merged"))
+
+
+def _adapter_layers(model: nn.Module) -> list[Any]:
+    """Return PEFT's layers in a model."""
+    if "peft" not in sys.modules:  # whoever put an adapter on has imported it
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
 # ------------------------------------------------------------------ merging without holding the model

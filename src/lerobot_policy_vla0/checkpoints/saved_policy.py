@@ -108,6 +108,7 @@ def load_policy(
     revision: str | None,
     strict: bool,
     download: dict[str, Any],
+    merge: bool = True,
     **options: Any,
 ) -> VLA0Policy:
     """Load a policy in evaluation mode; see `VLA0Policy.from_pretrained`.
@@ -119,6 +120,7 @@ def load_policy(
         revision: of the repo.
         strict: refuse missing and unexpected tensors; False only logs them.
         download: options of ``snapshot_download``.
+        merge: merge an adapter into the weights; False leaves it beside them.
         **options: passed to the constructor.
     """
     # 1. Find out what the name refers to.
@@ -128,7 +130,7 @@ def load_policy(
     if source.kind is Kind.BACKBONE:
         policy = _on_backbone(policy_class, source, vlm_revision=revision, **options)
     elif source.kind is Kind.ADAPTER:
-        policy = _with_adapter(policy_class, source, strict=strict, download=download, **options)
+        policy = _with_adapter(policy_class, source, strict=strict, download=download, merge=merge, **options)
         policy.config = source.config if source.adapter else policy.config
     else:
         policy = _from_weights(policy_class, source, strict=strict, **options)
@@ -173,22 +175,32 @@ def _on_backbone(policy_class: type[VLA0Policy], source: Source, **options: Any)
 
 
 def _with_adapter(
-    policy_class: type[VLA0Policy], source: Source, *, strict: bool, download: dict[str, Any], **options: Any
+    policy_class: type[VLA0Policy],
+    source: Source,
+    *,
+    strict: bool,
+    download: dict[str, Any],
+    merge: bool,
+    **options: Any,
 ) -> VLA0Policy:
-    """Load an adapter's base and merge the adapter into it."""
+    """Load an adapter's base, and merge the adapter into it or put it on."""
     assert source.folder is not None
     base, revision = adapters.base_of(source.folder)
-    config = source.config
-    if config.quantization is not None:
-        logger.info("quantization=%s is dropped: an adapter is merged in full precision", config.quantization)
     # LeRobot asks for a base in the same way: with the adapter's path in the config.
-    config = replace(
-        config, use_peft=True, pretrained_path=source.folder, quantization=None, lora_vision=False
-    )
+    config = replace(source.config, use_peft=True, pretrained_path=source.folder)
+    if merge:
+        if config.quantization is not None:
+            logger.info(
+                "quantization=%s is dropped: an adapter is merged in full precision", config.quantization
+            )
+        config = replace(config, quantization=None, lora_vision=False)
     policy = load_policy(
         policy_class, base, config=config, revision=revision, strict=strict, download=download, **options
     )
-    return adapters.merge_into(policy, source.folder)
+    if merge:
+        return adapters.merge_into(policy, source.folder)
+    adapters.put_on(policy, source.folder)
+    return policy
 
 
 # ------------------------------------------------------------------ saving

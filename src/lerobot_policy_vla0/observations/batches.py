@@ -15,7 +15,14 @@ import torch
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from lerobot_policy_vla0.errors import ActionError, CameraError, ImageError, PromptError, StateError
+from lerobot_policy_vla0.errors import (
+    ActionError,
+    CameraError,
+    ImageError,
+    PromptError,
+    QuestionError,
+    StateError,
+)
 from lerobot_policy_vla0.text.prompt import PromptEncoder
 
 if TYPE_CHECKING:
@@ -26,13 +33,23 @@ logger = logging.getLogger(__name__)
 
 ACTION_IS_PAD = f"{ACTION}_is_pad"
 
+#: ``(1, P)`` int64: the prompt of a question. A batch has either this or the prompt of an action, so that nothing can
+#: answer the one in place of the other.
+QUESTION = "observation.vla0_question"
+
 
 def n_rows(batch: dict[str, Any]) -> int:
-    """Return the number of prompts in a batch, without waiting for the device.
+    """Return the number of prompts for actions in a batch, without waiting for the device.
 
     Raises:
         PromptError: if the batch has none.
+        QuestionError: if the batch holds a question.
     """
+    if QUESTION in batch:
+        raise QuestionError(
+            f"the batch holds a question ({QUESTION!r}), and questions are never answered with actions. Pass it to "
+            "generate_text; for actions, run the observation through the pre-processor without query_kind."
+        )
     if OBS_LANGUAGE_TOKENS not in batch or OBS_LANGUAGE_ATTENTION_MASK not in batch:
         raise PromptError(
             f"the batch has no {OBS_LANGUAGE_TOKENS!r}; it has {sorted(batch)}. Run it through the policy's "
@@ -46,9 +63,26 @@ def read_prompt(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Te
 
     Raises:
         PromptError: if the batch has none.
+        QuestionError: if the batch holds a question.
     """
     n_rows(batch)  # raises if a key is missing
     return batch[OBS_LANGUAGE_TOKENS].to(device), batch[OBS_LANGUAGE_ATTENTION_MASK].to(device)
+
+
+def read_question(batch: dict[str, Any], device: torch.device) -> Tensor:
+    """Return the prompt ids of a question ``(1, P)`` int64.
+
+    Raises:
+        QuestionError: if the batch holds no question, or the prompt of an action as well.
+    """
+    if QUESTION not in batch or OBS_LANGUAGE_TOKENS in batch:
+        raise QuestionError(
+            "the batch asks for an action, and actions are never answered in words: expected "
+            f"{QUESTION!r} and no {OBS_LANGUAGE_TOKENS!r}, got {sorted(batch)}. Set query_kind and query_text before "
+            "the pre-processor runs, or pass the batch to select_action."
+        )
+    ids: Tensor = batch[QUESTION].to(device)
+    return ids
 
 
 def read_images(batch: dict[str, Any], config: VLA0Config, device: torch.device) -> list[Tensor]:

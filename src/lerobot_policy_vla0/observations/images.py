@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,16 @@ class ImageSettings:
                 f"image_mean={self.image_mean}, image_std={self.image_std}, expected three numbers each and "
                 "image_std above 0: use the base model's preprocessor_config.json."
             )
+
+
+def whole_picture(settings: ImageSettings) -> ImageSettings:
+    """Return the settings of a question's pictures, which show all that the camera gave.
+
+    They are neither cropped nor, outside of training, jittered. A filter runs while they shrink, because the base
+    model's own processor has one, and fine print is worth a question. Size and tiling stay the policy's: the size of a
+    prompt then does not depend on the camera, and fine-tuned weights see the size they know.
+    """
+    return replace(settings, crop_box=None, crop_ratio=1.0, antialias=True)
 
 
 @torch.no_grad()

@@ -123,12 +123,17 @@ class PromptEncoder:
 
     The state changes with every frame, so its digits are inserted between the cached ids.
 
+    Args:
+        tokenizer: the backbone's.
+        settings: see `PromptSettings`.
+        what: the word for a task in error messages; `question.question_settings` go with ``question``.
+
     Raises:
         TokenizerError: if the tokenizer has no image placeholder.
         ConfigError: if the system prompt contains chat markup.
     """
 
-    def __init__(self, tokenizer: Tokenizer, settings: PromptSettings) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: PromptSettings, *, what: str = "task") -> None:
         image_token_id = tokenizer.token_to_id(IMAGE_TOKEN)
         if image_token_id is None:
             raise TokenizerError(
@@ -137,6 +142,7 @@ class PromptEncoder:
             )
         self.tokenizer = tokenizer
         self.settings = settings
+        self.what = what
         self.image_token_id: int = image_token_id
         self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()  # ids before and after the state
         self._characters = {c: self._tokenise(c) for c in "0123456789 "} if settings.state_dim else {}
@@ -184,8 +190,8 @@ class PromptEncoder:
         for special in self._markup:
             if special in task:
                 raise PromptError(
-                    f"task {task!r} contains the chat markup {special!r}, which would change the layout of "
-                    "the prompt. Remove it from the task text."
+                    f"{self.what} {task!r} contains the chat markup {special!r}, which would change the layout of "
+                    f"the prompt. Remove it from the {self.what} text."
                 )
         settings = self.settings
         count = len(settings.image_tokens)
@@ -211,9 +217,10 @@ class PromptEncoder:
             length, longest = len(whole), " with the longest state"
         if length > settings.max_length:
             raise PromptError(
-                f"the prompt for task {task[:80]!r} has {length} tokens{longest} ({sum(settings.image_tokens)} of them "
-                f"image), more than max_prompt_length={settings.max_length}. Shorten the task text or "
-                "system_prompt, use fewer or smaller images, or raise max_prompt_length."
+                f"the prompt for {self.what} {task[:80]!r} has {length} tokens{longest} "
+                f"({sum(settings.image_tokens)} of them image), more than max_prompt_length={settings.max_length}. "
+                f"Shorten the {self.what} text{' or system_prompt' if self.what == 'task' else ''}, use fewer or "
+                "smaller images, or raise max_prompt_length."
             )
         return head, tail
 

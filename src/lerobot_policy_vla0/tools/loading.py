@@ -81,6 +81,34 @@ def _reading(source: DatasetSource) -> Iterator[None]:
         ) from error
 
 
+def check_frame(meta: Any, episode: int, frame: int) -> None:
+    """Refuse a frame that a dataset does not have. Episodes and their frames count from 0.
+
+    Raises:
+        DatasetError: naming the episodes and frames that there are.
+    """
+    lengths = [int(meta.episodes[index]["length"]) for index in range(meta.total_episodes)]
+    if not 0 <= episode < len(lengths) or not 0 <= frame < lengths[episode]:
+        last = lengths[episode] - 1 if 0 <= episode < len(lengths) else None
+        raise DatasetError(
+            f"there is no frame {frame} of episode {episode}: the dataset has the episodes 0 to {len(lengths) - 1}"
+            + (f", and this one the frames 0 to {last}." if last is not None else ".")
+        )
+
+
+def read_frame(source: DatasetSource, meta: Any, episode: int, frame: int) -> dict[str, Any]:
+    """Return one frame of a dataset as LeRobot gives it; pictures are ``(3, H, W)`` float32 in ``[0, 1]``.
+
+    Raises:
+        DatasetError: if there is no such frame, or the dataset cannot be read.
+    """
+    check_frame(meta, episode, frame)
+    dataset = source.open(episodes=[episode])
+    index = int(meta.episodes[episode]["dataset_from_index"]) + frame
+    item: dict[str, Any] = dataset[(dataset.absolute_to_relative_idx or {}).get(index, index)]
+    return item
+
+
 def load_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config:
     """Return the config of a policy: a checkpoint's or, without a ``path``, the default one, with options changed.
 
@@ -186,13 +214,13 @@ class TrainedPolicy:
 
 
 def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str, str]) -> TrainedPolicy:
-    """Load a trained policy, after checking that it fits a dataset; see `load_config` and `match_cameras`."""
+    """Load a trained policy, after checking that it fits a dataset; see `load_config` and `match_robot`."""
     config = load_config(path, overrides)
     if config.decoder == "auto" and config.draft_width is None:
         # The speculative decoder chooses its width by timing, and in bfloat16 another width can decide near-ties
         # differently. The fast decoder takes the same passes every time, so that a run can be repeated.
         config.decoder = "fast"
-    cameras = match_cameras(config, meta, rename_map)
+    cameras = match_robot(config, meta, rename_map)
     policy, preprocess, postprocess = load_with_processors(path, config, rename_map)
     file = resolve_checkpoint(path) / "train_config.json"
     training = json.loads(file.read_text()).get("dataset", {}) if file.is_file() else {}
@@ -206,28 +234,45 @@ def load_with_processors(
 
     The pre-processor first renames observations by ``rename_map``.
     """
-    from lerobot.policies import make_pre_post_processors
-
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # imports transformers
 
-    folder = resolve_checkpoint(path)
-    policy = VLA0Policy.from_pretrained(folder, config=config)
-    preprocess, postprocess = make_pre_post_processors(
-        policy_cfg=policy.config,
-        pretrained_path=str(folder),
+    policy = VLA0Policy.from_pretrained(resolve_checkpoint(path), config=config)
+    return policy, *load_processors(path, policy.config, rename_map)
+
+
+def load_processors(
+    path: str | Path, config: VLA0Config, rename_map: dict[str, str] | None = None
+) -> tuple[Any, Any]:
+    """Return the pre- and the post-processor of a trained policy; see `load_with_processors`."""
+    from lerobot.policies import make_pre_post_processors
+
+    pipelines: tuple[Any, Any] = make_pre_post_processors(
+        policy_cfg=config,
+        pretrained_path=str(resolve_checkpoint(path)),
         preprocessor_overrides={
-            "device_processor": {"device": str(policy.config.device)},
+            "device_processor": {"device": str(config.device)},
             "rename_observations_processor": {"rename_map": rename_map or {}},
         },
     )
-    return policy, preprocess, postprocess
+    return pipelines
+
+
+def match_robot(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
+    """Return `match_cameras`, after refusing a dataset whose actions have another size than the policy's."""
+    cameras = match_cameras(config, meta, rename_map)
+    dims = int(meta.features[ACTION]["shape"][0])
+    if dims != config.action_dim:
+        raise ActionError(
+            f"the policy's actions have {config.action_dim} dimensions, the dataset's {dims} {action_names(meta)}. "
+            "They belong to different robots: use a dataset of the robot the policy was trained for."
+        )
+    return cameras
 
 
 def match_cameras(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
     """Return the dataset's key for each camera of a trained policy.
 
-    ``rename_map`` has keys of the policy for keys of the dataset. A dataset that lacks a camera, or has actions of
-    another size, is refused.
+    ``rename_map`` has keys of the policy for keys of the dataset. A dataset that lacks a camera is refused.
     """
     there = [key for key in meta.camera_keys if key not in meta.depth_keys]
     unknown = sorted(set(rename_map) - set(meta.features))
@@ -242,12 +287,6 @@ def match_cameras(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> 
             f"the policy reads the cameras {config.camera_keys}, and the dataset has {there} (missing: {missing}). "
             "Use the dataset the policy was trained for, or name its cameras alike: "
             '--rename_map=\'{"<key in the dataset>": "<key of the policy>"}\'.'
-        )
-    dims = int(meta.features[ACTION]["shape"][0])
-    if dims != config.action_dim:
-        raise ActionError(
-            f"the policy's actions have {config.action_dim} dimensions, the dataset's {dims} {action_names(meta)}. "
-            "They belong to different robots: use a dataset of the robot the policy was trained for."
         )
     return {key: by_policy[key] for key in config.camera_keys}
 

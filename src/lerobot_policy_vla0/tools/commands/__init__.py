@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "libero-setup": ("libero_setup", "let LIBERO start without questions, and check its assets"),
     "inspect-dataset": ("inspect_dataset", "what VLA-0 will make of a dataset, before hours of training"),
     "open-loop": ("open_loop", "predicted beside demonstrated actions of a dataset, without a robot"),
+    "ask": ("ask", "ask a policy about pictures in words, and measure how much language it kept"),
     "latency": ("latency", "which chunk, control rate and mode a policy's decoding time allows"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
     "serve": ("serve", "LeRobot's asynchronous policy server, for policies of this type too"),

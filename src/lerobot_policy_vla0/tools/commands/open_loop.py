@@ -18,7 +18,6 @@ in CI, on ten frames of two episodes; exit status 1 if the policy is worse than 
     --frames-per-episode 10 --max-mae-bins 20
 """
 _EPISODES = "such as 3,5-7; default: what training held out, else the last episode of each task"
-_RENAME = 'keys of the dataset to keys of the policy: \'{"observation.images.a": "observation.images.b"}\''
 _FRAMES = "ask at N frames of each episode, evenly spread"
 _MAX_MAE = "exit with 1 if the mean error in {} is above X"
 
@@ -28,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     shared.add_policy_options(parser, path_required=True)
     shared.add_dataset_options(parser)
+    shared.add_rename_map(parser)
     add = parser.add_argument
     add("--episodes", metavar="LIST", help=_EPISODES)
     frames = parser.add_mutually_exclusive_group()
@@ -36,7 +36,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     frames.add_argument("--frames-per-episode", type=int, metavar="N", help=_FRAMES)
     add("--batch-size", type=int, default=16, metavar="N", help="frames per query (default 16)")
     add("--seed", type=int, default=0, help="for --policy.temperature above 0 (default 0)")
-    add("--rename_map", type=_mapping, default={}, metavar="JSON", help=_RENAME)
     shared.add_report_options(parser)
     add("--max-mae", type=float, metavar="X", help=_MAX_MAE.format("the robot's units"))
     add("--max-mae-bins", type=float, metavar="X", help=_MAX_MAE.format("bins"))
@@ -79,13 +78,3 @@ def run(arguments: argparse.Namespace) -> int:
     for line in broken:
         print(f"vla0 open-loop: {line}", file=sys.stderr)
     return 1 if broken else 0
-
-
-def _mapping(text: str) -> dict[str, str]:
-    try:
-        mapping = json.loads(text)
-    except ValueError:
-        mapping = None
-    if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object of texts")
-    return mapping

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ def add_dataset_options(parser: argparse.ArgumentParser, *, required: bool = Tru
     add("--dataset.repo_id", dest="repo_id", required=required, metavar="NAME", help=name)
     add("--dataset.root", dest="root", metavar="DIR", help="folder of the dataset (holds meta/)")
     add("--dataset.revision", dest="revision", metavar="REV", help="Hub revision")
+
+
+def add_rename_map(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rename_map``: a dictionary of a policy's keys by a dataset's keys."""
+    text = 'keys of the dataset to keys of the policy: \'{"observation.images.a": "observation.images.b"}\''
+    parser.add_argument("--rename_map", type=_mapping, default={}, metavar="JSON", help=text)
 
 
 def dataset_source(arguments: argparse.Namespace) -> DatasetSource:
@@ -61,6 +68,16 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--out`` and ``--json``."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; must be empty or new")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
+def _mapping(text: str) -> dict[str, str]:
+    try:
+        mapping = json.loads(text)
+    except ValueError:
+        mapping = None
+    if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object of texts")
+    return mapping
 
 
 def _option_names(kind: Any, prefix: str = "") -> list[str]:

@@ -34,7 +34,14 @@ from lerobot_policy_vla0.tools.inspection.cost import (
     memory_table,
     training_flops,
 )
-from lerobot_policy_vla0.tools.loading import DatasetSource, action_names, episode_tasks, set_features
+from lerobot_policy_vla0.tools.loading import (
+    DatasetSource,
+    action_names,
+    check_frame,
+    episode_tasks,
+    read_frame,
+    set_features,
+)
 
 #: Numbers of bins that are compared, besides the policy's own.
 BINS = (100, 250, 1000, 4000)
@@ -92,12 +99,7 @@ def inspect(
     if batch_size < 1:
         raise DatasetError(f"--batch-size={batch_size} must be at least 1.")
     lengths = [int(meta.episodes[index]["length"]) for index in range(meta.total_episodes)]
-    if not 0 <= episode < len(lengths) or not 0 <= frame < lengths[episode]:
-        last = lengths[episode] - 1 if 0 <= episode < len(lengths) else None
-        raise DatasetError(
-            f"there is no frame {frame} of episode {episode}: the dataset has the episodes 0 to {len(lengths) - 1}"
-            + (f", and this one the frames 0 to {last}." if last is not None else ".")
-        )
+    check_frame(meta, episode, frame)
     actions = read_actions(source, lengths)
     names = action_names(meta)
     ranges, findings = action_ranges(actions, names, config, meta.stats)
@@ -107,7 +109,7 @@ def inspect(
     ]
     own = next(row for row in written if row["n_bins"] == config.n_bins)
     findings += coarseness(own, config)
-    pictures, model_input = _pictures(source, config, sum(lengths[:episode]) + frame, episode)
+    pictures, model_input = _pictures(read_frame(source, meta, episode, frame), config)
     findings += [line for picture in pictures for line in _picture_findings(picture, config)]
     tasks = Counter(task for index in range(len(lengths)) for task in episode_tasks(meta, index))
     if "" in tasks:
@@ -366,13 +368,8 @@ def tidy(value: Any) -> float:
 # ---------------------------------------------------------------------- pictures
 
 
-def _pictures(
-    source: DatasetSource, config: VLA0Config, index: int, episode: int
-) -> tuple[list[Picture], list[Tensor]]:
+def _pictures(item: dict[str, Any], config: VLA0Config) -> tuple[list[Picture], list[Tensor]]:
     """Return one frame's pictures, and what the model sees of them in evaluation."""
-    dataset = source.open(episodes=[episode])
-    places = dataset.absolute_to_relative_idx or {}
-    item = dataset[places.get(index, index)]
     batch = {key: item[key].unsqueeze(0) for key in config.image_features}
     images = select_cameras(batch, config.camera_keys, config.image_features)
     raise_for_problems(image_problems(images).tolist(), config.camera_keys)
