@@ -366,8 +366,11 @@ class VLA0Policy(PreTrainedPolicy):
             self._decoder.reset()
 
     def drop_queued_actions(self) -> None:
-        """Forget queued actions, earlier chunks and the last action; LeRobot calls this when the task changes."""
-        self.executor.reset()
+        """Forget queued actions and earlier chunks; LeRobot calls this when the task changes.
+
+        The arm may be moving: ``max_action_step`` still limits the next action, from the last one sent.
+        """
+        self.executor.drop_queue()
 
     def supports_rtc(self) -> bool:
         """Tell LeRobot that `predict_action_chunk` supports Real-Time Chunking."""

@@ -50,6 +50,7 @@ class ChunkExecutor:
         self.config = config
         self.queue: deque[Tensor] = deque()  # (B, D) each, in order of execution
         self.limiter: ActionLimiter | None = None
+        self._sent: Tensor | None = None  # (B, D), the last action of `next_action`
         self._ensembler = TemporalEnsembler(
             n_chunks=config.ensemble_n_chunks,
             n_action_steps=config.n_action_steps,
@@ -81,8 +82,16 @@ class ChunkExecutor:
         self.queue.clear()
         self._ensembler.reset()
         self._late_chunks.reset()
+        self._sent = None
         if self.limiter is not None:
             self.limiter.reset()
+
+    def drop_queue(self) -> None:
+        """Clear queued actions and earlier chunks; the next action is limited from the last one sent."""
+        self.queue.clear()
+        self._ensembler.reset()
+        if self.limiter is not None:
+            self.limiter.continue_from(self._sent)
 
     def next_action(self, predict: Callable[[], Tensor], rows: int, origin: Tensor | None) -> Tensor:
         """Return the next action ``(B, D)`` of each row; predict a chunk if the queue is empty.
@@ -107,7 +116,7 @@ class ChunkExecutor:
             actions = snap_binary(self._ensembler.update(chunk), self.config.binary_action_indices)
             # The queue is executed in order, so actions limited here are limited when they are sent.
             self.queue.extend(self._limit(actions).unbind(1))
-        action = self.queue.popleft()
+        action = self._sent = self.queue.popleft()
         return action if origin is None else action + origin
 
     def commit(self, left_over: Tensor | None, inference_delay: int | None, rows: int) -> Commitment:

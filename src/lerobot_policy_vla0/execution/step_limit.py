@@ -122,6 +122,10 @@ class ActionLimiter:
         self.steps = self.limited = 0
         self._previous = None
 
+    def continue_from(self, action: Tensor | None) -> None:
+        """Limit the next step from this action ``(B, D)``; None leaves that step free."""
+        self._previous = action
+
     def apply(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
         """Return the actions to execute, ``(B, T, D)``.
 
