@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 ORDER = (
     ("errors", "licenses", "output_files"),
     ("text", "observations"),
-    ("optimizers", "configuration_vla0", "dataset_stats"),
+    ("optimizers", "configuration_vla0", "dataset_stats", "normalization"),
     ("backbone",),
     ("training", "decoding"),
     ("execution",),

@@ -346,8 +346,9 @@ def test_a_camera_that_does_not_exist_is_refused() -> None:
     with pytest.raises(CameraError) as error:
         unknown.validate_features()
     assert str(error.value) == (
-        f"cameras=['{TOP}', 'observation.images.left'] names ['observation.images.left'], but the dataset or "
-        f"environment has ['{TOP}', '{WRIST}']. Fix policy.cameras, or rename the features with --rename_map."
+        f"cameras=['{TOP}', 'observation.images.left'] names ['observation.images.left'], but the dataset, "
+        f"environment or checkpoint has ['{TOP}', '{WRIST}']. Give some of these, such as "
+        f'--policy.cameras=\'["{TOP}", "{WRIST}"]\' for all, or leave the option out.'
     )
 
 
@@ -377,6 +378,13 @@ def test_a_dataset_without_actions_is_refused() -> None:
         empty.validate_features()
     assert str(error.value) == (
         "the policy needs one 'action' feature of shape (action_dim,); the dataset or environment has {}."
+    )
+    empty.output_features = {"actions": PolicyFeature(FeatureType.ACTION, (6,))}
+    with pytest.raises(ConfigError) as error:
+        empty.validate_features()
+    assert str(error.value) == (
+        "the policy needs one 'action' feature of shape (action_dim,); the dataset or environment has "
+        "{'actions': (6,)}. --rename_map does not rename actions (LeRobot 0.6.1): rename this one in the data set."
     )
 
 

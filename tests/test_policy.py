@@ -358,7 +358,7 @@ def test_one_task_for_several_images_is_refused(policy: VLA0Policy) -> None:
 
 def test_missing_action_statistics_are_refused() -> None:
     config = make_config()
-    with pytest.raises(StatsError, match="MIN_MAX needs the action statistics 'min' and 'max'"):
+    with pytest.raises(StatsError, match="'min' and 'max' of 'action', got none of 'action', only of "):
         VLA0Policy(config, dataset_stats={"observation.state": make_stats()["observation.state"]})
     with pytest.raises(StatsError, match="no statistics at all"):
         make_vla0_pre_post_processors(config, None)

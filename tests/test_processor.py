@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.processors import override_name
 from lerobot.configs.types import FeatureType, NormalizationMode, PipelineFeatureType, PolicyFeature
 from lerobot.lerobot_types import TransitionKey
 from lerobot.policies.factory import make_pre_post_processors
@@ -15,7 +16,7 @@ from lerobot.processor.converters import batch_to_transition, create_transition,
 
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.dataset_stats import check_action_stats
+from lerobot_policy_vla0.dataset_stats import check_action_stats, warn_about_constant_actions
 from lerobot_policy_vla0.errors import CheckpointError, PromptError, StatsError
 from lerobot_policy_vla0.processor_vla0 import (
     VLA0PromptProcessorStep,
@@ -76,14 +77,14 @@ def pipelines() -> tuple[Any, Any]:
 
 def test_the_pipelines_keep_the_step_names_lerobot_overrides(pipelines: tuple[Any, Any]) -> None:
     pre, post = pipelines
-    assert [type(step)._registry_name for step in pre.steps] == [
+    assert [override_name(step) for step in pre.steps] == [
         "rename_observations_processor",
         "to_batch_processor",
         "vla0_prompt",
         "device_processor",
         "normalizer_processor",
     ]
-    assert [type(step)._registry_name for step in post.steps] == [
+    assert [override_name(step) for step in post.steps] == [
         "unnormalizer_processor",
         "device_processor",
     ]
@@ -314,14 +315,36 @@ def test_the_file_named_in_that_message_exists(saved: Path) -> None:
 MIN_MAX, QUANTILES = NormalizationMode.MIN_MAX, NormalizationMode.QUANTILES
 
 
+RECOMPUTE = (
+    "Recompute the data set's statistics: `lerobot-edit-dataset --repo_id=NAME --new_repo_id=NAME_stats "
+    "--operation.type=recompute_stats`."
+)
+LOAD = (
+    "Load a trained policy with --policy.path=..., or compute the data set's: `lerobot-edit-dataset --repo_id=NAME "
+    "--new_repo_id=NAME_stats --operation.type=recompute_stats`."
+)
+
+
 @pytest.mark.parametrize(
     ("given", "have"),
     [
-        (None, "no statistics at all"),
-        ({}, "no statistics at all"),
-        ({"observation.state": {"min": [0], "max": [1]}}, "no statistics at all"),
-        ({"action": {"mean": LOW, "std": HIGH}}, "['mean', 'std']"),
-        ({"action": {"min": LOW}}, "['min']"),
+        (None, f"no statistics at all. {LOAD}"),
+        ({}, f"no statistics at all. {LOAD}"),
+        (
+            {"observation.state": {"min": [0], "max": [1]}, "timestamp": {}},
+            f"none of 'action', only of ['observation.state']. {RECOMPUTE}",
+        ),
+        ({"action": {"mean": LOW, "std": HIGH}}, f"['mean', 'std']. {RECOMPUTE}"),
+        ({"action": {"min": LOW}}, f"['min']. {RECOMPUTE}"),
+        (
+            {"actions": {"min": LOW, "max": HIGH}},
+            "none of 'action', only of ['actions']. If 'actions' is meant, rename it to 'action' there. "
+            + RECOMPUTE,
+        ),
+        (
+            {"so100.buffer.action": {}, "so100-red.buffer.action": {}},
+            f"none of 'action', only of ['so100-red.buffer.action', 'so100.buffer.action']. {RECOMPUTE}",
+        ),
     ],
     ids=str,
 )
@@ -329,9 +352,39 @@ def test_missing_action_statistics_are_refused(given: Any, have: str) -> None:
     with pytest.raises(StatsError) as error:
         make_vla0_pre_post_processors(config(), given)
     assert str(error.value) == (
-        f"actions cannot be normalised: MIN_MAX needs the action statistics 'min' and 'max', got {have}. Train or load "
-        "with a dataset whose meta/stats.json has them, or load a trained checkpoint with --policy.path=..."
+        f"actions cannot be normalised: MIN_MAX needs the statistics 'min' and 'max' of 'action', got {have}"
     )
+
+
+def test_statistics_of_a_checkpoint_are_repaired_in_the_checkpoint() -> None:
+    file = Path("folder/policy_postprocessor.json")
+    with pytest.raises(StatsError) as error:
+        check_action_stats(config(), {"so100.action": {"min": LOW, "max": HIGH}}, file)
+    assert str(error.value) == (
+        "actions cannot be normalised: MIN_MAX needs the statistics 'min' and 'max' of 'action', got none of 'action', "
+        "only of ['so100.action']. If 'so100.action' is meant, rename it to 'action' there. They are in the state_file "
+        "of folder/policy_postprocessor.json: copy the whole checkpoint again, as its training wrote it."
+    )
+
+
+def test_statistics_in_which_nothing_moves_are_refused() -> None:
+    with pytest.raises(StatsError) as error:
+        check_action_stats(config(), stats([0.0] * 5, [0.0] * 5))
+    assert str(error.value) == (
+        "the action statistics say that nothing ever moves: min and max are both [0.0, 0.0, 0.0, 0.0, 0.0], so the "
+        f"robot would be sent these numbers whatever the policy answers. {RECOMPUTE} If they are right, record data in "
+        "which the robot moves."
+    )
+
+
+def test_dimensions_that_never_change_are_named_at_construction(caplog: pytest.LogCaptureFixture) -> None:
+    names = ["pan.pos", "lift.pos", "elbow.pos", "wrist.pos", "gripper.pos"]
+    with caplog.at_level("WARNING"):
+        warn_about_constant_actions(config(action_feature_names=names), check_action_stats(config(), stats()))
+    assert caplog.messages == [
+        "action: dimension(s) 3 (wrist.pos), 4 (gripper.pos) never change in the training data, so the policy will "
+        "never move them"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -343,9 +396,8 @@ def test_missing_quantiles_are_refused_with_the_command_that_adds_them(
     with pytest.raises(StatsError) as error:
         check_action_stats(config(mode), {"action": {"min": LOW, "max": HIGH}})
     assert str(error.value) == (
-        f"actions cannot be normalised: {mode.value} needs the action statistics {keys[0]!r} and {keys[1]!r}, got "
-        "['max', 'min']. Train or load with a dataset whose meta/stats.json has them (`python -m "
-        "lerobot.scripts.augment_dataset_quantile_stats` adds quantiles)."
+        f"actions cannot be normalised: {mode.value} needs the statistics {keys[0]!r} and {keys[1]!r} of 'action', got "
+        "['max', 'min']. Add them: `python -m lerobot.scripts.augment_dataset_quantile_stats`."
     )
     check_action_stats(config(mode), stats())
 
@@ -360,8 +412,8 @@ def test_statistics_of_another_action_size_are_refused() -> None:
     with pytest.raises(StatsError) as error:
         check_action_stats(config(), {"action": {"min": LOW[:4], "max": HIGH}})
     assert str(error.value) == (
-        "the action statistics 'min'/'max' have 4/5 values, but the action has 5 dimensions. Recompute the dataset's "
-        "statistics."
+        "the action statistics 'min'/'max' have 4/5 values, but the action has 5 dimensions: they are of another "
+        f"robot, or out of date. {RECOMPUTE}"
     )
 
 
@@ -377,9 +429,7 @@ def test_statistics_that_cannot_normalise_are_refused(dimension: int, low: float
         check_action_stats(config(), stats(lows, highs))
     message = str(error.value)
     assert message.startswith(f"the action statistics are unusable in dimensions [{dimension}]: min=[")
-    assert message.endswith(
-        "expected finite values with min <= max. Repair the dataset (NaN actions?) and recompute its statistics."
-    )
+    assert message.endswith(f"expected finite values with min <= max (NaN in the data?). {RECOMPUTE}")
 
 
 # ---------------------------------------------------------------- units

@@ -7,13 +7,14 @@ generated from the docstrings of the two classes (``scripts/options_doc.py``).
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.configs.types import NormalizationMode
+from lerobot.configs.types import NormalizationMode, PolicyFeature
 from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import (
     ConstantWithWarmupSchedulerConfig,
@@ -44,6 +45,11 @@ _SCHEDULERS: dict[str, Any] = {
     "constant": ConstantWithWarmupSchedulerConfig,
     "cosine": CosineAnnealingWithWarmupSchedulerConfig,
 }
+
+
+def _shapes(features: dict[str, PolicyFeature] | None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each feature, for messages."""
+    return {key: tuple(feature.shape) for key, feature in (features or {}).items()}
 
 
 @dataclass
@@ -137,8 +143,8 @@ class VLA0Config(PreTrainedConfig):
         action_feature_names: The dimensions of an action have these names. LeRobot fills them in from the data set.
 
     Images:
-        cameras: The model sees the images of these keys, in this order, and ignores the data set's other cameras. None
-            takes all cameras in the data set's order.
+        cameras: The model sees the images of these keys, in this order, and ignores other cameras of the data set or
+            robot. None takes all cameras in the data set's order.
         crop_box: The model looks only at this region ``(x0, y0, x1, y1)``, in training and evaluation, in fractions of
             the image's width and height (0 to 1). None looks at the whole image.
         crop_ratio: The random crop in training and the centre crop in evaluation keep this fraction of each side (above
@@ -549,7 +555,8 @@ class VLA0Config(PreTrainedConfig):
         if state is None or len(state.shape) != 1 or state.shape[0] < 1:
             raise ConfigError(
                 f"{option}=True needs an 'observation.state' of shape (state_dim,); the dataset or environment has "
-                f"{dict(self.input_features or {})}. Set {option} to False, or use data with a state."
+                f"{_shapes(self.input_features)}. Set {option} to False, or use data with a state; one of another name "
+                "has to be renamed in the data set."
             )
         return int(state.shape[0])
 
@@ -583,9 +590,14 @@ class VLA0Config(PreTrainedConfig):
         """Dimensions of one action."""
         action = self.action_feature
         if action is None or len(action.shape) != 1 or action.shape[0] < 1:
+            rename = (
+                " --rename_map does not rename actions (LeRobot 0.6.1): rename this one in the data set."
+                if action is None and len(self.output_features or {}) == 1
+                else ""
+            )
             raise ConfigError(
-                f"the policy needs one 'action' feature of shape (action_dim,); the dataset or environment has "
-                f"{dict(self.output_features or {})}."
+                "the policy needs one 'action' feature of shape (action_dim,); the dataset or environment has "
+                f"{_shapes(self.output_features)}.{rename}"
             )
         return int(action.shape[0])
 
@@ -608,8 +620,8 @@ class VLA0Config(PreTrainedConfig):
         missing = [key for key in self.cameras if key not in known]
         if missing:
             raise CameraError(
-                f"cameras={self.cameras} names {missing}, but the dataset or environment has {known}. Fix "
-                "policy.cameras, or rename the features with --rename_map."
+                f"cameras={self.cameras} names {missing}, but the dataset, environment or checkpoint has {known}. Give "
+                f"some of these, such as --policy.cameras='{json.dumps(known)}' for all, or leave the option out."
             )
         return list(self.cameras)
 

@@ -16,7 +16,7 @@ class ConfigError(Vla0Error):
 
 
 class StatsError(Vla0Error):
-    """Dataset statistics needed to normalise actions are missing or unusable."""
+    """Statistics needed to normalise actions or state are missing, unusable, or of other data."""
 
 
 class TokenizerError(Vla0Error):
@@ -40,7 +40,7 @@ class CameraError(ImageError):
 
 
 class StateError(Vla0Error):
-    """The robot's state is needed and missing, has the wrong shape, or contains NaN/Inf."""
+    """The robot's state is missing, has the wrong shape, contains NaN/Inf, or is of another robot."""
 
 
 class ActionError(Vla0Error):

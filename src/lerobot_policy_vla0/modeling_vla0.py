@@ -35,22 +35,24 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from huggingface_hub import ModelCard
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs.types import NormalizationMode
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, POLICY_POSTPROCESSOR_DEFAULT_NAME
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import adapters, lerobot_api
+from lerobot_policy_vla0.checkpoints.fine_tuning import check_dataset, warn_about_other_ranges
 from lerobot_policy_vla0.checkpoints.model_card import build_model_card
+from lerobot_policy_vla0.checkpoints.saved_normalizers import check_normalizers, read_normalizers
 from lerobot_policy_vla0.checkpoints.saved_policy import load_policy, save_policy
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import (
-    check_action_stats,
     check_relative_horizon,
     check_stats,
-    read_action_stats,
+    warn_about_constant_actions,
 )
 from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.free_text import (
@@ -63,9 +65,10 @@ from lerobot_policy_vla0.decoding.free_text import (
 )
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import Decoder, DecodeRequest
-from lerobot_policy_vla0.errors import ActionError, ConfigError, QuestionError
+from lerobot_policy_vla0.errors import ActionError, ConfigError, QuestionError, StatsError
 from lerobot_policy_vla0.execution.chunk_executor import ChunkExecutor
 from lerobot_policy_vla0.execution.relative import read_origin
+from lerobot_policy_vla0.execution.start_state import TrainingStates
 from lerobot_policy_vla0.execution.thread_guard import ThreadGuard
 from lerobot_policy_vla0.observations.batches import (
     check_robot,
@@ -108,10 +111,11 @@ class VLA0Policy(PreTrainedPolicy):
         stored_vlm: the ``vlm/`` folder of a checkpoint (`from_pretrained` passes it): the backbone is built from it
             without a download, and its weights are loaded afterwards.
         vlm_revision: Hub revision of the backbone, if it is loaded from there.
-        dataset_meta: LeRobot's; with relative actions, its episodes are compared with the statistics.
+        dataset_meta: LeRobot's, if the policy is to be trained: its cameras and state are compared with the config, and
+            with relative actions its episodes with the statistics.
 
     Raises:
-        ConfigError, CameraError, StatsError, TokenizerError: see `lerobot_policy_vla0.errors`.
+        ConfigError, CameraError, StatsError, StateError, TokenizerError: see `lerobot_policy_vla0.errors`.
     """
 
     config_class = VLA0Config
@@ -134,9 +138,12 @@ class VLA0Policy(PreTrainedPolicy):
         super().__init__(config)
         self.config: VLA0Config = config
         config.validate_features()
+        if dataset_meta is not None:
+            check_dataset(config, dataset_stats, dataset_meta)
         span = None if dataset_stats is None else check_stats(config, dataset_stats)
         if dataset_stats is not None:
             check_relative_horizon(config, dataset_stats, dataset_meta)
+        self._dataset_stats = dataset_stats
         resumed = None if stored_vlm else lerobot_api.resumed_description(config)
         self.vlm = VLM.from_config(config, stored_vlm or resumed, vlm_revision)
         if resumed:
@@ -154,6 +161,9 @@ class VLA0Policy(PreTrainedPolicy):
         self._decoder: Decoder | None = None
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
+        self._training_states: TrainingStates | None = None  # until the first observation is compared with it
+        if span is not None:
+            self._learn_ranges(span, dataset_stats, config.normalization_mapping.get("STATE"))
         self._cold = False  # whether the first reset warms the decoder up
         # Whether the weights without an adapter are the backbone's, and not those of a trained policy.
         self._on_backbone = not (stored_vlm or resumed)
@@ -306,6 +316,7 @@ class VLA0Policy(PreTrainedPolicy):
             DecodeError: if the model returns NaN/Inf logits.
             ConfigError: if ``inference_delay`` is negative, or several chunks in a row came too late.
             ActionError: if ``prev_chunk_left_over`` has a wrong shape or NaN/Inf, or the robot has other joints.
+            StateError: if the first state cannot be of the robot of the training data (`start_state`).
             ImageError, CameraError, PromptError: for unusable input.
             QuestionError: if the batch holds a question.
         """
@@ -335,7 +346,8 @@ class VLA0Policy(PreTrainedPolicy):
 
         Raises:
             SharedPolicyError: if several threads use this policy.
-            StateError: with relative actions, if the batch has no origin.
+            StateError: if the first state cannot be of the robot of the training data (`start_state`); with relative
+                actions, if the batch has no origin.
             ActionError: if the batch size changes within an episode, or the robot has other joints.
             DecodeError, ImageError, CameraError, PromptError, QuestionError: as `predict_action_chunk`.
         """
@@ -431,6 +443,8 @@ class VLA0Policy(PreTrainedPolicy):
     def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Check a batch and return what a decoder needs to answer it."""
         check_robot(batch, self.config)
+        if self._training_states is not None and self._training_states.check(batch):
+            self._training_states = None  # an error is raised again, a warning is not
         prompt, prompt_mask = read_prompt(batch, self._device)
         images = read_images(batch, self.config, self._device)
         self._noted_sizes = self._noted_sizes or note_image_sizes(images, self.config)
@@ -667,11 +681,40 @@ class VLA0Policy(PreTrainedPolicy):
         return policy
 
     def use_checkpoint(self, folder: Path) -> None:
-        """Read a checkpoint's action statistics if limits need them, and let the first `reset` warm the decoder up."""
+        """Check a checkpoint's processors and learn its ranges; let the first `reset` warm the decoder up.
+
+        A policy that was built with a data set's statistics is trained further on them, and the checkpoint's are only
+        compared with them.
+
+        Raises:
+            CheckpointError, StatsError: see `check_normalizers`.
+        """
         self._cold = True
+        before, after = read_normalizers(folder)
+        if self._dataset_stats is not None:  # it is trained further, on these
+            if after is not None:
+                warn_about_other_ranges(self.config, after, self._dataset_stats)
+            return
+        span = check_normalizers(self.config, before, after)
+        if span is not None:
+            self._learn_ranges(
+                span, before.stats if before else None, before.mode("STATE") if before else None
+            )
         if self.executor.waits_for_statistics:
-            stats = read_action_stats(folder)
-            self.executor.set_limits(check_action_stats(self.config, stats))
+            if span is None:
+                raise StatsError(
+                    f"{folder} has no {POLICY_POSTPROCESSOR_DEFAULT_NAME}.json, so the range of its actions in the "
+                    f"robot's units is not known; it holds {sorted(path.name for path in folder.iterdir())}. Copy the "
+                    "whole checkpoint, or give max_action_step as fractions with max_action_step_unit='range'."
+                )
+            self.executor.set_limits(span)
+
+    def _learn_ranges(self, span: Tensor, stats: Any, state_mode: NormalizationMode | None) -> None:
+        """Say which dimensions the policy cannot move, and keep the states to compare the first one with."""
+        warn_about_constant_actions(self.config, span)
+        self._training_states = TrainingStates.from_stats(
+            stats, state_mode or NormalizationMode.IDENTITY, self.config.action_feature_names
+        )
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         save_policy(self, save_directory, state_dict)

@@ -24,12 +24,13 @@ from lerobot.processor import (
     make_default_policy_processor_steps,
     make_policy_processor_pipelines,
 )
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_vla0.dataset_stats import check_stats
 from lerobot_policy_vla0.errors import CheckpointError, PromptError
 from lerobot_policy_vla0.execution.relative import VLA0OriginProcessorStep, VLA0ZeroActionProcessorStep
+from lerobot_policy_vla0.normalization import normalizer_processor, unnormalizer_processor
 from lerobot_policy_vla0.observations.batches import QUESTION, read_state
 from lerobot_policy_vla0.text.codec import quantise
 from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings
@@ -240,8 +241,15 @@ def make_vla0_pre_post_processors(
         **{**asdict(prompt_settings), "image_tokens": list(prompt_settings.image_tokens)},
         tokenizer_json=backbone.tokenizer_json,
     )
+    inputs, outputs = dict(config.input_features or {}), dict(config.output_features or {})
+    options: dict[str, Any] = {"norm_map": config.normalization_mapping, "stats": dataset_stats}
+    normalizer = normalizer_processor(
+        features={**inputs, **outputs},
+        required=[ACTION, OBS_STATE] if config.state_in_prompt else [ACTION],
+        **options,
+    )
     before: list[ProcessorStep] = []
-    normalize: list[ProcessorStep] = [steps.normalize]
+    normalize: list[ProcessorStep] = [normalizer]
     after: list[ProcessorStep] = []
     if config.use_relative_actions:
         relative = RelativeActionsProcessorStep(
@@ -250,7 +258,7 @@ def make_vla0_pre_post_processors(
             action_names=config.action_feature_names,
         )
         before = [VLA0ZeroActionProcessorStep(action_dim=config.action_dim), relative]
-        normalize = [steps.normalize, VLA0OriginProcessorStep()]
+        normalize = [normalizer, VLA0OriginProcessorStep()]
         after = [AbsoluteActionsProcessorStep(enabled=True, relative_step=relative)]
     rest = (
         [*normalize, prompt, steps.to_device]
@@ -259,6 +267,6 @@ def make_vla0_pre_post_processors(
     )
     pipelines: tuple[Any, Any] = make_policy_processor_pipelines(
         input_steps=[steps.rename_observations, steps.add_batch_dim, *before, *rest],
-        output_steps=[steps.unnormalize, *after, steps.to_cpu],
+        output_steps=[unnormalizer_processor(features=outputs, **options), *after, steps.to_cpu],
     )
     return pipelines

@@ -179,7 +179,7 @@ def test_limits_in_the_robots_units_use_the_adapters_statistics(adapter: Path) -
     assert isinstance(config, VLA0Config)
     config.max_action_step, config.max_action_step_unit = [0.5, None], "robot"
     config.pretrained_path = adapter
-    stats = load_file(adapter / "policy_postprocessor_step_0_unnormalizer_processor.safetensors")
+    stats = load_file(adapter / "policy_postprocessor_step_0.safetensors")
     span = float(stats["action.max"][0] - stats["action.min"][0])
     for policy in (
         _load_pretrained_policy(config).base_model.model,  # as lerobot-rollout loads it

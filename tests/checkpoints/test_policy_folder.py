@@ -196,7 +196,7 @@ def test_other_writers_check_weights_and_processors(
     writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, module = WRITERS[writer]
-    step = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+    step = "policy_postprocessor_step_0.safetensors"
     for damage, expected in (
         (written_otherwise({HEAD: None}), f"Missing tensors: {HEAD}"),
         (

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import toy_env
 from helpers.commands import DEBUG, evaluate, run, train, train_arguments
+from helpers.processors import override_name
 from helpers.tiny import CAMERA, make_config, make_dataset
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
@@ -82,7 +83,7 @@ def test_an_observation_says_where_the_absolute_zero_lies() -> None:
 
 def test_lerobots_steps_stand_where_lerobot_puts_them_under_the_names_it_overrides() -> None:
     pre, post = make_vla0_pre_post_processors(relative_config(state_in_prompt=True), STATS)
-    assert [type(step)._registry_name for step in pre.steps] == [
+    assert [override_name(step) for step in pre.steps] == [
         "rename_observations_processor",
         "to_batch_processor",
         "vla0_zero_action",
@@ -92,13 +93,13 @@ def test_lerobots_steps_stand_where_lerobot_puts_them_under_the_names_it_overrid
         "vla0_prompt",
         "device_processor",
     ]
-    assert [type(step)._registry_name for step in post.steps] == [
+    assert [override_name(step) for step in post.steps] == [
         "unnormalizer_processor",
         "absolute_actions_processor",
         "device_processor",
     ]
     plain, _ = make_vla0_pre_post_processors(relative_config(), STATS)
-    assert [type(step)._registry_name for step in plain.steps][4:] == [
+    assert [override_name(step) for step in plain.steps][4:] == [
         "vla0_prompt",
         "device_processor",
         "normalizer_processor",

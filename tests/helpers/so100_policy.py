@@ -37,6 +37,7 @@ def save_policy(
     joints: int = 6,
     cameras: tuple[str, ...] = (TOP,),
     restless: bool = False,
+    states: tuple[float, float] = (-100.0, 100.0),
     **options: Any,
 ) -> Path:
     """Write a checkpoint of random weights, as trained on pictures of 64x48 pixels.
@@ -46,6 +47,7 @@ def save_policy(
         joints: dimensions of action and state.
         cameras: image keys.
         restless: let every picture have another answer, all over the range.
+        states: the range of every joint in the training data.
         **options: of the config.
     """
     torch.manual_seed(0)
@@ -57,7 +59,9 @@ def save_policy(
     if restless:
         make_restless(policy)
     policy.save_pretrained(folder)
-    for pipeline in make_vla0_pre_post_processors(config, make_stats(joints, low=LOW, high=HIGH)):
+    stats = make_stats(joints, low=LOW, high=HIGH)
+    stats["observation.state"] = make_stats(joints, *states)["action"]
+    for pipeline in make_vla0_pre_post_processors(config, stats):
         pipeline.save_pretrained(folder)
     return folder
 

@@ -52,16 +52,35 @@ def test_cameras_of_different_sizes_are_fine() -> None:
             [TOP, WRIST],
             [WRIST],
             f"The policy reads the cameras ['{TOP}', '{WRIST}'] and the batch has ['{TOP}'] "
-            f"(missing: ['{WRIST}'], unexpected: []). Name the cameras alike: rename the batch's keys "
-            '(--rename_map=\'{"<key in the batch>": "<key of the policy>"}\'), plug in the missing camera, '
-            "take an unexpected one out of --robot.cameras, or train a policy with these cameras.",
+            f"(missing: ['{WRIST}'], unexpected: []). What to do: add ['{WRIST}'] to --robot.cameras, or use data or "
+            "an environment with all cameras of the training; for fewer cameras train a new policy.",
         ),
-        ([TOP, WRIST], [TOP], [TOP], f"(missing: [], unexpected: ['{WRIST}'])"),
-        ([WRIST], [TOP], [], f"(missing: ['{TOP}'], unexpected: ['{WRIST}'])"),
+        (
+            [TOP, WRIST],
+            [TOP],
+            [TOP],
+            f"(missing: [], unexpected: ['{WRIST}']). Let the policy ignore what it does not read, "
+            f"--policy.cameras='[\"{TOP}\"]', or take ['{WRIST}'] out of --robot.cameras.",
+        ),
+        (
+            [WRIST],
+            [TOP],
+            [],
+            f"(missing: ['{TOP}'], unexpected: ['{WRIST}']). If they are the same cameras, rename them: "
+            f'--rename_map=\'{{"{WRIST}": "{TOP}"}}\' (if a --rename_map is given already, it made these names out of '
+            f"others: name those). Otherwise: add ['{TOP}'] to --robot.cameras, or use data",
+        ),
+        (
+            ["observation.image", "observation.image2"],
+            [TOP, WRIST],
+            [],
+            f'--rename_map=\'{{"<key>": "{TOP}", "<key>": "{WRIST}"}}\', where each <key> is one of '
+            "['observation.image', 'observation.image2']",
+        ),
         ([], [TOP], [], f"the batch has [] (missing: ['{TOP}'], unexpected: [])"),
         ([], [], [], "The policy reads the cameras []"),
     ],
-    ids=["missing", "unexpected", "renamed", "no_images", "no_cameras"],
+    ids=["missing", "unexpected", "renamed", "two_renamed", "no_images", "no_cameras"],
 )
 def test_a_camera_mismatch_names_both_sets_and_the_fix(
     given_keys: list[str], wanted: list[str], known: list[str], said: str
@@ -69,6 +88,13 @@ def test_a_camera_mismatch_names_both_sets_and_the_fix(
     with pytest.raises(CameraError) as caught:
         select_cameras(frames(*given_keys), wanted, known)
     assert said in str(caught.value)
+
+
+def test_cameras_that_were_chosen_leave_the_others_alone() -> None:
+    batch = frames(TOP, WRIST)
+    assert select_cameras(batch, [TOP], [TOP], ignore_others=True)[0] is batch[TOP]
+    with pytest.raises(CameraError, match=r"missing: \['observation.images.top'\]"):
+        select_cameras(frames(WRIST), [TOP], [TOP], ignore_others=True)
 
 
 FLOATS = "expected (B, 3, H, W), float in [0, 1] or uint8"

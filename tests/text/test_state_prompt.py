@@ -255,8 +255,11 @@ def test_statistics_of_the_state_are_needed_exactly_if_it_is_written() -> None:
     with pytest.raises(StatsError) as error:
         make_vla0_pre_post_processors(make_config(state_in_prompt=True), actions)
     assert str(error.value) == (
-        "states cannot be normalised: MIN_MAX needs the state statistics 'min' and 'max', got no statistics at all. "
-        "Train or load with a dataset whose meta/stats.json has them, or set state_in_prompt=false"
+        "states cannot be normalised: MIN_MAX needs the statistics 'min' and 'max' of 'observation.state', got none of "
+        "'observation.state', only of ['action']. Recompute the data set's statistics: `lerobot-edit-dataset "
+        "--repo_id=NAME --new_repo_id=NAME_stats --operation.type=recompute_stats`. A state of another name has to be "
+        "renamed in the data set, because --rename_map renames no statistics (LeRobot 0.6.1); or train a policy with "
+        "state_in_prompt=false."
     )
     with pytest.raises(
         StatsError, match="the state statistics 'min'/'max' have 3/3 values, but the state has 2 dim"

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from lerobot.processor import NormalizerProcessorStep
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
 from lerobot_policy_vla0.checkpoints.files import read_config
+from lerobot_policy_vla0.checkpoints.saved_normalizers import check_normalizers, read_normalizers
 from lerobot_policy_vla0.checkpoints.weight_stream import ShardReader, TensorSource, shown, storable
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.dataset_stats import check_action_stats, check_stats, read_action_stats
+from lerobot_policy_vla0.dataset_stats import check_action_stats, check_relative_stats
 from lerobot_policy_vla0.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -262,16 +262,15 @@ def _load_processors(folder: Path, config: VLA0Config) -> None:
     from lerobot.policies import make_pre_post_processors
 
     try:
-        preprocess, _ = make_pre_post_processors(
+        make_pre_post_processors(
             policy_cfg=config,
             pretrained_path=str(folder),
             preprocessor_overrides={"device_processor": {"device": "cpu"}},
         )
     except Exception as error:  # LeRobot raises many kinds, and they do not name the processors
         raise CheckpointError(f"the processors do not load ({type(error).__name__}: {error})") from error
-    normalizers = [step for step in preprocess.steps if isinstance(step, NormalizerProcessorStep)]
-    for step in normalizers:
-        check_stats(config, dict(step.stats or {}))
-    if len(normalizers) != 1:
-        raise CheckpointError(f"the pre-processor normalises {len(normalizers)} times, expected once.")
-    check_action_stats(config, read_action_stats(folder))
+    before, after = read_normalizers(folder)
+    check_normalizers(config, before, after)
+    assert before is not None  # LeRobot has loaded it
+    check_action_stats(config, before.stats, before.file)
+    check_relative_stats(config, before.stats)

@@ -6,6 +6,7 @@ judged later (`raise_for_problems`), so the host waits for the device only once 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -92,7 +93,9 @@ def read_images(batch: dict[str, Any], config: VLA0Config, device: torch.device)
         CameraError: if a camera is missing.
         PromptError: if there are not as many prompts as images.
     """
-    images = select_cameras(batch, config.camera_keys, config.image_features)
+    images = select_cameras(
+        batch, config.camera_keys, config.image_features, ignore_others=config.cameras is not None
+    )
     prompts = n_rows(batch)
     if len(images[0]) != prompts:
         raise PromptError(
@@ -176,10 +179,16 @@ def read_state(observation: dict[str, Any], option: str, size: int | None = None
     """
     state = observation.get(OBS_STATE)
     if not isinstance(state, Tensor) or state.ndim != 2 or state.shape[1] != (size or state.shape[1]):
+        others = [
+            key
+            for key, value in observation.items()
+            if state is None and isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == size
+        ]
+        rename = f" with {rename_option([OBS_STATE], others)}" if others else ""
         raise StateError(
             f"{option}=True needs {OBS_STATE!r} of shape (batch, {size or 'state_dim'}), got "
             f"{tuple(state.shape) if isinstance(state, Tensor) else state}; the observation has {sorted(observation)}. "
-            "Record or simulate with a state of that size, or rename it with --rename_map."
+            f"Record or simulate with a state of that size, or rename another key{rename or ' with --rename_map'}."
         )
     bad = ~torch.isfinite(state)
     if bool(bad.any()):
@@ -210,7 +219,11 @@ RANGE_TOLERANCE = 1e-3
 
 
 def select_cameras(
-    batch: Mapping[str, Any], cameras: Sequence[str], known: Collection[str] = ()
+    batch: Mapping[str, Any],
+    cameras: Sequence[str],
+    known: Collection[str] = (),
+    *,
+    ignore_others: bool = False,
 ) -> list[Tensor]:
     """Return a batch's camera images in the policy's order, after checking names and shapes.
 
@@ -220,6 +233,7 @@ def select_cameras(
         batch: a LeRobot batch.
         cameras: the policy's cameras, in the model's order.
         known: further cameras that the batch may have and the policy ignores.
+        ignore_others: also ignore cameras that are not known, if none is missing (option ``cameras``).
 
     Returns:
         One ``(B, 3, H, W)`` tensor per camera, float in ``[0, 1]`` or uint8. Sizes may differ.
@@ -231,12 +245,10 @@ def select_cameras(
     given = sorted(key for key in batch if key.startswith(CAMERA_PREFIX) and not key.endswith(_PAD_SUFFIX))
     missing = [key for key in cameras if key not in given]
     unexpected = [key for key in given if key not in cameras and key not in known]
-    if missing or unexpected or not cameras:
+    if missing or (unexpected and not ignore_others) or not cameras:
         raise CameraError(
             f"The policy reads the cameras {list(cameras)} and the batch has {given} "
-            f"(missing: {missing}, unexpected: {unexpected}). Name the cameras alike: rename the batch's "
-            'keys (--rename_map=\'{"<key in the batch>": "<key of the policy>"}\'), plug in the missing '
-            "camera, take an unexpected one out of --robot.cameras, or train a policy with these cameras."
+            f"(missing: {missing}, unexpected: {unexpected}). {_camera_fix(cameras, missing, unexpected)}"
         )
     images = [_checked(key, batch[key]) for key in cameras]
     sizes = {key: image.shape[0] for key, image in zip(cameras, images, strict=True)}
@@ -245,6 +257,38 @@ def select_cameras(
             f"The cameras have different batch sizes: {sizes}. Every camera needs one image per sample."
         )
     return images
+
+
+def _camera_fix(cameras: Sequence[str], missing: list[str], unexpected: list[str]) -> str:
+    """Say what to do about cameras of other names."""
+    if not missing:
+        chosen = json.dumps(list(cameras))
+        return (
+            f"Let the policy ignore what it does not read, --policy.cameras='{chosen}', or take {unexpected} out of "
+            "--robot.cameras."
+        )
+    add = (
+        f"add {missing} to --robot.cameras, or use data or an environment with all cameras of the training; for fewer "
+        "cameras train a new policy."
+    )
+    if not unexpected:
+        return f"What to do: {add}"
+    return (
+        f"If they are the same cameras, rename them: {rename_option(missing, unexpected)} (if a --rename_map is given "
+        f"already, it made these names out of others: name those). Otherwise: {add}"
+    )
+
+
+def rename_option(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Return LeRobot's option that gives keys the names that are missing; which is which is known only of one.
+
+    >>> print(rename_option(["observation.images.top"], ["observation.images.side"]))
+    --rename_map='{"observation.images.side": "observation.images.top"}'
+    """
+    if len(missing) == len(unexpected) == 1:
+        return f"--rename_map='{json.dumps({unexpected[0]: missing[0]})}'"
+    pairs = ", ".join(f'"<key>": "{key}"' for key in missing)
+    return f"--rename_map='{{{pairs}}}', where each <key> is one of {list(unexpected)}"
 
 
 def image_problems(images: Sequence[Tensor]) -> Tensor:

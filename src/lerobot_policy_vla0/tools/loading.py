@@ -15,10 +15,11 @@ from draccus.utils import DraccusException
 from huggingface_hub.errors import HfHubHTTPError
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, DEFAULT_FEATURES
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from lerobot_policy_vla0.checkpoints.files import causes, read_config, resolve_checkpoint
+from lerobot_policy_vla0.checkpoints.fine_tuning import check_dataset
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.errors import (
     ActionError,
@@ -28,6 +29,7 @@ from lerobot_policy_vla0.errors import (
     DatasetError,
     Vla0Error,
 )
+from lerobot_policy_vla0.observations.batches import rename_option
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
@@ -47,7 +49,12 @@ class DatasetSource:
 
         with _reading(self):
             meta = LeRobotDatasetMetadata(self.repo_id, root=self.root, revision=self.revision)
-        shape = meta.features.get(ACTION, {}).get("shape", ())
+        if ACTION not in meta.features:
+            raise DatasetError(
+                f"{self} has no {ACTION!r}, only {sorted(meta.features.keys() - DEFAULT_FEATURES.keys())}. LeRobot "
+                "knows actions by this name: rename the feature in the data set."
+            )
+        shape = meta.features[ACTION].get("shape", ())
         if meta.total_episodes < 1 or len(shape) != 1:
             raise DatasetError(
                 f"{self} has {meta.total_episodes} episode(s) and an action of shape {tuple(shape)}, expected at "
@@ -145,7 +152,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config
 
 
 def set_features(config: VLA0Config, meta: Any) -> None:
-    """Set a config's features to a dataset's and check them, as LeRobot's ``make_policy`` does before training."""
+    """Set a config's features to a dataset's and check them, as LeRobot's ``make_policy`` does before training.
+
+    The dataset has to fit the features of a checkpoint, if the config is of one; see `check_dataset`.
+    """
+    if config.input_features:
+        check_dataset(config, meta.stats, meta)
+        _check_action_dim(config, meta)
     features = dataset_to_policy_features(meta.features)
     config.output_features = {key: item for key, item in features.items() if item.type is FeatureType.ACTION}
     config.input_features = {key: item for key, item in features.items() if key not in config.output_features}
@@ -260,12 +273,7 @@ def load_processors(
 def match_robot(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> dict[str, str]:
     """Return `match_cameras`, after refusing a dataset whose actions have another size than the policy's."""
     cameras = match_cameras(config, meta, rename_map)
-    dims = int(meta.features[ACTION]["shape"][0])
-    if dims != config.action_dim:
-        raise ActionError(
-            f"the policy's actions have {config.action_dim} dimensions, the dataset's {dims} {action_names(meta)}. "
-            "They belong to different robots: use a dataset of the robot the policy was trained for."
-        )
+    _check_action_dim(config, meta)
     return cameras
 
 
@@ -283,12 +291,22 @@ def match_cameras(config: VLA0Config, meta: Any, rename_map: dict[str, str]) -> 
     by_policy = {rename_map.get(key, key): key for key in there}
     missing = [key for key in config.camera_keys if key not in by_policy]
     if missing:
+        free = [key for name, key in by_policy.items() if name not in config.camera_keys]
+        rename = f", or name its cameras alike: {rename_option(missing, free)}" if free else ""
         raise CameraError(
             f"the policy reads the cameras {config.camera_keys}, and the dataset has {there} (missing: {missing}). "
-            "Use the dataset the policy was trained for, or name its cameras alike: "
-            '--rename_map=\'{"<key in the dataset>": "<key of the policy>"}\'.'
+            f"Use a dataset with all cameras of the training{rename}."
         )
     return {key: by_policy[key] for key in config.camera_keys}
+
+
+def _check_action_dim(config: VLA0Config, meta: Any) -> None:
+    dims = int(meta.features[ACTION]["shape"][0])
+    if dims != config.action_dim:
+        raise ActionError(
+            f"the policy's actions have {config.action_dim} dimensions, the dataset's {dims} {action_names(meta)}. "
+            "They belong to different robots: use a dataset of the robot the policy was trained for."
+        )
 
 
 def held_out_episodes(meta: Any, source: DatasetSource, training: dict[str, Any]) -> list[int] | None:

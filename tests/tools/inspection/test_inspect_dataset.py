@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.browser import open_page
 from helpers.made_up_data import REPO_ID, Page, write_dataset
+from helpers.paths import REPO
 from helpers.tiny import make_dataset
 from torchvision.io import decode_png, read_file
 
@@ -264,6 +265,11 @@ def test_a_backbone_that_is_not_here_is_said_so(ramp: Path, capsys: pytest.Captu
         (["--policy.state_in_prompt=true"], r"state_in_prompt=True needs an 'observation.state'"),
         (["--batch-size=0"], r"--batch-size=0 must be at least 1"),
         (["--policy.path=/nowhere/at/all"], r"no checkpoint at '/nowhere/at/all'"),
+        # A checkpoint for two cameras: the dataset has one.
+        (
+            [f"--policy.path={REPO / 'tests' / 'data' / 'checkpoint_7b7b3f1'}"],
+            r"reads the cameras \['observation.images.top', 'observation.images.wrist'\], and the data set has only",
+        ),
     ],
 )
 def test_bad_input_is_named(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
@@ -129,13 +129,21 @@ def check_features(config: Any, features: dict[str, Any]) -> None:
     """
     if config.type != "vla0":
         return
-    robot = {key for key in features if key.startswith("observation.images.")}
+    robot = {key for key in features if key.startswith(f"{OBS_IMAGES}.")}
     missing, unknown = sorted(set(config.camera_keys) - robot), sorted(robot - config.image_features.keys())
+    # LeRobot's server sizes every picture by the policy's feature, so it fails at unknown ones, and does not rename.
     if missing or unknown:
+        if len(missing) == len(unknown) == 1:
+            old, new = (key.removeprefix(f"{OBS_IMAGES}.") for key in (unknown[0], missing[0]))
+            fix = f"If they are the same camera, call {old!r} {new!r} in --robot.cameras."
+        elif missing:
+            fix = "Name the robot's cameras in --robot.cameras as in the training data, all of them."
+        else:
+            fix = f"Take {unknown} out of --robot.cameras."
         raise CameraError(
             f"the robot has the cameras {sorted(robot)}, but the policy was trained with "
-            f"{sorted(config.image_features)}: {f'missing {missing}' if missing else f'unknown {unknown}'}. Name the "
-            "robot's cameras (--robot.cameras) as in the training data."
+            f"{sorted(config.image_features)} (missing: {missing}, unknown: {unknown}). {fix} LeRobot's server does "
+            "not rename cameras."
         )
     if (state := features.get(OBS_STATE)) is not None:
         check_robot({OBS_STATE: torch.empty(state["shape"])}, config)
