@@ -24,7 +24,7 @@ demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, 
 
 test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows; JOBS=0: one process)
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest \
-	  $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --maxprocesses 4 --dist loadfile) $(ARGS)
+	  $(if $(filter-out 0,$(JOBS)),-n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 check: setup ## lint, formatting, types, and that documents match the code
 	$(PY) -m ruff check .

@@ -66,9 +66,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs the network or an accelerator, unless it is asked for or there."""
+    """Skip what needs the network or an accelerator, unless it is asked for or there; begin with what takes long."""
     import torch
 
+    # Several processes take file after file in this order: the long ones first, so that all end at about the same time.
+    long = {
+        item.path for item in items if item.get_closest_marker("sim") or item.path.parent.name == "decoding"
+    }
+    items.sort(key=lambda item: item.path not in long)
     for item in items:
         if item.get_closest_marker("network") and "network" not in (config.option.markexpr or ""):
             item.add_marker(pytest.mark.skip(reason="talks to the Hub; run with -m network"))
