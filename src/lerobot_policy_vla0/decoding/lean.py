@@ -79,11 +79,15 @@ class LeanModel:
             pixel_values: ``(patches, C*t*p*p)`` float, all images in the order of the placeholders.
             size: patches of each image along time, height and width.
         """
-        assert self._vision is not None
         embeddings = self.embed(ids)
-        with torch.autocast(self._kind, enabled=False), self._attention():
-            pictures = self._vision(pixel_values, size)
+        pictures = self.encode_images(pixel_values, size)
         return embeddings.masked_scatter_(is_image.unsqueeze(-1), pictures.to(embeddings.dtype))
+
+    def encode_images(self, pixel_values: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """Return the image tokens ``(n, hidden)`` of pictures; see `VisionTower.__call__`."""
+        assert self._vision is not None
+        with torch.autocast(self._kind, enabled=False), self._attention():
+            return self._vision(pixel_values, size)
 
     def score(
         self, inputs: Tensor, positions: Tensor, visible: Tensor, cache: AnswerCache, keep: int | None = None
