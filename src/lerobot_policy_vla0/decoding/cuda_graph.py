@@ -22,7 +22,7 @@ PassFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def graph_pool(device: torch.device) -> Any:
     """Return a new memory pool for graphs; None without an accelerator."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 class StaticPass:
