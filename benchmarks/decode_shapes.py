@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from hardware import copy_bandwidth, percentiles, synchronise
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig
 
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 from lerobot_policy_vla0.backbone.vlm import VLM
@@ -24,7 +24,7 @@ from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.grammar import AnswerGrammar
-from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN
+from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN, rope_positions
 from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -87,12 +87,13 @@ class Passes:
         self.vlm = vlm
         grammar = AnswerGrammar(n_bins=N_BINS, n_numbers=CHUNK * DIMS, tokens=vlm.tokens, device=device)
         self.runner = PassRunner(vlm, grammar, max_width=max_width)
+        self.runner.model.refresh()
         self.request = make_request(vlm, batch, device)
         self._starts = np.zeros(batch, dtype=np.int64)
 
     def vision(self) -> Any:
         """Encode the images alone."""
-        return self.vlm.model.model.get_image_features(self.request.pixel_values, self.request.grid_thw)
+        return self.runner.model.encode_images(self.request.pixel_values, (1, *GRID))
 
     def prefill(self) -> Any:
         """Run images and prompt; after the first time, what precedes the images is taken over."""
@@ -103,6 +104,63 @@ class Passes:
         """Run a pass over ``width`` tokens per row, after `prefill`."""
         symbols = np.zeros((len(self._starts), width), dtype=np.int64)
         return self.runner.score(Feed.chain(symbols, self._starts))
+
+
+class TransformersPasses:
+    """The work of `Passes` by transformers' own modules: what the lean pass is measured against.
+
+    Scores are those of the last token, over the twelve symbols, as the lean pass gives them.
+
+    Args:
+        passes: gives backbone and prompt.
+    """
+
+    def __init__(self, passes: Passes) -> None:
+        self.vlm, self.request = passes.vlm, passes.request
+        vlm, request = self.vlm, self.request
+        self._positions, self._following = rope_positions(
+            request.ids,
+            request.mask,
+            image_token_id=vlm.image_token_id,
+            grid=(GRID[0] // vlm.merge_size, GRID[1] // vlm.merge_size),
+        )
+        self._symbols = torch.tensor([*vlm.tokens.digits, vlm.tokens.space, vlm.tokens.end])
+        self._symbols = self._symbols.to(request.ids.device)
+        self._cache = DynamicCache()
+
+    def vision(self) -> Any:
+        """Encode the images alone."""
+        return self.vlm.model.model.get_image_features(self.request.pixel_values, self.request.grid_thw)
+
+    def prefill(self) -> Any:
+        """Run images and the whole prompt."""
+        self._cache = DynamicCache()
+        hidden = self.vlm.model.model(
+            input_ids=self.request.ids,
+            attention_mask=self.request.mask.long(),
+            position_ids=self._positions,
+            pixel_values=self.request.pixel_values,
+            image_grid_thw=self.request.grid_thw,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self._scores(hidden[:, -1:])
+
+    def score(self, width: int) -> Any:
+        """Run a pass over ``width`` tokens per row, after `prefill`, and forget it."""
+        ids = self._symbols[:1].expand(len(self.request.ids), width)
+        positions = self._following.unsqueeze(1) + torch.arange(width, device=ids.device)
+        hidden = self.vlm.model.model.language_model(
+            inputs_embeds=self.vlm.model.get_input_embeddings()(ids),
+            position_ids=positions.expand(3, -1, -1),
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        self._cache.crop(self.request.ids.shape[1])
+        return self._scores(hidden)
+
+    def _scores(self, hidden: torch.Tensor) -> Any:
+        return self.vlm.logits(hidden)[..., self._symbols].float().cpu().numpy()
 
 
 def weight_bytes(vlm: VLM) -> int:

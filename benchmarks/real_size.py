@@ -2,10 +2,12 @@
 
     python benchmarks/real_size.py [--vlm tiny | qwen2.5-vl-3b-random] [--stages NAME ...] [--keep DIR] [--output FILE]
 
-Stages: a random backbone in bfloat16, files as on the Hub; a few made-up demonstrations in LIBERO's shape; two steps of
-LoRA through `lerobot-train`; `vla0 merge --save-dtype bfloat16`; `from_pretrained`, as saved and with float32 weights;
-one chunk. A stage that fails is reported with the end of its output, and the others go on if they can. Prints a table
-and, last, one line of JSON. What a weight says changes neither memory nor time, so the weights are random.
+Stages: a random backbone in bfloat16, files as on the Hub; a few made-up demonstrations in LIBERO's shape; two steps
+of LoRA through `lerobot-train`; `vla0 merge --save-dtype bfloat16`; `vla0 import` of the same backbone in the
+official layout; `from_pretrained`, as saved and with float32 weights; two chunks; one through the reference decoder,
+one through the fast one, and that one again with itself as the draft; three steps of `lerobot-eval`. A stage that
+fails is reported with the end of its output, and the others go on if they can. Prints a table and, last, one line of
+JSON. What a weight says changes neither memory nor time, so the weights are random.
 
 The 3B takes 15 GB of disk. ``--keep`` says where, and leaves it there: a later call with other stages goes on from it
 and adds to its results.
@@ -16,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -36,6 +40,28 @@ SHARD = 4_000_000_000
 CAMERAS, SIDE, ACTION_DIM, STATE_DIM = ("observation.images.image", "observation.images.image2"), 224, 7, 8
 CHUNK, N_BINS = 8, 1000
 REPO_ID = "local/real-size"
+#: What the paper's program writes beside its weights.
+OFFICIAL_CONFIG = f"""\
+DATALOADER:
+  ROBOVERSE:
+    cfg_opts: IMAGE.crop_img:0.875:IMAGE.img_size:{SIDE}:IMAGE.cam_list:('3p1','3p2')
+EXP:
+  MODEL: qwen
+MODEL:
+  QWEN:
+    add_vision_id: true
+    history: 1
+    horizon: {CHUNK}
+    num_bins_actions: {N_BINS}
+    num_cam: {len(CAMERAS)}
+    original_action_dim: {ACTION_DIM}
+    rgb_img_size:
+    - {SIDE}
+    - {SIDE}
+    tiled_rgb_imgs: true
+"""
+#: Two float32 scores of bfloat16 states: sums in another order were seen to move each by 0.005.
+NEAR_TIE = 0.02
 #: A child's line with figures of its own begins with this.
 FIGURES = "figures: "
 
@@ -73,6 +99,18 @@ class Place:
     @property
     def merged(self) -> Path:
         return self.root / "merged"
+
+    @property
+    def official(self) -> Path:
+        return self.root / "official"
+
+    @property
+    def imported(self) -> Path:
+        return self.root / "imported"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
 
 
 # ------------------------------------------------------------------ stages, each in a process of its own
@@ -199,6 +237,29 @@ def merge(place: Place) -> None:
     become("vla0", "merge", str(place.adapter), "--out", str(place.merged), "--save-dtype", "bfloat16")
 
 
+def import_official(place: Place) -> None:
+    """Lay the backbone out as the paper's program leaves a checkpoint, and become `vla0 import`."""
+    import numpy as np
+
+    model = place.official / "model_last"
+    shutil.rmtree(place.official, ignore_errors=True)
+    model.mkdir(parents=True)
+    for file in place.backbone.iterdir():
+        os.link(file, model / file.name)  # 7.5 GB need not be there twice
+    sampling = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 1e-6}
+    (model / "generation_config.json").write_text(json.dumps(sampling))
+    (model / "preprocessor_config.json").write_text(json.dumps({"patch_size": 14}))
+    (place.official / "config.yaml").write_text(OFFICIAL_CONFIG)
+    bounds = {"min": -np.ones(ACTION_DIM, np.float32), "max": np.ones(ACTION_DIM, np.float32)}
+    (place.official / "dataset_stats.pkl").write_bytes(pickle.dumps({"out_ori_act": bounds}, protocol=4))
+    become("vla0", "import", str(place.official), "--out", str(place.imported))
+
+
+def load_imported(place: Place) -> None:
+    """Load the imported policy as it was saved."""
+    load_policy(place, param_dtype="bfloat16", folder=place.imported)
+
+
 def load(place: Place) -> None:
     """Load the merged policy as it was saved: weights in bfloat16."""
     load_policy(place, param_dtype="bfloat16")
@@ -219,15 +280,99 @@ def chunk(place: Place) -> None:
     generator = torch.Generator().manual_seed(0)
     times, action = [], None
     for _ in range(2):
-        observation: dict[str, Any] = {key: torch.rand(3, SIDE, SIDE, generator=generator) for key in CAMERAS}
-        observation["observation.state"] = torch.zeros(STATE_DIM)
-        observation["task"] = "put the bowl on the plate"
+        observation = made_up_observation(generator)
         began = time.perf_counter()
         action = postprocess(policy.predict_action_chunk(preprocess(observation)))
         times.append(round(time.perf_counter() - began, 2))
     assert action is not None and tuple(action.shape) == (1, CHUNK, ACTION_DIM), action
     assert bool(action.isfinite().all()), action
     report(first_chunk_s=times[0], second_chunk_s=times[1])
+
+
+def reference(place: Place) -> None:
+    """Answer an observation with the reference decoder, with the fast one, and again with that answer as the draft."""
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+    from lerobot.policies.factory import make_pre_post_processors
+
+    from lerobot_policy_vla0.decoding.factory import build_decoder
+
+    policy = load_policy(place, param_dtype="bfloat16")
+    preprocess, _ = make_pre_post_processors(policy.config, str(place.merged))
+    request = policy._request(preprocess(made_up_observation(torch.Generator().manual_seed(0))))
+
+    def decode(decoder: Any, request: Any) -> Any:
+        with torch.no_grad(), policy._autocast():
+            decoder.decode(request)
+        return decoder.last
+
+    decoders = {
+        name: build_decoder(replace(policy.config, decoder=name), policy.vlm, request.ids.device)
+        for name in ("reference", "speculative")
+    }
+    oracle = decode(decoders["reference"], request)
+    fast = decoders["speculative"]
+    lean = decode(fast, request)
+    # Where the two first differ, the reference must have been undecided: bfloat16 has 8 bits.
+    right, wrong = oracle.traces[0], lean.traces[0].symbols
+    margin = None
+    if right.symbols != wrong:
+        at = next(k for k, (a, b) in enumerate(zip(right.symbols, wrong, strict=False)) if a != b)
+        margin = float(np.diff(np.sort(right.scores[at])[-2:])[0])
+        assert margin <= NEAR_TIE, (
+            f"symbol {at} is {wrong[at]}, the reference says {right.symbols[at]} by {margin}"
+        )
+    score, prefill, widths = fast.runner.score, fast.runner.prefill, []
+
+    def seen(run: Any) -> Any:
+        def noting(*arguments: Any) -> Any:
+            widths.append(int(arguments[-1].symbols.shape[1]))
+            return run(*arguments)
+
+        return noting
+
+    fast.runner.score, fast.runner.prefill = seen(score), seen(prefill)
+    again = decode(fast, replace(request, steps_since=0))
+    assert again.traces[0].symbols == wrong, "the same observation was answered otherwise"
+    assert again.accepted == again.drafted, f"{again.accepted} of {again.drafted} guesses were right"
+    report(
+        equal=margin is None,
+        margin_at_first_difference=margin,
+        reference_passes=oracle.passes,
+        reference_s=round(oracle.milliseconds / 1e3, 3),
+        fast_passes=lean.passes,
+        fast_s=round(lean.milliseconds / 1e3, 3),
+        asked_again_passes=again.passes,
+        asked_again_s=round(again.milliseconds / 1e3, 3),
+        asked_again_widths=widths,
+    )
+
+
+def evaluate(place: Place) -> None:
+    """Become `lerobot-eval` on an environment of three steps with LIBERO's observations."""
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    become(
+        "lerobot-eval",
+        f"--policy.path={place.merged}",
+        f"--policy.device={device()}",
+        "--policy.param_dtype=bfloat16",
+        "--env.discover_packages_path=two_cameras",
+        "--env.type=two_cameras",
+        "--eval.n_episodes=1",
+        "--eval.batch_size=1",
+        f"--output_dir={place.evaluation}",
+    )
+
+
+def made_up_observation(generator: Any) -> dict[str, Any]:
+    """Return what a robot in LIBERO's shape would see."""
+    import torch
+
+    pictures = {key: torch.rand(3, SIDE, SIDE, generator=generator) for key in CAMERAS}
+    return {**pictures, "observation.state": torch.zeros(STATE_DIM), "task": "put the bowl on the plate"}
 
 
 @dataclass(frozen=True)
@@ -251,9 +396,13 @@ STAGES = {
     "record": Stage(record, "write demonstrations"),
     "train": Stage(train, "lerobot-train, 2 steps of LoRA", {"backbone": "build", "dataset": "record"}),
     "merge": Stage(merge, "vla0 merge --save-dtype bfloat16", {"adapter": "train"}),
+    "import": Stage(import_official, "vla0 import, the official layout", {"backbone": "build"}),
+    "load_imported": Stage(load_imported, "from_pretrained, imported", {"imported": "import"}),
     "load": Stage(load, "from_pretrained, bfloat16", {"merged": "merge"}),
     "load_float32": Stage(load_float32, "from_pretrained, float32", {"merged": "merge"}),
     "chunk": Stage(chunk, "from_pretrained and two chunks", {"merged": "merge"}),
+    "reference": Stage(reference, "reference, fast, again as its draft", {"merged": "merge"}),
+    "eval": Stage(evaluate, "lerobot-eval, three steps", {"merged": "merge"}),
 }
 
 
@@ -278,18 +427,19 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_policy(place: Place, param_dtype: str) -> Any:
-    """Load the merged policy and report what it holds."""
+def load_policy(place: Place, param_dtype: str, folder: Path | None = None) -> Any:
+    """Load the merged policy, or one in another folder, and report what it holds."""
     from lerobot.configs.policies import PreTrainedConfig
 
     from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 
-    config = PreTrainedConfig.from_pretrained(place.merged)
+    folder = folder or place.merged
+    config = PreTrainedConfig.from_pretrained(folder)
     assert isinstance(config, VLA0Config)
     config.param_dtype, config.device = param_dtype, device()
     before = resident_bytes(os.getpid(), "VmRSS")
     began = time.perf_counter()
-    policy = VLA0Policy.from_pretrained(place.merged, config=config)
+    policy = VLA0Policy.from_pretrained(folder, config=config)
     spent = time.perf_counter() - began
     held = sum(p.numel() * p.element_size() for p in policy.parameters())
     report(

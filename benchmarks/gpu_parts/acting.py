@@ -11,7 +11,7 @@ from typing import Any
 import decode_shapes
 import numpy as np
 import torch
-from decode_shapes import CHUNK, DIMS, MAX_ANSWER, N_BINS, Passes, milliseconds
+from decode_shapes import CHUNK, DIMS, MAX_ANSWER, N_BINS, Passes, TransformersPasses, milliseconds
 from hardware import copy_bandwidth, percentiles, synchronise
 
 from gpu_parts.figures import Figures
@@ -25,6 +25,8 @@ from lerobot_policy_vla0.text.grammar import AnswerGrammar
 ACCEPTANCE = Path(__file__).resolve().parents[1] / "results" / "decode_demo_bfloat16.json"
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCHES = (1, 8)
+#: Widths at which the lean pass is held against transformers' modules.
+COMPARED = (1, 8, 32)
 
 
 def _device() -> torch.device:
@@ -33,8 +35,9 @@ def _device() -> torch.device:
 
 @torch.inference_mode()
 def passes(figures: Figures, name: str, repeats: int) -> None:
-    """Time vision tower, prefill and passes of every width at batch 1 and 8."""
-    parts = ("vision_ms", "prefill_ms", *(f"pass_ms_width{width}" for width in WIDTHS))
+    """Time vision tower, prefill and passes of every width at batch 1 and 8; and some by transformers' modules."""
+    parts = ["vision_ms", "prefill_ms", *(f"pass_ms_width{width}" for width in WIDTHS)]
+    parts += [f"transformers_{part}" for part in parts if part not in _not_compared()]
     figures.plan(["floor_ms_per_pass", *(f"batch{batch}_{part}" for batch in BATCHES for part in parts)])
     device = _device()
     vlm = decode_shapes.build(name, device)
@@ -50,6 +53,15 @@ def passes(figures: Figures, name: str, repeats: int) -> None:
         figures.measure(f"batch{batch}_prefill_ms", partial(took, timed.prefill))
         for width in WIDTHS:
             figures.measure(f"batch{batch}_pass_ms_width{width}", partial(took, partial(timed.score, width)))
+        before, name = TransformersPasses(timed), f"batch{batch}_transformers"
+        figures.measure(f"{name}_vision_ms", partial(took, before.vision))
+        figures.measure(f"{name}_prefill_ms", partial(took, before.prefill))
+        for width in (width for width in WIDTHS if width in COMPARED):
+            figures.measure(f"{name}_pass_ms_width{width}", partial(took, partial(before.score, width)))
+
+
+def _not_compared() -> set[str]:
+    return {f"pass_ms_width{width}" for width in WIDTHS if width not in COMPARED}
 
 
 # ------------------------------------------------------------------ whole chunks
@@ -180,29 +192,37 @@ def _times(values: list[float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def kernels(figures: Figures, name: str, repeats: int) -> None:
-    """Count kernels and the time between them: vision, prefill, passes captured and not, a token of `generate`."""
-    widths = (1, 8, 32)
-    captured = [f"pass_width{width}" for width in widths]
-    figures.plan(["vision", "prefill", *captured, "pass_width8_uncaptured", "hf_generate_per_token"])
+    """Count kernels and the time between them: vision, prefill, passes captured and not, and by transformers' modules.
+
+    In one process, the lean pass and what it replaces: a figure named ``transformers_...`` is the one before.
+    """
+    parts = ["vision", "prefill", *(f"pass_width{width}" for width in COMPARED)]
+    before = [f"transformers_{part}" for part in parts]
+    uncaptured_names = [f"pass_width{width}_uncaptured" for width in COMPARED]
+    figures.plan([*parts, *uncaptured_names, *before, "hf_generate_per_token"])
     device = _device()
     vlm = decode_shapes.build(name, device)
-    timed = Passes(vlm, 1, device, max(widths))
+    timed = Passes(vlm, 1, device, max(COMPARED))
     timed.prefill()
-    for part, run in (
-        ("vision", timed.vision),
-        ("prefill", timed.prefill),
-        *((name, partial(timed.score, width)) for name, width in zip(captured, widths, strict=True)),
-    ):
+    transformers = TransformersPasses(timed)
+
+    def work(of: Passes | TransformersPasses) -> list[Any]:
+        return [of.vision, of.prefill, *(partial(of.score, width) for width in COMPARED)]
+
+    for part, run in zip(parts, work(timed), strict=True):
         figures.measure(part, partial(kernels_of, run, device, repeats))
 
-    def uncaptured() -> dict[str, float]:
+    def uncaptured(width: int) -> dict[str, float]:
         timed.runner.static = False
         try:
-            return kernels_of(partial(timed.score, 8), device, repeats)
+            return kernels_of(partial(timed.score, width), device, repeats)
         finally:
             timed.runner.static = device.type == "cuda"
 
-    figures.measure("pass_width8_uncaptured", uncaptured)
+    for part, width in zip(uncaptured_names, COMPARED, strict=True):
+        figures.measure(part, partial(uncaptured, width))
+    for part, run in zip(before, work(transformers), strict=True):
+        figures.measure(part, partial(kernels_of, run, device, repeats))
 
     def per_token() -> dict[str, float]:
         more = 9 if device.type == "cuda" else 2

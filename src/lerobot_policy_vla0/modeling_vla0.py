@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
+from lerobot_policy_vla0.backbone.shared_prefix import prefix_facts
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import adapters, lerobot_api
 from lerobot_policy_vla0.checkpoints.fine_tuning import check_dataset, warn_about_other_ranges
@@ -81,7 +82,7 @@ from lerobot_policy_vla0.observations.batches import (
     read_padding,
     read_prompt,
 )
-from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.observations.images import encode_images, grid_size
 from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.text.question import NEXT_SUBTASK, QUERY_KIND, subtask_line
 from lerobot_policy_vla0.training.augmentation import AugmentationState
@@ -225,7 +226,7 @@ class VLA0Policy(PreTrainedPolicy):
         bad_actions = ~torch.isfinite(actions)
 
         bins, clipped = self.codec.actions_to_bins(actions.nan_to_num())
-        chunk = self.codec.encode_bins(bins)
+        chunk = self.codec.encode_bins(bins, trim=False)
         answer = chunk.ids
         labels = chunk.ids.masked_fill(~chunk.is_token, IGNORE_INDEX)
         if not self.config.loss_on_padding:
@@ -244,6 +245,12 @@ class VLA0Policy(PreTrainedPolicy):
             answer, labels = apply_mask(answer, labels, hide, self.vlm.tokens.mask)
             hidden_share = hide.sum() / chunk.is_text.sum()
 
+        # All sizes that follow from the data reach the CPU in one transfer; the scalars below are the other one.
+        sizes = torch.stack([chunk.is_token.sum(1).max(), (labels != IGNORE_INDEX).sum()])
+        facts = prefix_facts(prompt, prompt_mask, stop=self.vlm.image_token_id)
+        longest, labelled, *prefix = torch.cat([sizes, facts]).tolist()
+        chunk, answer, labels = chunk.trimmed(longest), answer[:, :longest], labels[:, :longest]
+
         with self._autocast():
             pixel_values, grid_thw = encode_images(images, self.image_settings, generator)
             # The hidden state at column c predicts the token at c + 1, so the range starts one before the answer.
@@ -253,12 +260,15 @@ class VLA0Policy(PreTrainedPolicy):
                 pixel_values,
                 grid_thw,
                 first=prompt.shape[1] - 1,
+                size=grid_size(self.image_settings, len(images))[0],
+                prefix=prefix,
             )
             result = answer_loss(
                 hidden[:, :-1],
                 labels,
                 self.vlm.logits,
                 chunk=positions_per_chunk(self.vlm.vocabulary_size),
+                labelled=labelled,
             )
         loss = result.per_sample.mean()
         scalars = {

@@ -69,6 +69,10 @@ def test_passes_chunks_and_kernels_are_measured(figures: Figures) -> None:
     captured, plain = (figures.values[name] for name in ("pass_width8", "pass_width8_uncaptured"))
     assert captured["kernels"] > 50 and plain["kernels"] > 50
     assert captured["busy_ms"] > 0 and captured["gaps_ms"] >= 0
+    for part in ("vision", "prefill", "pass_width1", "pass_width8", "pass_width32"):
+        before, lean = figures.values[f"transformers_{part}"], figures.values[part]
+        assert lean["kernels"] < 0.8 * before["kernels"], part
+    assert figures.values["batch2_transformers_pass_ms_width8"] > 0
     assert not missing(figures) and not figures.failed
     assert json.loads(figures.path.read_text())["figures"].keys() == figures.values.keys()
 
@@ -143,6 +147,19 @@ def test_minus_m_gpu_reads_only_files_with_such_tests(tmp_path: Path) -> None:
     assert GpuFilesOnly().pytest_ignore_collect(plain) is True
     assert GpuFilesOnly().pytest_ignore_collect(marked) is None
     assert GpuFilesOnly().pytest_ignore_collect(tmp_path) is None
+
+
+@torch.inference_mode()
+def test_transformers_modules_are_asked_for_the_scores_that_the_lean_pass_gives() -> None:
+    lean = decode_shapes.Passes(decode_shapes.build("tiny", CPU), 2, CPU, 8)
+    before = decode_shapes.TransformersPasses(lean)
+    for run in ("prefill", "score", "score"):
+        arguments = [8] * (run == "score")
+        ours, theirs = (getattr(of, run)(*arguments) for of in (lean, before))
+        assert ours.shape == theirs.shape
+        # In bfloat16, and with logits of transformers' head in bfloat16.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.05)
+        assert np.abs(ours).max() > 0.05
 
 
 # ---------------------------------------------------------------- scripted answers

@@ -20,6 +20,7 @@ FIGURES = real_size.FIGURES
 
 def become_here(command: str, *arguments: str) -> None:
     """Run in this process what a stage starts."""
+    from lerobot.scripts.lerobot_eval import main as lerobot_eval
     from lerobot.scripts.lerobot_train import main as lerobot_train
 
     from lerobot_policy_vla0.tools.commands import main as vla0
@@ -28,7 +29,7 @@ def become_here(command: str, *arguments: str) -> None:
         vla0(list(arguments))
         return
     sys.argv = [command, *arguments]
-    lerobot_train()
+    {"lerobot-train": lerobot_train, "lerobot-eval": lerobot_eval}[command]()
 
 
 def test_every_stage_goes_on_from_the_one_before(
@@ -48,7 +49,15 @@ def test_every_stage_goes_on_from_the_one_before(
     parameters = figures["build"]["parameters"]
     assert figures["load"]["weights_gb"] == pytest.approx(2 * parameters / 1e9, abs=1e-4)
     assert figures["load_float32"]["weights_gb"] == pytest.approx(4 * parameters / 1e9, abs=1e-4)
+    assert figures["load_imported"]["weights_gb"] == figures["load"]["weights_gb"]
     assert figures["chunk"]["second_chunk_s"] > 0
+    asked = figures["reference"]
+    assert asked["equal"] or asked["margin_at_first_difference"] <= real_size.NEAR_TIE
+    assert asked["reference_passes"] > asked["fast_passes"] > asked["asked_again_passes"]
+    assert len(asked["asked_again_widths"]) == asked["asked_again_passes"]
+    assert max(asked["asked_again_widths"]) > 8, "a draft that is right is fed in wide passes"
+    said = json.loads((place.evaluation / "eval_info.json").read_text())
+    assert said["overall"]["n_episodes"] == 1 and said["overall"]["pc_success"] == 0.0
     # As the Hub has them: names of earlier versions, the vocabulary once, no file too many.
     index = json.loads((place.backbone / "model.safetensors.index.json").read_text())["weight_map"]
     assert {"model.embed_tokens.weight", "visual.patch_embed.proj.weight"} <= index.keys()

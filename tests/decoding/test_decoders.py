@@ -29,14 +29,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0.decoding import passes as passes_module
 from lerobot_policy_vla0.decoding import speculative as speculative_module
-from lerobot_policy_vla0.decoding.autotune import WIDTHS, Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.autotune import (
+    CAPTURED,
+    WIDTHS,
+    Acceptance,
+    best_width,
+    measure_widths,
+)
 from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.passes import Feed
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter, nearest_with_prefix
 from lerobot_policy_vla0.errors import ConfigError, DecodeError
+
+#: In bfloat16, scores this close are a near-tie: four times what two sums of one hidden state were seen to differ by.
+BFLOAT16_TIE = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +240,11 @@ def test_captured_passes_write_the_reference_tokens(dtype: str) -> None:
             for _ in range(2):
                 decoder.decode(problem.request)
                 assert decoder.last is not None
-                flips += near_ties(oracle, decoder.last, tolerance=1e-4 if dtype == "float32" else 0.25)
+                flips += near_ties(
+                    oracle, decoder.last, tolerance=1e-4 if dtype == "float32" else BFLOAT16_TIE
+                )
         assert decoder.runner._static_passes or oracle.tokens == oracle.committed
-    assert flips <= (2 if dtype == "float32" else 40)
+    assert flips <= (1 if dtype == "float32" else 4)
 
 
 def test_committed_beginnings_of_every_length_are_kept_and_continued_as_the_reference_does(
@@ -330,17 +342,67 @@ def _padded(rows: Tensor, length: int, policy: VLA0Policy | None) -> Tensor:
 
 
 def test_bfloat16_differs_at_near_ties_only(policy: VLA0Policy) -> None:
-    flips = 0
+    """Measured: no answer of 80 flipped, and the scores, which are float32, differed by 0.0051 at most."""
+    flips, furthest = 0, 0.0
     for seed in range(20):
         problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            oracle = reference(policy, problem)
+            _, oracle = reference(policy, problem)
             decoder = speculative(policy, problem)
             decoder.decode(problem.request)
         assert decoder.last is not None
-        # A bfloat16 has 8 bits: scores near 16 are 0.06 apart, and a sum in another order moves them by a few steps.
-        flips += near_ties(oracle[1], decoder.last, tolerance=0.25)
-    assert flips <= 8, f"{flips} of 40 answers flipped at near-ties"
+        flips += near_ties(oracle, decoder.last, tolerance=BFLOAT16_TIE)
+        for right, row in zip(oracle.traces, decoder.last.traces, strict=True):
+            for a, b in zip(right.scores, row.scores, strict=False):
+                if a is not None and b is not None and right.symbols == row.symbols:
+                    legal = np.isfinite(a)
+                    furthest = max(furthest, float(np.abs(a[legal] - b[legal]).max()))
+    assert flips <= 1, f"{flips} of 40 answers flipped at near-ties"
+    assert 0 < furthest < BFLOAT16_TIE / 2
+
+
+def test_a_policy_repeats_its_chunk_whatever_it_did_before() -> None:
+    """In float32: fresh, warmed up, after other robots and tasks, with any width of passes, and beside others."""
+    trained = trained_policy()
+    config = trained.config
+
+    def observe(seed: int, rows: int) -> dict[str, Any]:
+        batch = make_batch(config, rows, seed)
+        source = torch.Generator().manual_seed(seed)
+        level = torch.rand(3, 3, 1, 1, generator=source)  # a small model sees noise alike everywhere
+        for key in config.camera_keys:
+            noise = torch.rand(3, *batch[key].shape[1:], generator=source)
+            batch[key] = (level + 0.3 * noise).clamp(0, 1)[:rows]
+        return batch
+
+    def beliefs() -> NDArray[Any]:
+        assert trained.last_decode is not None
+        return trained.last_decode.number_probability[0]
+
+    alone = observe(5, 1)
+    expected = trained.predict_action_chunk(alone)
+    believed = beliefs()
+
+    def check(answer: Tensor, history: object) -> None:
+        assert torch.equal(answer[:1], expected), history
+        # Twenty times closer than two observations are; the order of a sum moves a probability by less.
+        np.testing.assert_allclose(beliefs(), believed, rtol=0, atol=5e-6, err_msg=str(history))
+
+    trained.predict_action_chunk(observe(6, 1))
+    assert np.abs(beliefs() - believed).max() > 1e-4, "all observations are alike to it: nothing is compared"
+    for width in (None, 1, 128):
+        config.draft_width = width
+        trained.train().eval()  # a decoder that has seen nothing
+        check(trained.predict_action_chunk(alone), width)
+        for batch in (1, 3):
+            trained.warm_up(batch)
+            check(trained.predict_action_chunk(alone), (width, "warmed up", batch))
+        for seed in (7, 8):
+            trained.predict_action_chunk(observe(seed, seed - 6))
+            check(trained.predict_action_chunk(alone), (width, "after others", seed))
+        check(trained.predict_action_chunk(observe(5, 3)), (width, "beside others"))
+        trained.reset()
+        check(trained.predict_action_chunk(alone), (width, "after a reset"))
 
 
 # ---------------------------------------------------------------- sampling
@@ -504,7 +566,7 @@ def growing(per_token: float) -> Callable[[float], Callable[[int], float]]:
 @pytest.mark.parametrize(
     ("shape", "width"),
     [
-        pytest.param(growing(0.0), 64, id="flat"),
+        pytest.param(growing(0.0), 128, id="flat"),
         pytest.param(growing(0.02), 24, id="growing"),
         pytest.param(growing(50.0), 1, id="proportional"),
     ],
@@ -514,21 +576,23 @@ def test_the_width_follows_what_passes_cost_relative_to_each_other(
 ) -> None:
     clock = FakeClock(shape(seconds), capture=capture)
     times = measure_widths(clock.run, clock)
-    assert clock.ran == [1, 1, 8, 8, 32, 32, 64, 64], "slow passes are measured as fast ones are"
-    assert times == pytest.approx({w: shape(seconds)(w) for w in WIDTHS}, rel=1e-6, abs=1e-9)
+    # Passes whose cost doubles with their width gain nothing from the widest.
+    widest = 128 if shape(seconds)(64) < 1.5 * shape(seconds)(32) else 64
+    assert clock.ran == [1, 1, 8, 8, 32, 32, 64, 64, 128, 128][: 8 if widest == 64 else 10]
+    expected = {w: shape(seconds)(w) for w in WIDTHS if w <= widest}
+    assert times == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert best_width(times, acceptance=0.9) == width
 
 
-@pytest.mark.parametrize(("capture", "after_the_widest"), [(0.0, 64), (3.0, 32)])
+@pytest.mark.parametrize("capture", [0.0, 3.0])
 @pytest.mark.parametrize("seconds", [0.0001, 0.005, 0.5])
-def test_one_disturbed_pass_does_not_switch_drafts_off(
-    seconds: float, capture: float, after_the_widest: int
-) -> None:
+def test_one_disturbed_pass_does_not_switch_drafts_off(seconds: float, capture: float) -> None:
     chosen = []
-    for disturbed in range(8):
+    for disturbed in range(10):
         clock = FakeClock(lambda _: seconds, capture=capture, disturbed=disturbed)
         chosen.append(best_width(measure_widths(clock.run, clock), acceptance=0.9))
-    assert chosen == [64] * 7 + [after_the_widest]
+    # Where a first pass takes long, a disturbed second one leaves no time that counts.
+    assert chosen == ([128] * 7 + [32, 128, 64] if capture else [128] * 10)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +602,11 @@ def test_a_decoder_drafts_as_wide_as_its_device_allows(
     policy: VLA0Policy, monkeypatch: pytest.MonkeyPatch, per_token: float, width: int, siblings: bool
 ) -> None:
     clock = FakeClock(growing(per_token)(0.426))
-    monkeypatch.setattr(speculative_module, "measure_widths", lambda run: measure_widths(run, clock))
+    monkeypatch.setattr(
+        speculative_module,
+        "measure_widths",
+        lambda run, **widths: measure_widths(run, clock, **widths),
+    )
     problem = Problem(make_request(policy, 5, 1), (4, 3), 1000, 1.0)
     oracle = reference(policy, problem)
     decoder = speculative(policy, problem, width=None)
@@ -555,15 +623,82 @@ def test_a_decoder_drafts_as_wide_as_its_device_allows(
     assert clock.ran[:8] == [1, 1, 8, 8, 32, 32, 64, 64]
 
 
-def test_every_width_is_captured_before_the_second_answer(policy: VLA0Policy) -> None:
+@pytest.mark.parametrize(
+    ("width", "expected"), [(None, list(CAPTURED)), (16, [8, 32]), (200, [8, 32, 128, 256])]
+)
+def test_all_widths_are_captured_with_the_first_prompt(
+    policy: VLA0Policy, width: int | None, expected: list[int]
+) -> None:
     problem = Problem(make_request(policy, 5, 1), (4, 3), 1000, 1.0)
+    decoder = speculative(policy, problem, width=width)
+    decoder.runner.static = True
+    with torch.no_grad():
+        decoder.runner.prefill(problem.request, Feed.chain(np.zeros((1, 0), np.int64), np.zeros(1, np.int64)))
+    captured = dict(decoder.runner._static_passes)
+    assert sorted(captured) == expected
+    for _ in range(2):
+        decoder.decode(problem.request)
+        assert decoder.runner._static_passes == captured
+    assert isinstance(decoder.drafter, PreviousChunkDrafter)
+    if width is None:
+        assert set(decoder.drafter._times[1]) <= set(expected), "it chooses among the captured widths"
+
+
+def test_a_capture_that_fails_is_tried_once(
+    policy: VLA0Policy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def refuse(*_: Any, width: int, **options: Any) -> None:
+        tried.append(width)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(passes_module, "StaticPass", refuse)
+    problem = Problem(make_request(policy, 5, 2), (4, 3), 1000, 1.0)
+    oracle = reference(policy, problem)
     decoder = speculative(policy, problem, width=None)
     decoder.runner.static = True
-    decoder.decode(problem.request)
-    captured = dict(decoder.runner._static_passes)
-    assert sorted(captured) == list(WIDTHS)
-    decoder.decode(problem.request)
-    assert decoder.runner._static_passes == captured
+    for _ in range(3):
+        assert check_equal(decoder, problem, oracle) == 0
+    assert tried == [128]
+    assert "a pass of width 128 could not be captured as a CUDA graph (operation not permitted" in caplog.text
+
+
+@pytest.mark.parametrize("fed", [0, 5, 40])
+@torch.no_grad()
+def test_a_padded_prefill_has_few_shapes_and_the_same_scores(policy: VLA0Policy, fed: int) -> None:
+    """The prompt's padding and the feed's filler change no score, and columns behind the feed are written again."""
+    shapes = set()
+    for seed in range(6):
+        problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
+        rng = np.random.default_rng(seed)
+        feed = Feed.chain(rng.integers(0, 11, (2, fed)), np.zeros(2, np.int64))
+        later = Feed.chain(rng.integers(0, 11, (2, 4)), np.full(2, fed))
+        scores = []
+        for static in (False, True):
+            runner = speculative(policy, problem, width=64).runner
+            runner.static = static
+            ran = runner.model.score
+
+            def score(
+                inputs: Tensor, *rest: Any, ran: Any = ran, static: bool = static, **options: Any
+            ) -> Tensor:
+                if static:
+                    shapes.add(tuple(inputs.shape[:2]))
+                return ran(inputs, *rest, **options)
+
+            first = runner.prefill(problem.request, feed) if not static else None
+            if static:
+                runner.model.score = score  # type: ignore[method-assign]
+                first = runner.prefill(problem.request, feed)
+                runner.model.score = ran  # type: ignore[method-assign]
+            scores.append((first, runner.score(later)))
+        for plain, padded in zip(*scores, strict=True):
+            assert plain.shape == padded.shape
+            np.testing.assert_allclose(padded, plain, rtol=0, atol=2e-5)
+    width = {0: 8, 5: 8, 40: 128}[fed]
+    assert all((length - width) % 64 == 0 for _, length in shapes)
+    assert len(shapes) <= 2, "prompts of one bucket have one shape"
 
 
 def test_the_width_grows_with_the_share_of_right_guesses() -> None:

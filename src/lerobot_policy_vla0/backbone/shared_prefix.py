@@ -8,6 +8,7 @@ gradient checkpointing, sharding and adapters work as before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,18 @@ def common_prefix(ids: Tensor, mask: Tensor, *, stop: int) -> Tensor:
     return alike.all(0).long().cumprod(0).sum()
 
 
-def pack(ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int) -> PackedBatch | None:
+def prefix_facts(ids: Tensor, mask: Tensor, *, stop: int) -> Tensor:
+    """Return what the host must know to `pack` a batch, ``(3,)`` int64, from its prompts alone if they hold a ``stop``.
+
+    It is the length of the common prefix, and the smallest and largest number of columns before a row's first token.
+    """
+    begins = mask.long().argmax(1)  # (B,)
+    return torch.stack([common_prefix(ids, mask, stop=stop), begins.min(), begins.max()])
+
+
+def pack(
+    ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int, facts: Sequence[int] | None = None
+) -> PackedBatch | None:
     """Pack a batch; None if it has a single row or no common prefix.
 
     Args:
@@ -86,13 +98,13 @@ def pack(ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int) -> PackedBa
         mask: ``(B, L)`` bool, false on padding, which may be left or right of a row's tokens.
         positions: ``(3, B, L)`` int64.
         stop: the id before which the prefix ends.
+        facts: those of `prefix_facts`; None computes them, for which the host waits for the device.
     """
     rows, length = ids.shape
     if rows == 1:
         return None
     begins = mask.long().argmax(1)  # (B,)
-    facts = torch.stack([common_prefix(ids, mask, stop=stop), begins.min(), begins.max()])
-    prefix, start, last_begin = facts.tolist()  # one wait for the device
+    prefix, start, last_begin = prefix_facts(ids, mask, stop=stop).tolist() if facts is None else facts
     if prefix == 0:
         return None
     step = torch.arange(length - start - prefix, device=ids.device)
@@ -101,7 +113,7 @@ def pack(ids: Tensor, mask: Tensor, positions: Tensor, *, stop: int) -> PackedBa
     columns = columns.clamp(max=length - 1)
     common = begins[0] + torch.arange(prefix, device=ids.device)
     rest = ids.gather(1, columns)
-    rest = torch.where(past, ids[0, common[0]], rest)
+    rest = torch.where(past, ids[0, common[:1]], rest)
     places = positions.gather(2, columns.expand(3, -1, -1))
     return PackedBatch(
         prefix=prefix,

@@ -5,6 +5,7 @@ Precision, attention, freezing and gradient checkpointing are set here; `backbon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,15 @@ class VLM(nn.Module):
     # ------------------------------------------------------------------ running
 
     def hidden_states(
-        self, ids: Tensor, mask: Tensor, pixel_values: Tensor, grid_thw: Tensor, *, first: int = 0
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        pixel_values: Tensor,
+        grid_thw: Tensor,
+        *,
+        first: int = 0,
+        size: tuple[int, int, int] | None = None,
+        prefix: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the last hidden states of whole sequences, without the vocabulary projection.
 
@@ -183,17 +192,20 @@ class VLM(nn.Module):
             pixel_values: ``(patches, C*t*p*p)`` float.
             grid_thw: ``(images, 3)`` int64; all images have one size.
             first: the first column whose state is returned.
+            size: patches of each image along time, height and width; None reads them from ``grid_thw``.
+            prefix: `shared_prefix.prefix_facts` of the prompts. What is None is read from the device, for which the
+                host waits.
 
         Returns:
             ``(B, L - first, hidden)``.
         """
         merge = self.merge_size
-        _, height, width = grid_thw[0].tolist()
+        _, height, width = grid_thw[0].tolist() if size is None else size
         positions, _ = rope_positions(
             ids, mask, image_token_id=self.image_token_id, grid=(height // merge, width // merge)
         )
         if can_share_prefix(self.model.model.language_model.config):
-            packed = pack(ids, mask, positions, stop=self.image_token_id)
+            packed = pack(ids, mask, positions, stop=self.image_token_id, facts=prefix)
             if packed is not None and packed.has_columns(first):
                 states = self._packed_states(packed, pixel_values, grid_thw)
                 return packed.columns(states, first, ids.shape[1])

@@ -7,40 +7,62 @@ on a CPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-#: Widths that are captured, in tokens per row; a narrower feed is filled up with tokens whose scores are not used.
-WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+#: Widths to choose from, in tokens per row.
+WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 #: Widths that are measured; times of the others are interpolated.
-MEASURED = (1, 8, 32, 64)
+MEASURED = (1, 8, 32, 64, 128)
+#: The only widths on fixed memory (CUDA graphs); a narrower feed is filled up with tokens whose scores are not used.
+CAPTURED = (8, 32, 128)
 
 
 def captured_width(width: int) -> int:
-    """Return the narrowest captured width that holds ``width`` tokens, or ``width`` itself beyond the widest.
+    """Return the narrowest captured width that holds ``width`` tokens; beyond the widest, a multiple of it.
 
-    >>> captured_width(5), captured_width(64), captured_width(100)
-    (6, 64, 100)
+    >>> captured_width(5), captured_width(32), captured_width(200)
+    (8, 32, 256)
     """
-    return next((w for w in WIDTHS if w >= width), width)
+    return next((w for w in CAPTURED if w >= width), -(-width // CAPTURED[-1]) * CAPTURED[-1])
+
+
+def captured_widths(widest: int) -> list[int]:
+    """Return all captured widths that feeds of up to ``widest`` tokens need.
+
+    >>> captured_widths(8), captured_widths(100), captured_widths(300)
+    ([8], [8, 32, 128], [8, 32, 128, 256, 384])
+    """
+    last = captured_width(widest)
+    return [w for w in CAPTURED if w <= last] + list(range(2 * CAPTURED[-1], last + 1, CAPTURED[-1]))
 
 
 def measure_widths(
-    run: Callable[[int], object], clock: Callable[[], float] = time.perf_counter
+    run: Callable[[int], object],
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    measured: Sequence[int] = MEASURED,
+    offered: Sequence[int] = WIDTHS,
 ) -> dict[int, float]:
     """Time passes of a few widths.
+
+    The widest is left out if it cannot pay: if the step to the width before it cost half as much again.
 
     Args:
         run: runs one pass of the given width and waits for its result.
         clock: seconds.
+        measured: the widths to time, ascending.
+        offered: the widths to choose from; times of those that are not measured are interpolated.
 
     Returns:
-        Each of `WIDTHS` to seconds, wider never cheaper.
+        Each offered width to seconds, wider never cheaper.
     """
-    best = []
-    for width in MEASURED:
-        # The first call of a width may allocate and capture, so the faster of two counts.
+    best: list[float] = []
+    for width in measured:
+        if width == measured[-1] and len(best) > 2 and best[-1] > 1.5 * best[-2]:
+            break
+        # The first call of a width may allocate, so the faster of two counts.
         times = [clock()]
         for _ in range(2):
             run(width)
@@ -48,7 +70,18 @@ def measure_widths(
         best.append(np.diff(times).min())
     # A pass that took longer than a wider one was disturbed by something else on the processor.
     smooth = np.minimum.accumulate(best[::-1])[::-1]
-    return dict(zip(WIDTHS, np.interp(WIDTHS, MEASURED, smooth).tolist(), strict=True))
+    known = measured[: len(smooth)]
+    within = [width for width in offered if width <= known[-1]]
+    return dict(zip(within, np.interp(within, known, smooth).tolist(), strict=True))
+
+
+def time_of(times: dict[int, float], width: int) -> float:
+    """Return the seconds of a pass that holds ``width`` tokens: those of the narrowest offered width.
+
+    >>> time_of({8: 1.0, 32: 3.0}, 2), time_of({8: 1.0, 32: 3.0}, 12)
+    (1.0, 3.0)
+    """
+    return times[min((w for w in times if w >= width), default=max(times))]
 
 
 def best_width(times: dict[int, float], acceptance: float, *, pending: int = 2) -> int:

@@ -8,7 +8,6 @@ slower than the ordinary pass; the tests compare the two.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
 #: Runs a pass on ids ``(B, W)``, starts ``(B,)``, depths ``(B, W)`` and visibility ``(B, W, W)`` bool.
 PassFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def graph_pool(device: torch.device) -> Any:
+    """Return a new memory pool for graphs; None without an accelerator."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 class StaticPass:
@@ -32,10 +34,21 @@ class StaticPass:
         width: tokens per row.
         device: of the backbone.
         spare: place in the answer from which no answer uses the columns; the pass runs there while it is captured.
+        pool: of graphs that share their memory, from `graph_pool`. A graph's logits are read before another one runs.
+
+    Raises:
+        RuntimeError: if the pass cannot be captured.
     """
 
     def __init__(
-        self, run: PassFunction, *, batch: int, width: int, device: torch.device, spare: int
+        self,
+        run: PassFunction,
+        *,
+        batch: int,
+        width: int,
+        device: torch.device,
+        spare: int,
+        pool: Any = None,
     ) -> None:
         self.batch = batch
         self.width = width
@@ -53,18 +66,9 @@ class StaticPass:
         self._graph: Any = None
         self._logits: Tensor | None = None
         if cuda:
-            try:
-                self._capture(spare)
-            except RuntimeError as error:  # the uncaptured pass gives the same logits
-                self._graph = None
-                logger.warning(
-                    "decoder: a pass of width %d could not be captured as a CUDA graph (%s); it runs uncaptured, which "
-                    "gives the same tokens and takes longer",
-                    width,
-                    error,
-                )
+            self._capture(spare, pool)
 
-    def _capture(self, spare: int) -> None:
+    def _capture(self, spare: int, pool: Any) -> None:
         self._views[1].fill_(spare)
         self._views[3].copy_(torch.eye(self.width, dtype=torch.long))
         stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -75,7 +79,7 @@ class StaticPass:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads (a robot's control loop) may use the device while this one captures.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self._logits = self._forward()
         self._graph = graph
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.head import AnswerHead
@@ -77,17 +79,27 @@ class LeanModel:
             pixel_values: ``(patches, C*t*p*p)`` float, all images in the order of the placeholders.
             size: patches of each image along time, height and width.
         """
-        assert self._vision is not None
         embeddings = self.embed(ids)
-        with torch.autocast(self._kind, enabled=False):
-            pictures = self._vision(pixel_values, size)
+        pictures = self.encode_images(pixel_values, size)
         return embeddings.masked_scatter_(is_image.unsqueeze(-1), pictures.to(embeddings.dtype))
+
+    def encode_images(self, pixel_values: Tensor, size: tuple[int, int, int]) -> Tensor:
+        """Return the image tokens ``(n, hidden)`` of pictures; see `VisionTower.__call__`."""
+        assert self._vision is not None
+        with torch.autocast(self._kind, enabled=False), self._attention():
+            return self._vision(pixel_values, size)
 
     def score(
         self, inputs: Tensor, positions: Tensor, visible: Tensor, cache: AnswerCache, keep: int | None = None
     ) -> Tensor:
         """Run tokens and return the logits ``(B, keep, 12)`` float32 of what follows; see `Transformer.__call__`."""
         assert self._transformer is not None and self._head is not None
-        with torch.autocast(self._kind, enabled=False):
+        with torch.autocast(self._kind, enabled=False), self._attention():
             hidden = self._transformer(inputs, positions, visible, cache, keep)
         return self._head.project(hidden)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        """Leave out cuDNN's attention on CUDA: it builds a plan for every exact shape, in every thread."""
+        if self._kind != "cuda":
+            return nullcontext()
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -6,17 +6,19 @@ a batch stands at its own place in its answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from lerobot_policy_vla0.decoding.autotune import captured_width
+from lerobot_policy_vla0.decoding.autotune import captured_width, captured_widths
 from lerobot_policy_vla0.decoding.cache import AnswerCache
-from lerobot_policy_vla0.decoding.cuda_graph import StaticPass
+from lerobot_policy_vla0.decoding.cuda_graph import StaticPass, graph_pool
 from lerobot_policy_vla0.decoding.drafts import Draft
 from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.request import DecodeRequest
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
     from lerobot_policy_vla0.backbone.vlm import VLM
     from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
+logger = logging.getLogger(__name__)
+
 #: Prompt lengths are rounded up to a multiple of this, so that tasks of similar length share one cache.
 _BUCKET = 128
+#: On fixed memory, prompts are padded to a multiple of this: a GPU's libraries prepare for every shape anew.
+_PADDED = 64
 #: Caches are as many columns long as a multiple of this: GPU kernels copy masks of another length before they use them.
 _ALIGNED = 16
 
@@ -73,6 +79,16 @@ class Feed:
                 feed.visible[row, first:end, first:end] = draft.visibility()
         return feed
 
+    def widened(self, width: int) -> Feed:
+        """Return a pass of ``width`` tokens per row; the added ones attend to themselves, and no other to them."""
+        batch, fed = self.symbols.shape
+        wider = Feed.chain(np.zeros((batch, width), dtype=np.int64), self.starts)
+        wider.symbols[:, :fed] = self.symbols
+        wider.depths[:, :fed] = self.depths
+        wider.visible[:] = np.eye(width, dtype=bool)
+        wider.visible[:, :fed, :fed] = self.visible
+        return wider
+
 
 class PassRunner:
     """Prefills prompts and scores answer tokens against the cache.
@@ -93,6 +109,7 @@ class PassRunner:
         self.model = LeanModel(vlm, grammar.token_ids) if model is None else model
         #: Columns after the prompt's: a captured pass writes its whole width.
         self._answer_columns = grammar.longest_answer + captured_width(max_width)
+        self._widest = max_width
         self._host_ids = grammar.token_ids.cpu().numpy()
         self._device = grammar.token_ids.device
         self._cache: AnswerCache | None = None
@@ -123,6 +140,9 @@ class PassRunner:
             ``(B, 1 + W, 12)`` float32 logits.
         """
         generation = self.model.refresh()
+        fed = feed.symbols.shape[1]
+        if self.static:
+            request, feed = self._padded(request, feed)
         frames, height, breadth = request.grid_thw[0].tolist()
         start = self._prepare(request, generation, (height, breadth))
         self._generation = 0  # an error below leaves a cache that nothing may be taken over from
@@ -149,9 +169,22 @@ class PassRunner:
             visible[:, -width:, -width:] = torch.from_numpy(feed.visible).to(self._device)
         cache.place(columns.expand(batch, -1), start=start)
         logits = self.model.score(inputs, positions, visible, cache, keep=1 + width)
-        out: NDArray[Any] = logits.cpu().numpy()
+        out: NDArray[Any] = logits[:, : 1 + fed].cpu().numpy()
         self._generation = generation
+        if self.static and not self._static_passes:
+            self._capture()
         return out
+
+    def _padded(self, request: DecodeRequest, feed: Feed) -> tuple[DecodeRequest, Feed]:
+        """Return a prefill of one of few shapes with the same scores: padding before the prompt and after the feed."""
+        ids, mask, fed = request.ids, request.mask, feed.symbols.shape[1]
+        more = -ids.shape[1] % _PADDED
+        request = replace(
+            request,
+            ids=functional.pad(ids, (more, 0), value=self.vlm.tokens.pad),
+            mask=functional.pad(mask, (more, 0), value=False),
+        )
+        return request, feed.widened(max(min(captured_width(fed), self._answer_columns), fed))
 
     def _prepare(self, request: DecodeRequest, generation: int, size: tuple[int, int]) -> int:
         """Set up cache and positions for a batch of prompts; return the first column to compute.
@@ -226,7 +259,8 @@ class PassRunner:
         width = feed.symbols.shape[1]
         if self.static:
             ids = self._host_ids[feed.symbols]
-            logits = self._static_pass(width)(ids, feed.starts, feed.depths, feed.visible)
+            run = self._static_passes[captured_width(width)]
+            logits = run(ids, feed.starts, feed.depths, feed.visible)
         else:
             first = int(feed.starts[0])
             shared = self._prompt_length + first if bool((feed.starts == first).all()) else None
@@ -271,19 +305,32 @@ class PassRunner:
         self._cache.place(columns, start=start)
         return self.model.score(self.model.embed(ids), positions, visible, self._cache)
 
-    def _static_pass(self, width: int) -> StaticPass:
-        """Return the captured pass that holds ``width`` tokens."""
+    def _capture(self) -> None:
+        """Capture passes of all widths, once for this memory and these weights; do without from now on if one fails."""
         assert self._cache is not None
-        width = captured_width(width)
-        if width not in self._static_passes:
-            self._static_passes[width] = StaticPass(
-                self._pass,
-                batch=self._cache.batch,
-                width=width,
-                device=self._device,
-                spare=self._cache.length - self._prompt_length - width,
-            )
-        return self._static_passes[width]
+        pool = graph_pool(self._device)
+        for width in reversed(
+            captured_widths(self._widest)
+        ):  # narrower ones fit into the memory of the widest
+            try:
+                self._static_passes[width] = StaticPass(
+                    self._pass,
+                    batch=self._cache.batch,
+                    width=width,
+                    device=self._device,
+                    spare=self._cache.length - self._prompt_length - width,
+                    pool=pool,
+                )
+            except RuntimeError as error:
+                self.static = False
+                self._static_passes.clear()
+                logger.warning(
+                    "decoder: a pass of width %d could not be captured as a CUDA graph (%s); passes run uncaptured "
+                    "from now on, which gives the same tokens and takes longer",
+                    width,
+                    error,
+                )
+                return
 
     def keep(self, row: int, start: int, path: list[int]) -> None:
         """Move accepted guesses of the last pass together in the cache, over the rejected ones between them.

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.decoding.autotune import MEASURED, WIDTHS, Acceptance, best_width, measure_widths
+from lerobot_policy_vla0.decoding.autotune import (
+    CAPTURED,
+    MEASURED,
+    WIDTHS,
+    Acceptance,
+    best_width,
+    measure_widths,
+    time_of,
+)
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import Row
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
@@ -114,18 +122,17 @@ class PreviousChunkDrafter:
                 # The columns written here are written again before a pass looks at them.
                 runner.score(Feed.chain(np.zeros((batch, width), dtype=np.int64), starts))
 
-            for width in WIDTHS if runner.static else ():
-                run(width)  # captured now, because an episode should not wait for it later
-            self._times[batch] = measure_widths(run)
+            measured, offered = (CAPTURED, CAPTURED) if runner.static else (MEASURED, WIDTHS)
+            times = self._times[batch] = measure_widths(run, measured=measured, offered=offered)
             logger.info(
                 "decoder: a pass of a batch of %d takes %s",
                 batch,
-                ", ".join(f"{1e3 * self._times[batch][w]:.1f} ms at width {w}" for w in MEASURED),
+                ", ".join(f"{1e3 * times[w]:.1f} ms at width {w}" for w in measured if w in times),
             )
         times = self._times[batch]
         self.width = best_width(times, self._acceptance.rate)
         # Siblings settle two symbols in a pass instead of one.
-        self._siblings = times[N_SYMBOLS] < 2 * times[2]
+        self._siblings = time_of(times, N_SYMBOLS) < 2 * time_of(times, 2)
 
     def _draft_row(self, index: int, row: Row, room: int) -> Draft:
         """Return up to ``room`` guesses for row ``index``; more only for siblings of a width that was measured."""

@@ -123,6 +123,7 @@ class EncodedChunk:
         number: ``(B, L)`` int64 index in ``[0, T*D)`` of the token's number (a space belongs to the number after it);
             ``T*D`` for the end token, the newline and padding.
         place: ``(B, L)`` int64 decimal place of a digit (0 = units); -1 for other tokens.
+        n_numbers: ``T*D``.
     """
 
     ids: Tensor
@@ -130,6 +131,18 @@ class EncodedChunk:
     is_token: Tensor
     number: Tensor
     place: Tensor
+    n_numbers: int
+
+    def trimmed(self, width: int) -> EncodedChunk:
+        """Return the first ``width`` columns."""
+        return EncodedChunk(
+            ids=self.ids[:, :width],
+            is_text=self.is_text[:, :width],
+            is_token=self.is_token[:, :width],
+            number=self.number[:, :width],
+            place=self.place[:, :width],
+            n_numbers=self.n_numbers,
+        )
 
 
 class ActionCodec:
@@ -190,8 +203,14 @@ class ActionCodec:
 
     # ---------------------------------------------------------------- bins ⇄ ids
 
-    def encode_bins(self, bins: Tensor) -> EncodedChunk:
-        """Write int64 bins ``(B, T, D)`` in ``[0, n_bins]`` as token ids; ``L`` is the length of the longest row."""
+    def encode_bins(self, bins: Tensor, *, trim: bool = True) -> EncodedChunk:
+        """Write int64 bins ``(B, T, D)`` in ``[0, n_bins]`` as token ids.
+
+        Args:
+            bins: the numbers.
+            trim: make ``L`` the length of the longest row, for which the host waits for the device. Otherwise it is
+                `max_answer_length`, and nothing waits.
+        """
         device = bins.device
         numbers = bins.reshape(bins.shape[0], -1)  # (B, N)
         batch, n_numbers = numbers.shape
@@ -204,7 +223,7 @@ class ActionCodec:
         # right of each row.
         ids = torch.empty(batch, n_numbers, 1 + self.max_digits, dtype=torch.long, device=device)
         ids[..., 0] = self.tokens.space
-        ids[..., 1:] = torch.tensor(self.tokens.digits, device=device)[digits]
+        ids[..., 1:] = torch.tensor(self.tokens.digits).to(device, non_blocking=True)[digits]
         used = torch.empty_like(ids, dtype=torch.bool)
         used[..., 0] = True
         used[:, 0, 0] = False  # no space before the first number
@@ -215,14 +234,13 @@ class ActionCodec:
 
         def close(slots: Tensor, end: int, newline: int) -> Tensor:
             """Flatten to ``(B, S)`` and append the values for the end token and the newline."""
-            tail = torch.tensor([end, newline], device=device, dtype=slots.dtype).expand(batch, 2)
-            return torch.cat([slots.reshape(batch, -1), tail], dim=1)
+            tail = [slots.new_full((batch, 1), value) for value in (end, newline)]
+            return torch.cat([slots.reshape(batch, -1), *tail], dim=1)
 
         keep = close(used, 1, 1)  # (B, S) bool
         order = torch.argsort((~keep).long(), dim=1, stable=True)
         length = keep.sum(1)  # (B,)
-        # This waits for the device once; a constant width would pad every batch to `max_answer_length`.
-        width = int(length.max())
+        width = int(length.max()) if trim else self.max_answer_length
         order = order[:, :width]
         is_token = torch.arange(width, device=device) < length.unsqueeze(1)
         out = close(ids, self.tokens.end, self.tokens.newline).gather(1, order)
@@ -232,7 +250,12 @@ class ActionCodec:
         number = number.masked_fill(~is_token, n_numbers)
         places = places.masked_fill(~is_token, -1)
         return EncodedChunk(
-            ids=out, is_text=number < n_numbers, is_token=is_token, number=number, place=places
+            ids=out,
+            is_text=number < n_numbers,
+            is_token=is_token,
+            number=number,
+            place=places,
+            n_numbers=n_numbers,
         )
 
     def decode_ids(self, ids: Tensor) -> Tensor:

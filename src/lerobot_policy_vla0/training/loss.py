@@ -58,6 +58,7 @@ def answer_loss(
     project: Callable[[Tensor], Tensor],
     *,
     chunk: int | None = None,
+    labelled: int | None = None,
 ) -> AnswerLoss:
     """Return the cross-entropy over the full vocabulary at labelled answer tokens.
 
@@ -70,9 +71,14 @@ def answer_loss(
         labels: ``(B, L)`` int64, `IGNORE_INDEX` for tokens outside the loss.
         project: the vocabulary projection, ``(M, hidden) -> (M, V)``.
         chunk: most positions projected at once, at least 1 (see `positions_per_chunk`); None for no limit.
+        labelled: how many labels there are; None counts them, for which the host waits for the device.
     """
-    labelled = labels != IGNORE_INDEX
-    row, column = labelled.nonzero(as_tuple=True)
+    ignored = (labels == IGNORE_INDEX).flatten()
+    if labelled is None:
+        labelled = len(ignored) - int(ignored.sum())
+    # Those with a label, in order, in front: unlike `nonzero`, this has a known size.
+    places = ignored.int().argsort(stable=True)[:labelled]  # (M,)
+    row, column = places // labels.shape[1], places % labels.shape[1]
     target = labels[row, column]
     states = hidden[row, column]  # (M, hidden)
 
@@ -132,7 +138,7 @@ def answer_metrics(
         return (correct * chosen).sum() / chosen.sum().clamp(min=1)
 
     # A number's error is the sum of its digits' errors, weighted by their place. A non-digit counts as 0.
-    ids = torch.tensor(digits, device=device)
+    ids = torch.tensor(digits).to(device, non_blocking=True)
     batch, n_slots = chunk.ids.shape[0], int(chunk.ids.shape[1]) + 1
     values = torch.arange(10, device=device)
 

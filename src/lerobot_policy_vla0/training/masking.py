@@ -43,8 +43,7 @@ def draw_mask(
     ratio = uniform(batch) * max_ratio
     ratio = torch.where(uniform(batch) < skip_prob, torch.zeros_like(ratio), ratio)
     if unit == "number":
-        n_numbers = int(chunk.number[0].max())  # the end token's index is one after the last number
-        chosen = _lowest_ranks(uniform(batch, n_numbers), (ratio * n_numbers).long())
+        chosen = _lowest_ranks(uniform(batch, chunk.n_numbers), (ratio * chunk.n_numbers).long())
         padded = torch.cat([chosen, chosen.new_zeros(batch, 1)], dim=1)  # never end token and padding
         return padded.gather(1, chunk.number) & (chunk.place >= 0)
     scores = uniform(*chunk.ids.shape).masked_fill(~chunk.is_text, 2.0)  # other tokens rank last
