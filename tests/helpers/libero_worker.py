@@ -151,7 +151,12 @@ def _axis_angle(rotation: np.ndarray) -> list[float]:
 
 
 def write_policy(folder: Path, low: list[float], high: list[float]) -> Path:
-    """Write a random policy of LIBERO's shape whose actions lie in ``[low, high]``; equal ends fix a dimension."""
+    """Write a random policy of LIBERO's shape whose actions lie in ``[low, high]``; equal ends fix a dimension.
+
+    Statistics of which every dimension is fixed are refused, so 1e-7 is added to the first one's high end.
+    """
+    if low == high:
+        high = [high[0] + 1e-7, *high[1:]]
     config = make_config(
         action_dim=7,
         cameras=tuple(CAMERAS),
