@@ -22,7 +22,7 @@ from helpers.decoding_cases import (
     speculative,
     trained_policy,
 )
-from helpers.tiny import make_batch, make_config
+from helpers.tiny import make_batch, make_config, make_restless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter, nearest_with_prefix
 from lerobot_policy_vla0.errors import ConfigError, DecodeError
 
-#: In bfloat16, scores this close are a near-tie: four times what two sums of one hidden state were seen to differ by.
-BFLOAT16_TIE = 0.02
+#: In bfloat16, scores this close are a near-tie: four times what sums in another order were seen to move one by.
+BFLOAT16_TIE = 0.04
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def _padded(rows: Tensor, length: int, policy: VLA0Policy | None) -> Tensor:
 
 
 def test_bfloat16_differs_at_near_ties_only(policy: VLA0Policy) -> None:
-    """Measured: no answer of 80 flipped, and the scores, which are float32, differed by 0.0051 at most."""
+    """Measured: no answer of 40 flipped, and the scores, which are float32, differed by 0.011 at most."""
     flips, furthest = 0, 0.0
     for seed in range(20):
         problem = Problem(make_request(policy, seed, 2), (4, 3), 1000, 1.0)
@@ -363,46 +363,28 @@ def test_bfloat16_differs_at_near_ties_only(policy: VLA0Policy) -> None:
 
 def test_a_policy_repeats_its_chunk_whatever_it_did_before() -> None:
     """In float32: fresh, warmed up, after other robots and tasks, with any width of passes, and beside others."""
-    trained = trained_policy()
-    config = trained.config
-
-    def observe(seed: int, rows: int) -> dict[str, Any]:
-        batch = make_batch(config, rows, seed)
-        source = torch.Generator().manual_seed(seed)
-        level = torch.rand(3, 3, 1, 1, generator=source)  # a small model sees noise alike everywhere
-        for key in config.camera_keys:
-            noise = torch.rand(3, *batch[key].shape[1:], generator=source)
-            batch[key] = (level + 0.3 * noise).clamp(0, 1)[:rows]
-        return batch
-
-    def beliefs() -> NDArray[Any]:
-        assert trained.last_decode is not None
-        return trained.last_decode.number_probability[0]
-
-    alone = observe(5, 1)
-    expected = trained.predict_action_chunk(alone)
-    believed = beliefs()
-
-    def check(answer: Tensor, history: object) -> None:
-        assert torch.equal(answer[:1], expected), history
-        # Twenty times closer than two observations are; the order of a sum moves a probability by less.
-        np.testing.assert_allclose(beliefs(), believed, rtol=0, atol=5e-6, err_msg=str(history))
-
-    trained.predict_action_chunk(observe(6, 1))
-    assert np.abs(beliefs() - believed).max() > 1e-4, "all observations are alike to it: nothing is compared"
+    config = make_config(chunk_size=4, n_action_steps=4, action_dim=3, n_bins=1000)
+    policy = make_restless(VLA0Policy(config))
+    ask = policy.predict_action_chunk
+    alone, crowd = make_batch(config, 1, seed=5), make_batch(config, 3, seed=6)
+    crowd |= {
+        key: torch.cat([value, crowd[key][1:]]) for key, value in alone.items() if key in config.camera_keys
+    }
+    expected = ask(alone)
+    assert not torch.equal(ask(make_batch(config, 1, seed=6)), expected), "nothing is compared"
     for width in (None, 1, 128):
         config.draft_width = width
-        trained.train().eval()  # a decoder that has seen nothing
-        check(trained.predict_action_chunk(alone), width)
+        policy.train().eval()  # a decoder that has seen nothing
+        assert torch.equal(ask(alone), expected), width
         for batch in (1, 3):
-            trained.warm_up(batch)
-            check(trained.predict_action_chunk(alone), (width, "warmed up", batch))
-        for seed in (7, 8):
-            trained.predict_action_chunk(observe(seed, seed - 6))
-            check(trained.predict_action_chunk(alone), (width, "after others", seed))
-        check(trained.predict_action_chunk(observe(5, 3)), (width, "beside others"))
-        trained.reset()
-        check(trained.predict_action_chunk(alone), (width, "after a reset"))
+            policy.warm_up(batch)
+            assert torch.equal(ask(alone), expected), (width, "warmed up", batch)
+        for batch in (1, 2):
+            ask(make_batch(config, batch, seed=7 + batch))
+            assert torch.equal(ask(alone), expected), (width, "after others", batch)
+        assert torch.equal(ask(crowd)[:1], expected), (width, "beside others")
+        policy.reset()
+        assert torch.equal(ask(alone), expected), (width, "after a reset")
 
 
 # ---------------------------------------------------------------- sampling
