@@ -159,6 +159,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._warned_clipping = False
         self.executor = ChunkExecutor(config, span)
         self._guard = ThreadGuard()
+        self._gathered: dict[str, Tensor] | None = None  # the weights that `save_pretrained` was given
         self._decoder: Decoder | None = None
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
@@ -726,8 +727,32 @@ class VLA0Policy(PreTrainedPolicy):
             stats, state_mode or NormalizationMode.IDENTITY, self.config.action_feature_names
         )
 
+    def save_pretrained(
+        self, save_directory: str | Path, *, state_dict: dict[str, Tensor] | None = None, **options: Any
+    ) -> str | None:
+        """Write the policy into a folder, as `from_pretrained` reads it.
+
+        Args:
+            save_directory: the folder; it is made if it does not exist.
+            state_dict: weights that were gathered from several processes; None writes the policy's own. LeRobot 0.6.2
+                has no such argument and would ignore it.
+            **options: LeRobot's, such as ``push_to_hub``.
+
+        Returns:
+            The address of the commit, if it was pushed.
+
+        Raises:
+            OutputError: if the disk is full or not writable.
+            CheckpointError: if the written folder cannot be loaded.
+        """
+        self._gathered = state_dict
+        try:
+            return super().save_pretrained(save_directory, **options)  # type: ignore[no-any-return]
+        finally:
+            self._gathered = None
+
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        save_policy(self, save_directory, state_dict)
+        save_policy(self, save_directory, self._gathered if state_dict is None else state_dict)
 
     def generate_model_card(
         self,
