@@ -152,7 +152,7 @@ def compare(path: Path, episodes: list[list[Any]], n_action_steps: int, dtype: s
                     record(figures[name], took, ids, decoders[name], (number, index))
     n = policy.codec.n_numbers
     dims = policy.codec.action_dim
-    reports = decoders["speculative"]
+    drafter = decoders["speculative"].drafter
     bins = np.array(
         [
             policy.codec.decode_ids(torch.tensor([a]))[0].tolist()
@@ -189,7 +189,7 @@ def compare(path: Path, episodes: list[list[Any]], n_action_steps: int, dtype: s
             row["ms_per_pass"] = round(float(np.median(rest)), 2)
         if f.drafted:
             row["accepted_share"] = round(f.accepted / f.drafted, 3)
-            row["width"] = reports.width
+            row["width"] = drafter.width
         table[name] = row
     stops = [s % dims for s in figures["speculative"].stops if s < n]
     table["passes_ended_in_dimension"] = [round(stops.count(d) / max(len(bins), 1), 2) for d in range(dims)]
