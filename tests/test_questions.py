@@ -112,6 +112,19 @@ def test_a_question_is_a_batch_of_its_own_without_the_prompt_of_an_action(speaki
     assert batch[QUERY_KIND] == "vqa"
 
 
+def test_a_camera_that_actions_ignore_is_ignored_by_questions(speaking_backbone: Path) -> None:
+    config = make_config(vlm_model_name=str(speaking_backbone))
+    config.cameras = [CAMERA]  # what --policy.cameras sets
+    policy = VLA0Policy(config).eval()
+    surplus = {WRIST: torch.rand(1, 3, 64, 64)}
+    asked, acting = ask(policy.config), make_batch(policy.config, 1)
+    expected = policy.generate_text(asked)
+    assert policy.generate_text({**asked, **surplus}) == expected
+    assert torch.equal(
+        policy.predict_action_chunk({**acting, **surplus}), policy.predict_action_chunk(acting)
+    )
+
+
 def test_an_action_asked_after_a_question_has_the_prompt_it_always_had(speaking_backbone: Path) -> None:
     config = make_config(vlm_model_name=str(speaking_backbone))
     before = make_batch(config)

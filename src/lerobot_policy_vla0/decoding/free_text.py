@@ -24,8 +24,8 @@ from lerobot_policy_vla0.errors import ConfigError, DecodeError, QuestionError
 from lerobot_policy_vla0.observations.batches import (
     image_problems,
     raise_for_problems,
+    read_cameras,
     read_question,
-    select_cameras,
 )
 from lerobot_policy_vla0.observations.images import encode_images, whole_picture
 from lerobot_policy_vla0.text.question import NEXT_SUBTASK, QUERY_KIND, VQA, has_subtask
@@ -95,12 +95,11 @@ def prepare_question(batch: dict[str, Any], config: VLA0Config, vlm: VLM, device
             f"the batch holds a question, but its {QUERY_KIND} is {kind!r}, expected {VQA!r} or {NEXT_SUBTASK!r}. Pass "
             "the batch as the pre-processor returns it."
         )
-    images = select_cameras(batch, config.camera_keys, config.image_features)
+    images = read_cameras(batch, config, device)
     if len(images[0]) != 1:
         raise QuestionError(
             f"the batch has {len(images[0])} observations, expected one: a question is about one moment of one robot."
         )
-    images = [image.to(device) for image in images]
     raise_for_problems(image_problems(images).tolist(), config.camera_keys)
     settings = whole_picture(config.image_settings(vlm.patch_size, vlm.merge_size))
     pixel_values, grid_thw = encode_images(images, settings, None)

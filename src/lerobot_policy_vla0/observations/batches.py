@@ -93,15 +93,25 @@ def read_images(batch: dict[str, Any], config: VLA0Config, device: torch.device)
         CameraError: if a camera is missing.
         PromptError: if there are not as many prompts as images.
     """
-    images = select_cameras(
-        batch, config.camera_keys, config.image_features, ignore_others=config.cameras is not None
-    )
+    images = read_cameras(batch, config, device)
     prompts = n_rows(batch)
     if len(images[0]) != prompts:
         raise PromptError(
             f"the batch has {prompts} task(s) and {len(images[0])} image(s) per camera; every sample needs its "
             "own task text. Pass one task per sample."
         )
+    return images
+
+
+def read_cameras(batch: dict[str, Any], config: VLA0Config, device: torch.device) -> list[Tensor]:
+    """Return what `read_images` does, of a batch with or without prompts for actions.
+
+    Raises:
+        CameraError: if a camera is missing.
+    """
+    images = select_cameras(
+        batch, config.camera_keys, config.image_features, ignore_others=config.cameras is not None
+    )
     return [image.to(device) for image in images]
 
 
