@@ -37,8 +37,6 @@ from lerobot_policy_vla0.text.prompt import PromptEncoder, PromptSettings
 from lerobot_policy_vla0.text.question import QUERY_KIND, QUERY_TEXT, question_settings, question_text
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 
 logger = logging.getLogger(__name__)
@@ -88,31 +86,29 @@ class VLA0PromptProcessorStep(ObservationProcessorStep):
     def encoder(self) -> PromptEncoder:
         """The prompt encoder, built on first use."""
         if self._encoder is None:
-            self._encoder = PromptEncoder(self._tokenizer(), self._settings())
+            if not self.tokenizer_json:
+                raise CheckpointError(
+                    "the vla0_prompt processor step has no tokenizer: its saved state "
+                    "(policy_preprocessor_step_*_vla0_prompt.safetensors) was not loaded. Re-download the "
+                    "checkpoint, or rebuild the processors from the policy config."
+                )
+            from tokenizers import Tokenizer
+
+            self._encoder = PromptEncoder(
+                Tokenizer.from_str(self.tokenizer_json),
+                PromptSettings(**{**self.get_config(), "image_tokens": tuple(self.image_tokens)}),
+            )
         return self._encoder
 
     @property
     def questions(self) -> PromptEncoder:
         """The encoder of questions, built on first use; see `text.question`."""
         if self._questions is None:
+            actions = self.encoder  # a tokenizer takes long to read, so both share one
             self._questions = PromptEncoder(
-                self._tokenizer(), question_settings(self._settings()), what="question"
+                actions.tokenizer, question_settings(actions.settings), what="question"
             )
         return self._questions
-
-    def _tokenizer(self) -> Tokenizer:
-        if not self.tokenizer_json:
-            raise CheckpointError(
-                "the vla0_prompt processor step has no tokenizer: its saved state "
-                "(policy_preprocessor_step_*_vla0_prompt.safetensors) was not loaded. Re-download the "
-                "checkpoint, or rebuild the processors from the policy config."
-            )
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_str(self.tokenizer_json)
-
-    def _settings(self) -> PromptSettings:
-        return PromptSettings(**{**self.get_config(), "image_tokens": tuple(self.image_tokens)})
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of the observation with the prompt of ``task``, or of the question, in it.
