@@ -18,8 +18,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from helpers.fsdp_worker import NO_JITTER, ROWS, STEPS
-from helpers.tiny import make_batch, make_config
+from helpers.fsdp_worker import NO_JITTER, train_on_share
+from helpers.tiny import make_config
 from lerobot_policy_vla0 import VLA0Policy
 
 
@@ -32,26 +32,6 @@ def shard(policy: VLA0Policy) -> list[str]:
     return sorted({type(part).__name__.removeprefix("FSDP") for part in (*parts, policy)})
 
 
-def train(policy: VLA0Policy, steps: int) -> list[float]:
-    """Train on this process's half of the batch; return the loss of all halves in each step."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    whole = make_batch(policy.config, batch=ROWS)
-    share = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
-    batch = {k: v[share] if isinstance(v, torch.Tensor | list) else v for k, v in whole.items()}
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    losses = []
-    policy.train()
-    for _ in range(steps):
-        loss, _ = policy(batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        mean = loss.detach() / world
-        dist.all_reduce(mean)
-        losses.append(mean.item())
-    return losses
-
-
 def main(folder: Path) -> None:
     """Take a few steps, save, and go on in a policy that was resumed."""
     dist.init_process_group("gloo")
@@ -59,7 +39,7 @@ def main(folder: Path) -> None:
     options = {"n_bins": 9, "crop_ratio": 1.0, "action_mask_max_ratio": 0.0, "hue": 0.0, **NO_JITTER}
     policy = VLA0Policy(make_config(**options))
     units = shard(policy)
-    losses = train(policy, STEPS)
+    losses = train_on_share(policy, policy.config)
     saved = folder / "saved"
     policy.save_pretrained(saved)  # all processes gather, the first one writes
     dcp.save(get_model_state_dict(policy), checkpoint_id=str(folder / "shards"))
@@ -71,7 +51,7 @@ def main(folder: Path) -> None:
     weights = get_model_state_dict(resumed)
     dcp.load(weights, checkpoint_id=str(folder / "shards"))
     set_model_state_dict(resumed, weights)
-    losses += train(resumed, STEPS)
+    losses += train_on_share(resumed, resumed.config)
     resumed.save_pretrained(folder / "resumed")
     if dist.get_rank() == 0:
         result = {"losses": losses, "units": units, "without_weights_at_first": without}

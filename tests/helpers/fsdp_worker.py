@@ -16,15 +16,35 @@ from accelerate import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
 from helpers.tiny import make_batch, make_config
-from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 
 ROWS, STEPS = 4, 3
+
+
+def train_on_share(model: torch.nn.Module, config: VLA0Config) -> list[float]:
+    """Take a few steps on this process's share of a batch; return the loss of all shares in each."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    whole = make_batch(config, batch=ROWS)
+    share = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
+    batch = {k: v[share] if isinstance(v, torch.Tensor | list) else v for k, v in whole.items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    model.train()
+    for _ in range(STEPS):
+        loss, _ = model(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        mean = loss.detach() / world
+        dist.all_reduce(mean)
+        losses.append(mean.item())
+    return losses
 
 
 def main(folder: Path) -> None:
     """Train on this process's half of the batch."""
     dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
     torch.manual_seed(0)
     policy = VLA0Policy(
         make_config(n_bins=9, crop_ratio=1.0, action_mask_max_ratio=0.0, hue=0.0, **NO_JITTER)
@@ -38,20 +58,7 @@ def main(folder: Path) -> None:
         use_orig_params=plugin.use_orig_params,
         device_id=torch.device("cpu"),
     )
-    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1)
-    whole = make_batch(policy.config, batch=ROWS)
-    share = slice(rank * ROWS // world, (rank + 1) * ROWS // world)
-    batch = {k: v[share] if isinstance(v, torch.Tensor | list) else v for k, v in whole.items()}
-    losses = []
-    sharded.train()
-    for _ in range(STEPS):
-        loss, _ = sharded(batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        mean = loss.detach() / world
-        dist.all_reduce(mean)
-        losses.append(mean.item())
+    losses = train_on_share(sharded, policy.config)
     settings = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
     with FullyShardedDataParallel.state_dict_type(sharded, StateDictType.FULL_STATE_DICT, settings):
         weights = sharded.state_dict()

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from helpers.comparing import COMPARABLE, distance
 from helpers.fsdp_worker import NO_JITTER, ROWS, STEPS
 from helpers.paths import REPO
 from helpers.tiny import make_batch, make_config, make_dataset
@@ -29,17 +30,6 @@ from lerobot_policy_vla0.errors import ActionError, DecodeError
 #: Seconds that processes have for ending after their work.
 ENDING = 60
 FSDP_CONFIG = REPO / "configs" / "accelerate_fsdp.yaml"
-#: Every process draws its own crops, jitter and masks, so that comparing needs them off; one digit per number gives
-#: every process as many tokens, so that the mean of their means is the mean.
-COMPARABLE = (
-    "--policy.crop_ratio=1",
-    "--policy.brightness=0",
-    "--policy.contrast=0",
-    "--policy.saturation=0",
-    "--policy.hue=0",
-    "--policy.action_mask_max_ratio=0",
-    "--policy.n_bins=9",
-)
 
 
 def run(command: list[str], finished: Callable[[str], bool], log: Path, **environment: str) -> str:
@@ -105,11 +95,6 @@ def losses_in(log: str) -> list[float]:
     return [float(value) for value in re.findall(r"\bloss:(\d+\.\d+)", log)]
 
 
-def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    assert first.keys() == second.keys()
-    return sum(float((first[k] - second[k]).double().pow(2).sum()) for k in first) ** 0.5
-
-
 def test_two_processes_train_as_one_with_the_same_global_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +136,6 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
         load_file(tmp_path / run / "checkpoints/000003/pretrained_model/model.safetensors")
         for run in ("one", "two")
     )
-    # AdamW turns rounding in gradients near zero into steps of full size, so weights are compared as a whole.
     start = VLA0Policy(make_config(n_bins=9)).state_dict()
     keys = [key for key in weights if key != "augmentation.state"]
     moved = distance({k: start[k] for k in keys}, {k: weights[k] for k in keys})
