@@ -47,7 +47,7 @@ def measure_widths(
 ) -> dict[int, float]:
     """Time passes of a few widths.
 
-    The widest is left out if it cannot pay: if the step to the width before it cost half as much again.
+    The widest is not timed if the width before it already took more than 1.5 times as long as the one before that.
 
     Args:
         run: runs one pass of the given width and waits for its result.
