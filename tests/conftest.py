@@ -111,8 +111,14 @@ def qwen_tokenizer(qwen_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="session")
-def speaking_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small base model that answers a few questions; see `helpers.speaking`."""
+def speaking_backbone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A small base model that answers a few questions, taught once for all processes; see `helpers.speaking`."""
+    from filelock import FileLock
     from helpers.speaking import save_speaking_backbone
 
-    return save_speaking_backbone(tmp_path_factory.mktemp("speaking") / "base")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "speaking"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            save_speaking_backbone(folder.with_name("taught")).rename(folder)
+    return folder

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import BIN, preloaded
 from helpers.paths import REPO
 from helpers.tiny import make_config, make_stats
 from helpers.waiting import LONG, has_ended, wait_until
@@ -112,10 +113,9 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
         *("--env.task=one,two", "--eval.n_episodes=4", "--eval.batch_size=2", "--seed=5"),
     ]
     out, reached = tmp_path / "sharded", tmp_path / "reached"
-    script = Path(sys.executable).parent / "lerobot-eval"
     with (tmp_path / "whole.log").open("wb") as log:  # meanwhile: it takes as long as all the rest
         whole = subprocess.Popen(
-            [script, *asked, f"--output_dir={tmp_path / 'whole'}"], stdout=log, stderr=log
+            preloaded(BIN / "lerobot-eval", *asked, f"--output_dir={tmp_path / 'whole'}"), stdout=log, stderr=log
         )
 
     # The first shard finishes; the second one, with seeds 7 and 8, hangs, and then the whole command is killed.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import toy_env  # noqa: F401 - registers --env.type=toy
+from helpers.commands import preloaded
 from helpers.official_checkpoint import (
     write_paper_checkpoint,
 )
@@ -25,15 +25,7 @@ def imported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a policy folder, made by the command in a process of its own."""
     out = tmp_path_factory.mktemp("imported") / "policy"
     finished = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "lerobot_policy_vla0.tools.commands",
-            "import",
-            str(source),
-            "--out",
-            str(out),
-        ],
+        preloaded("-m", "lerobot_policy_vla0.tools.commands", "import", source, "--out", out),
         capture_output=True,
         text=True,
         check=False,
