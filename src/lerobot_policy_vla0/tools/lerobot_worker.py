@@ -1,9 +1,9 @@
 """The program of a worker process: ``lerobot-train`` or ``lerobot-eval`` itself, which ends with its parent.
 
     python -m lerobot_policy_vla0.tools.lerobot_worker train FD ARGUMENTS...
-    python -m lerobot_policy_vla0.tools.lerobot_worker eval FD QUERIES ARGUMENTS...
+    python -m lerobot_policy_vla0.tools.lerobot_worker eval FD ORDER ARGUMENTS...
 
-`workers.run_worker` inserts FD. QUERIES is the file to which the policy's queries are written.
+`workers.run_worker` inserts FD. ORDER says what is watched and noted meanwhile; see `evaluation.watched.WatchOrder`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ def main() -> None:
         return
     from lerobot.scripts.lerobot_eval import main as lerobot_eval
 
-    from lerobot_policy_vla0.tools.evaluation.queries import recording
+    from lerobot_policy_vla0.tools.evaluation import queries
+    from lerobot_policy_vla0.tools.evaluation.watched import Watch, WatchOrder
 
-    sys.argv = ["lerobot-eval", *arguments[1:]]
-    with recording(Path(arguments[0])):
+    order = WatchOrder.from_argument(arguments[0])
+    watch = Watch(order)
+    sys.argv = ["lerobot-eval", *watch.arguments(arguments[1:])]
+    with queries.recording(Path(order.folder) / queries.FILE_NAME, watch.note_query):
         lerobot_eval()
+    watch.finish()
 
 
 if __name__ == "__main__":

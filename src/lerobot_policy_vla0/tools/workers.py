@@ -25,11 +25,12 @@ def run_worker(
     log: Path,
     environment: Mapping[str, str],
     stop: threading.Event,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run ``command FD arguments...`` until it ends or ``stop`` is set; nothing that it started is left.
+    """Run ``command FD arguments...`` until it ends, or ``stop`` or ``give_up`` ends it; nothing that it started is left.
 
     The program has to call `end_with_parent` with FD. Its output and errors are added to ``log``, and ``environment``
-    is all of its environment variables.
+    is all of its environment variables. ``give_up`` is asked every `POLL` seconds.
 
     Returns:
         The exit status, or minus the number of the signal that ended it.
@@ -54,7 +55,7 @@ def run_worker(
     try:
         # It stays a zombie until the last line, so no other process gets its id before the group is killed.
         look = os.WEXITED | os.WNOWAIT | os.WNOHANG
-        while os.waitid(os.P_PID, process.pid, look) is None and not stop.wait(POLL):
+        while os.waitid(os.P_PID, process.pid, look) is None and not give_up() and not stop.wait(POLL):
             pass
     finally:
         os.close(lifeline)

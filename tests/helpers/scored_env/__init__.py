@@ -2,10 +2,12 @@
 
 A package, because ``--env.discover_packages_path=helpers.scored_env`` loads packages only. Accidents are asked for with
 the environment variable ``SCORED_ENV_ACCIDENT=<kind>:<seed>:<file>``, and happen once: the file says that it did.
+Kinds: ``kill``, ``hang``, and ``freeze``: hang in native code that holds Python's lock, so that no thread runs any more.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -31,6 +33,8 @@ class ScoredEnv(ToyEnv):
             Path(file).write_text(str(os.getpid()))
             if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "freeze":
+                ctypes.PyDLL(None).sleep(3600)
             time.sleep(3600)
         return super().reset(seed=seed, options=options)
 

@@ -115,7 +115,9 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     out, reached = tmp_path / "sharded", tmp_path / "reached"
     with (tmp_path / "whole.log").open("wb") as log:  # meanwhile: it takes as long as all the rest
         whole = subprocess.Popen(
-            preloaded(BIN / "lerobot-eval", *asked, f"--output_dir={tmp_path / 'whole'}"), stdout=log, stderr=log
+            preloaded(BIN / "lerobot-eval", *asked, f"--output_dir={tmp_path / 'whole'}"),
+            stdout=log,
+            stderr=log,
         )
 
     # The first shard finishes; the second one, with seeds 7 and 8, hangs, and then the whole command is killed.
@@ -143,13 +145,17 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     assert [skipped.path.name for skipped in left.skipped] == ["scored_00_episodes0002-0003"]
     assert {episode.seed for episode in left.episodes} == {5, 6}
 
-    # Resumed: only the second shard runs; its first attempt is killed, the next one gets through.
-    monkeypatch.setenv("SCORED_ENV_ACCIDENT", f"kill:7:{tmp_path / 'killed'}")
+    # Resumed: only the second shard runs; its first attempt freezes, so that none of its threads runs any more, and is
+    # killed; the next one gets through.
+    monkeypatch.setenv("SCORED_ENV_ACCIDENT", f"freeze:7:{tmp_path / 'frozen'}")
     said: list[str] = []
-    outcome = evaluate(out, asked, n_workers=2, episodes_per_shard=2, say=said.append)
+    outcome = evaluate(out, asked, n_workers=2, episodes_per_shard=2, stall_seconds=10, say=said.append)
     assert outcome.skipped == ("scored_00_episodes0000-0001",)
     assert outcome.finished == ("scored_00_episodes0002-0003",) and outcome.complete
-    assert "killed by SIGKILL without a complete result" in said[1] and "trying once more" in said[1]
+    assert outcome.hung == outcome.finished
+    hung = "hung while resetting the environments: no progress for 10 s (--stall-seconds 10), and was killed"
+    assert hung in said[1] and "trying once more" in said[1]
+    assert has_ended(int((tmp_path / "frozen").read_text()))
 
     # lerobot-eval itself was never interrupted.
     assert whole.wait(LONG) == 0, (tmp_path / "whole.log").read_text()[-4000:]
@@ -160,6 +166,9 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     # And what the report makes of it: every episode once, queries counted, videos found.
     run = read_run("resumed", [out])
     assert run.skipped == []
+    assert [(one.shard, one.attempt, one.hung, one.why) for one in run.failures] == [
+        ("scored_00_episodes0002-0003", 2, True, hung)  # the first attempt was interrupted
+    ]
     found = [(e.task_id, e.seed, e.success) for e in run.episodes]
     assert found == [
         (task, 5 + i, success)
@@ -229,6 +238,48 @@ def test_a_shard_that_keeps_failing_is_named_and_the_others_go_on(
     monkeypatch.delenv("STUB_ACCIDENTS")
     assert main(command) == 0
     assert (out / "eval_info.json").exists()
+
+
+def test_a_shard_that_hangs_is_killed_retried_and_named(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The first shard of each task hangs in a step, while a thread of it works on.
+    monkeypatch.setenv("STUB_ACCIDENTS", "30:stall:1")
+    out = tmp_path / "out"
+    options = ["--shards=2", "--episodes-per-shard=3", "--stall-seconds=0.5", f"--out={out}"]
+    assert main(["eval", *options, "--", *arguments(stub)]) == 0
+    printed = capsys.readouterr().out
+    why = (
+        "hung while stepping the environments in step 5 after 2 finished episodes: no progress for 0.5 s "
+        "(--stall-seconds 0.5), and was killed"
+    )
+    names = [f"{task}_00_episodes0000-0002" for task in ("reach-v3", "push-v3")]
+    for name in names:
+        attempt = out / "shards" / name / "attempt-1"
+        assert f"{name}: {why}; log: {attempt}.log; trying once more" in printed
+        assert (attempt / "busy").exists() and has_ended(int((attempt / "pid").read_text()))
+    assert f"shards of which an attempt hung: {', '.join(names)}" in printed
+    assert "all shards finished" in printed
+
+    assert main(["eval-report", str(out)]) == 0
+    report = capsys.readouterr().out
+    assert "## Attempts that failed" in report
+    for name in names:
+        assert re.search(rf"\| out +\| {name} +\| +1 +\| {re.escape(why)} +\|", report)
+
+
+def test_a_shard_that_hangs_after_its_result_is_finished(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB_ACCIDENTS", "30:late")
+    outcome = evaluate(tmp_path / "out", arguments(stub), stall_seconds=0.5, n_workers=2, say=lambda _: None)
+    assert outcome.complete and outcome.hung == ()
+    assert not list(tmp_path.glob("out/shards/*/attempt-2"))
+
+
+def test_a_stall_needs_a_time(stub: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="--stall-seconds=0: a number of seconds above 0 is needed"):
+        evaluate(tmp_path / "out", arguments(stub), stall_seconds=0)
 
 
 def test_an_interrupted_command_takes_its_workers_along(

@@ -35,6 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--episodes-per-shard", type=int, metavar="N", help=split)
     tries = "further attempts at a shard that fails (default: %(default)s)"
     add("--retries", type=int, default=1, metavar="N", help=tries)
+    stall = (
+        "kill and retry a shard without a reset, step or query for so long (default: 600; start-up: an hour)"
+    )
+    add("--stall-seconds", type=float, default=600.0, metavar="S", help=stall)
     add("arguments", nargs="*", metavar="LEROBOT-EVAL-ARGUMENTS", help="after --")
 
 
@@ -55,11 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
             devices=arguments.devices,
             episodes_per_shard=arguments.episodes_per_shard,
             retries=arguments.retries,
+            stall_seconds=arguments.stall_seconds,
             say=partial(print, flush=True),
         )
     except KeyboardInterrupt:
         print("vla0 eval: stopped; the same command goes on with what is missing", file=sys.stderr)
         return 130
+    if outcome.hung:
+        print(f"shards of which an attempt hung: {', '.join(outcome.hung)}")
     if not outcome.complete:
         print(
             f"vla0 eval: {len(outcome.failed)} shards failed: {', '.join(outcome.failed)}. The same command tries "

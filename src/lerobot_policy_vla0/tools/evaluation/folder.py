@@ -6,6 +6,7 @@
     OUT/evaluation.json             what was asked for: arguments, the policy's fingerprint, versions, the shards
     OUT/shards/NAME/attempt-1/      what lerobot-eval wrote; a later attempt gets a folder of its own
     OUT/shards/NAME/attempt-1.log   what it printed
+    OUT/shards/NAME/attempt-1.failure.json   why it left no complete result, if it did not
     OUT/eval_info.json              all shards together, in lerobot-eval's own form, once all are finished
 
 Nothing is overwritten except the merged file, which follows from the shards. A folder is only continued with the
@@ -30,6 +31,7 @@ from lerobot_policy_vla0.tools.evaluation.plan import Shard
 
 MANIFEST = "evaluation.json"
 LOCK = "lock"
+FAILURE = ".failure.json"  # end of the name of an attempt's file
 _FORMAT = 1
 _METRICS = ("sum_rewards", "max_rewards", "successes", "video_paths", "predicted_video_paths")
 
@@ -50,6 +52,16 @@ _SAMPLES, _SAMPLE = 64, 2**16
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An attempt at a shard that left no complete result."""
+
+    shard: str  # its name
+    attempt: int
+    hung: bool  # it made no progress and was killed for that
+    why: str  # the end of a sentence that begins with the shard's name
+
+
+@dataclass(frozen=True)
 class ShardedEvaluation:
     """A sharded evaluation as it was asked for."""
 
@@ -67,6 +79,22 @@ class ShardedEvaluation:
         """Return the folders of a shard's attempts, oldest first."""
         found = [path for path in self.shard_folder(shard).glob("attempt-*") if path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("attempt-")))
+
+    def failures(self, shard: Shard) -> list[Failure]:
+        """Return the attempts at a shard that failed, oldest first; not those that were interrupted."""
+        found = []
+        for path in self.shard_folder(shard).glob(f"attempt-*{FAILURE}"):
+            try:
+                found.append(Failure(**json.loads(path.read_text())))
+            except (OSError, ValueError, TypeError) as error:
+                raise EvaluationError(f"{path} cannot be read: {error}") from None
+        return sorted(found, key=lambda failure: failure.attempt)
+
+    def note_failure(self, shard: Shard, hung: bool, why: str) -> None:
+        """Write down why the last attempt at a shard failed."""
+        attempt = self.attempts(shard)[-1]
+        number = int(attempt.name.removeprefix("attempt-"))
+        write_json(attempt.with_name(attempt.name + FAILURE), asdict(Failure(shard.name, number, hung, why)))
 
     def read(self, shard: Shard) -> EvalInfo:
         """Return a finished shard's result, its tasks named as in the undivided evaluation.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,16 +28,17 @@ class Query(NamedTuple):
 
 
 @contextmanager
-def recording(path: Path) -> Iterator[None]:
+def recording(path: Path, note: Callable[[Query], None] = lambda query: None) -> Iterator[None]:
     """Write the queries made inside the block to a file, if the block ends without an error.
 
-    Policies of other types leave an empty list.
+    Policies of other types leave an empty list. ``note`` is called with every query, in the thread that made it.
     """
     queries: list[Query] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             queries.append(Query(vars(record)["rows"], round(vars(record)["milliseconds"], 2)))
+            note(queries[-1])
 
     logger, listener = logging.getLogger(LOGGER), Listener()
     before = logger.level, logger.propagate

@@ -43,6 +43,10 @@ _TIME_NOTE = (
     "that run side by side share the machine. A query is one call of the model for all environments of a batch; "
     "per executed step is its mean divided by n_action_steps."
 )
+_FAILURES_NOTE = (
+    "A part that hung or died was played again from its first episode; the numbers are those of the attempt that "
+    "finished."
+)
 _OUTCOMES_NOTE = "`+` solved, `-` not, in the order of the seeds."
 _LINKS_NOTE = "+ solved, - not, in the order of the seeds; underlined ones lead to the episode's video."
 
@@ -149,6 +153,7 @@ def as_json(report: Report) -> dict[str, Any]:
             for line in report.lines
         ],
         "comparisons": [comparison(one) for comparisons in report.comparisons for one in comparisons],
+        "failed_attempts": {run.name: [asdict(one) for one in run.failures] for run in report.runs},
         "skipped": [asdict(one) | {"path": str(one.path)} for one in report.skipped],
         "time": {run.name: times(run) for run in report.runs},
         "episodes": {run.name: [episode(e) for e in run.episodes] for run in report.runs},
@@ -235,6 +240,10 @@ def _sections(report: Report) -> list[_Section]:
     decoded = [f"{run.name}: {_decoded_text(run)}" for run in report.runs]
     sections.append(_Section("What was decoded", decoded, bullets=True))
     sections.append(_Section("Time", [_TIME_NOTE], _time_table(report), "time"))
+    if any(run.failures for run in report.runs):
+        sections.append(
+            _Section("Attempts that failed", [_FAILURES_NOTE], _failures_table(report), "failures")
+        )
     return sections
 
 
@@ -353,6 +362,12 @@ def _time_table(report: Report) -> Table:
             cells += [str(times["queries"]), f"{times['median']:.1f}", f"{times['p95']:.1f}", per_step]
         rows.append(cells)
     return Table(["", "wall time per episode", "queries", *milliseconds], rows)
+
+
+def _failures_table(report: Report) -> Table:
+    """Return a row per attempt that hung or died."""
+    rows = [[run.name, one.shard, str(one.attempt), one.why] for run in report.runs for one in run.failures]
+    return Table(["policy", "part", "attempt", "what happened"], rows, text=(1, 3))
 
 
 def _episode_table(report: Report, outcomes: Callable[[list[Episode]], str]) -> Table:

@@ -16,7 +16,7 @@ from typing import Any
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.evaluation import queries
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, read_eval_info
-from lerobot_policy_vla0.tools.evaluation.folder import MANIFEST, read_evaluation
+from lerobot_policy_vla0.tools.evaluation.folder import MANIFEST, Failure, read_evaluation
 from lerobot_policy_vla0.tools.evaluation.queries import Query, read_queries, summarise
 
 _SEED = re.compile(r"(?:^|[_-])seed[_-]?(\d+)$")
@@ -62,6 +62,7 @@ class Run:
     name: str  # in the report
     episodes: list[Episode] = field(default_factory=list)  # sorted by task and seed; at least one
     skipped: list[Skipped] = field(default_factory=list)  # evaluations that were left out, and why
+    failures: list[Failure] = field(default_factory=list)  # attempts of `vla0 eval` that hung or died
     task_names: dict[tuple[str, int], str] = field(default_factory=dict)  # for the report, where known
     seconds: float = 0.0  # wall time of all evaluations: simulator, rendering and policy together
     # What `vla0 eval` records (see `folder.describe_policy` and `queries`); lerobot-eval does not.
@@ -171,6 +172,7 @@ def _read_one(run: Run, path: Path, first_seed: int | None) -> None:
         if shard.suite is not None:
             run.task_names[shard.suite, shard.task_id] = shard.task
         try:
+            run.failures += evaluation.failures(shard)
             info = evaluation.read(shard)
         except EvaluationError as error:
             run.skipped.append(Skipped(run.name, evaluation.shard_folder(shard), str(error)))

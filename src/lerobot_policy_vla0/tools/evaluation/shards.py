@@ -1,7 +1,7 @@
 """Runs the shards of an evaluation, several at a time, and continues when one of them fails.
 
 Every shard is ``lerobot-eval`` in a process of its own with a policy of its own. Each attempt writes to a new folder. A
-shard without a complete result is tried again; then it counts as failed, and the others continue.
+shard that dies, or hangs and is killed, is tried again; then it counts as failed, and the others continue.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from threading import Event
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.output_files import write_json
-from lerobot_policy_vla0.tools.evaluation import queries
+from lerobot_policy_vla0.tools.evaluation import heartbeat
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME
 from lerobot_policy_vla0.tools.evaluation.folder import (
     LOCK,
@@ -29,7 +29,9 @@ from lerobot_policy_vla0.tools.evaluation.folder import (
     merge,
     open_evaluation,
 )
+from lerobot_policy_vla0.tools.evaluation.heartbeat import STALL_SECONDS, StallWatch
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
+from lerobot_policy_vla0.tools.evaluation.watched import WatchOrder
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
 from lerobot_policy_vla0.tools.reporting.pages import clock
 from lerobot_policy_vla0.tools.workers import last_lines, run_in_places, run_worker
@@ -42,11 +44,12 @@ _SHOWN_LINES = 6  # of a failed worker's log
 
 @dataclass(frozen=True)
 class Outcome:
-    """Names of shards: finished before the call of `evaluate`, finished by it, and without a complete result."""
+    """Names of shards, by what happened to them in a call of `evaluate`."""
 
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...]  # finished before
     finished: tuple[str, ...]
-    failed: tuple[str, ...]
+    failed: tuple[str, ...]  # without a complete result
+    hung: tuple[str, ...] = ()  # an attempt hung; they are finished or failed, too
 
     @property
     def complete(self) -> bool:
@@ -62,6 +65,7 @@ def evaluate(
     devices: Sequence[str] = (),
     episodes_per_shard: int | None = None,
     retries: int = 1,
+    stall_seconds: float = STALL_SECONDS,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Evaluate a policy in shards, skipping those that are finished, and merge the results.
@@ -75,6 +79,7 @@ def evaluate(
         devices: workers are spread over them, e.g. ``cuda:1``; empty leaves ``--policy.device`` as it is.
         episodes_per_shard: see `plan.plan_shards`.
         retries: further attempts at a shard that leaves no complete result.
+        stall_seconds: a worker that makes no progress for so long is killed and counts as failed; see `heartbeat`.
         say: called with one line per event.
 
     Raises:
@@ -84,6 +89,8 @@ def evaluate(
     """
     if n_workers < 1:
         raise EvaluationError(f"--shards={n_workers}: at least one process has to run")
+    if not stall_seconds > 0:
+        raise EvaluationError(f"--stall-seconds={stall_seconds:g}: a number of seconds above 0 is needed")
     values = parse_arguments(arguments)
     if devices and "policy.device" in values:
         raise EvaluationError(
@@ -104,7 +111,7 @@ def evaluate(
         check_before_start(values)
     with _exclusive(out):
         evaluation = open_evaluation(out, values, shards)
-        outcome = _run_all(evaluation, n_workers, devices, retries, say)
+        outcome = _run_all(evaluation, n_workers, devices, retries, stall_seconds, say)
         if outcome.complete:
             write_json(out / FILE_NAME, merge(evaluation))
     return outcome
@@ -166,6 +173,7 @@ def _run_all(
     n_workers: int,
     devices: Sequence[str],
     retries: int,
+    stall_seconds: float,
     say: Callable[[str], None],
 ) -> Outcome:
     total = len(evaluation.shards)
@@ -176,21 +184,29 @@ def _run_all(
     places = [devices[i % len(devices)] if devices else None for i in range(n_workers)]
     threads = max(1, (os.cpu_count() or 1) // min(n_workers, max(1, len(waiting))))
     numbers, stop = count(len(skipped) + 1), Event()
+    hung: set[str] = set()
 
     def play(shard: Shard, device: str | None) -> bool:
         """Try a shard until it has a complete result or there are no tries left; return whether it has one."""
         for tries_left in reversed(range(max(0, retries) + 1)):
             began = time.monotonic()
-            status, log = _attempt(evaluation, shard, device, threads, stop)
+            folder = _new_attempt(evaluation, shard)
+            watch = StallWatch(folder / heartbeat.FILE_NAME, stall_seconds)
+            status, hangs = _run(shard, folder, device, threads, stop, watch)
+            log = _log(folder)
             if stop.is_set():
                 break
             try:
                 tasks = evaluation.read(shard).tasks
             except EvaluationError:
-                ending = f"ended with status {status}"
-                if status < 0:
-                    ending = f"killed by {signal.Signals(-status).name}"
-                why = f"{ending} without a complete result; log: {log}"
+                ending = f"ended with status {status} without a complete result"
+                if hangs:
+                    ending = f"{watch.describe()} (--stall-seconds {stall_seconds:g}), and was killed"
+                    hung.add(shard.name)
+                elif status < 0:
+                    ending = f"killed by {signal.Signals(-status).name} without a complete result"
+                evaluation.note_failure(shard, hangs, ending)
+                why = f"{ending}; log: {log}"
                 if tries_left:
                     say(f"{shard.name}: {why}; trying once more")
                     continue
@@ -206,21 +222,38 @@ def _run_all(
     has_result = run_in_places(play, waiting, places, stop)
     results = {shard.name: done for shard, done in zip(waiting, has_result, strict=True)}
     finished, failed = (tuple(name for name in results if results[name] is done) for done in (True, False))
-    return Outcome(skipped, finished, failed)
+    return Outcome(skipped, finished, failed, tuple(name for name in results if name in hung))
 
 
-def _attempt(
-    evaluation: ShardedEvaluation, shard: Shard, device: str | None, threads: int, stop: Event
-) -> tuple[int, Path]:
-    """Run one attempt at a shard in a folder of its own; return the exit status and the log."""
+def _new_attempt(evaluation: ShardedEvaluation, shard: Shard) -> Path:
+    """Make the folder of the next attempt at a shard."""
     attempts = evaluation.attempts(shard)
     number = int(attempts[-1].name.removeprefix("attempt-")) + 1 if attempts else 1
     folder = evaluation.shard_folder(shard) / f"attempt-{number}"
     folder.mkdir(parents=True)
-    log = folder.with_suffix(".log")
+    return folder
+
+
+def _log(attempt: Path) -> Path:
+    return attempt.with_suffix(".log")
+
+
+def _run(
+    shard: Shard, folder: Path, device: str | None, threads: int, stop: Event, watch: StallWatch
+) -> tuple[int, bool]:
+    """Run one attempt at a shard; return the exit status, and whether it was killed because it hung."""
     defaults = {"OMP_NUM_THREADS": str(threads), **rendering_settings(sys.platform, os.environ)}
     environment = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
         environment |= device_settings(device)
-    arguments = [str(folder / queries.FILE_NAME), *shard.arguments, f"--output_dir={folder}"]
-    return run_worker(WORKER, arguments, log, environment, stop), log
+    order = WatchOrder(folder=str(folder))
+    arguments = [order.as_argument(), *shard.arguments, f"--output_dir={folder}"]
+    hung = False
+
+    def give_up() -> bool:
+        nonlocal hung
+        hung = watch.hangs()
+        return hung
+
+    status = run_worker(WORKER, arguments, _log(folder), environment, stop, give_up)
+    return status, hung
