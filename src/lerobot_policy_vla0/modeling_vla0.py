@@ -371,7 +371,8 @@ class VLA0Policy(PreTrainedPolicy):
             action = self.executor.next_action(lambda: self._predict(batch), rows, self._origin(batch))
             if asks:
                 spent = 1000 * (time.perf_counter() - began)
-                query_logger.debug("query", extra={"rows": rows, "milliseconds": spent})
+                passes = None if self.last_decode is None else self.last_decode.passes
+                query_logger.debug("query", extra={"rows": rows, "milliseconds": spent, "passes": passes})
             return action
 
     def reset(self) -> None:

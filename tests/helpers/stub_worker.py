@@ -64,15 +64,18 @@ def main() -> None:
             time.sleep(3600)
         if what == "late":
             (out / "eval_info.json").write_text(text)
+            (out / "steps.parquet").write_text("late")
             note(out, 1, "exiting", played=n)
             time.sleep(3600)
         if what == "half":
             (out / "eval_info.json").write_text(text[: len(text) // 2])
+            (out / "steps.parquet.part").write_text("half")
         if what == "wrong":
             (out / "eval_info.json").write_text(json.dumps(eval_info({(group, ids[0]): [True] * (n - 1)})))
             return
         os.kill(os.getpid(), signal.SIGKILL)
     (out / "eval_info.json").write_text(text)
+    (out / "steps.parquet").write_text(f"steps from seed {seed} on")
     (out / "queries.json").write_text("[[2, 10.0], [1, 30.0]]")
 
 

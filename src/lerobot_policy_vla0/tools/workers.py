@@ -27,7 +27,7 @@ def run_worker(
     stop: threading.Event,
     give_up: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Run ``command FD arguments...`` until it ends, or ``stop`` or ``give_up`` ends it; nothing that it started is left.
+    """Run ``command FD arguments...`` until it, ``stop`` or ``give_up`` ends it; nothing that it started is left.
 
     The program has to call `end_with_parent` with FD. Its output and errors are added to ``log``, and ``environment``
     is all of its environment variables. ``give_up`` is asked every `POLL` seconds.

@@ -2,7 +2,7 @@
 
 A package, because ``--env.discover_packages_path=helpers.scored_env`` loads packages only. Accidents are asked for with
 the environment variable ``SCORED_ENV_ACCIDENT=<kind>:<seed>:<file>``, and happen once: the file says that it did.
-Kinds: ``kill``, ``hang``, and ``freeze``: hang in native code that holds Python's lock, so that no thread runs any more.
+Kinds: ``kill``, ``hang``, and ``freeze``: hang in native code that holds Python's lock, so that no thread runs.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.errors import EvaluationError, LiberoError
 from lerobot_policy_vla0.tools import workers
 from lerobot_policy_vla0.tools.commands import main
-from lerobot_policy_vla0.tools.evaluation import folder, shards
+from lerobot_policy_vla0.tools.evaluation import folder, shards, steps
 from lerobot_policy_vla0.tools.evaluation.folder import fingerprint, read_evaluation
 from lerobot_policy_vla0.tools.evaluation.runs import read_run
 from lerobot_policy_vla0.tools.evaluation.shards import device_settings, evaluate
@@ -163,6 +163,30 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     assert len({reward for task in expected for reward in task[2]}) >= 4  # the outcomes do differ by seed
     assert _outcomes(out / "eval_info.json") == expected
 
+    # Every step was written down, of the attempt that counts, and adds up to what lerobot-eval says.
+    table = steps.read(out / "steps")
+    assert sorted(path.name for path in (out / "steps").iterdir()) == [
+        "scored_00_episodes0000-0001.parquet",
+        "scored_00_episodes0002-0003.parquet",
+    ]
+    assert not (out / "shards" / "scored_00_episodes0002-0003" / "attempt-2" / "steps.parquet").exists()
+    for group, task_id, sums, _, solved in expected:
+        for episode in range(4):
+            played = [
+                row
+                for row in table
+                if (row["task_group"], row["task_id"], row["episode"]) == (group, task_id, episode)
+            ]
+            assert [row["step"] for row in played] == list(range(len(played)))
+            assert [row["time"] for row in played] == pytest.approx([i / 10 for i in range(len(played))])
+            assert sum(row["reward"] for row in played) == pytest.approx(sums[episode])
+            assert any(row["success"] for row in played) == solved[episode]
+            assert {row["seed"] for row in played} == {5 + episode}
+            asked_at = [row["step"] for row in played if row["query_ms"] is not None]
+            assert asked_at == list(range(0, len(played), 3))
+            assert all(row["passes"] >= 1 for row in played if row["step"] in asked_at)
+            assert all(row["passes"] is None for row in played if row["step"] not in asked_at)
+
     # And what the report makes of it: every episode once, queries counted, videos found.
     run = read_run("resumed", [out])
     assert run.skipped == []
@@ -230,6 +254,13 @@ def test_a_shard_that_keeps_failing_is_named_and_the_others_go_on(
     )  # twice per task, tried again
     assert "2 shards failed: " in printed.err and "The same command tries them again" in printed.err
     assert not (out / "eval_info.json").exists()
+    # The steps of finished shards only, and each once.
+    done = {path.stem: path.read_text() for path in (out / "steps").iterdir()}
+    assert done == {
+        f"{task}_00_episodes{part}": f"steps from seed {seed} on"
+        for task in ("reach-v3", "push-v3")
+        for part, seed in (("0000-0002", 30), ("0006-0008", 36))
+    }
     # The half-written result is still there, and was not taken for one.
     assert (out / "shards/push-v3_00_episodes0006-0008/attempt-1/eval_info.json").exists()
     run = read_run("partial", [out])
@@ -238,6 +269,7 @@ def test_a_shard_that_keeps_failing_is_named_and_the_others_go_on(
     monkeypatch.delenv("STUB_ACCIDENTS")
     assert main(command) == 0
     assert (out / "eval_info.json").exists()
+    assert len(list((out / "steps").iterdir())) == 6
 
 
 def test_a_shard_that_hangs_is_killed_retried_and_named(

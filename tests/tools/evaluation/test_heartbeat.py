@@ -106,9 +106,9 @@ class Env:
 
 
 def test_notes_come_from_what_is_done_with_the_environments(tmp_path: Path) -> None:
-    watch = Watch(WatchOrder(folder=str(tmp_path)))
+    watch = Watch(WatchOrder(str(tmp_path), n_episodes=4))
     env = Env(watch)
-    watched = WatchedEnv(env, watch)
+    watched = WatchedEnv(env, watch, ("suite", 0), fps=10)
     assert watch.heartbeat.note == Note(Activity.STARTING)
     assert watched.reset(seed=[4, 5], options={"a": 1}) == ({"pixels": None}, {"seed": [4, 5], "a": 1})
     assert env.seen[-1] == Note(Activity.RESETTING)

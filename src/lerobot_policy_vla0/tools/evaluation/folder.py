@@ -6,11 +6,12 @@
     OUT/evaluation.json             what was asked for: arguments, the policy's fingerprint, versions, the shards
     OUT/shards/NAME/attempt-1/      what lerobot-eval wrote; a later attempt gets a folder of its own
     OUT/shards/NAME/attempt-1.log   what it printed
-    OUT/shards/NAME/attempt-1.failure.json   why it left no complete result, if it did not
+    OUT/shards/NAME/attempt-1.failure.json   why the attempt failed, if it did
+    OUT/steps/NAME.parquet          every step of a finished shard; see `steps`
     OUT/eval_info.json              all shards together, in lerobot-eval's own form, once all are finished
 
-Nothing is overwritten except the merged file, which follows from the shards. A folder is only continued with the
-arguments, policy and versions it was begun with, so results that mean different things are never mixed.
+Nothing is overwritten except the merged file and the steps, which follow from the shards. A folder is only continued
+with the arguments, policy and versions it was begun with, so results that mean different things are never mixed.
 """
 
 from __future__ import annotations
@@ -117,6 +118,10 @@ class ShardedEvaluation:
         except EvaluationError:
             return False
         return True
+
+    def finished(self) -> list[Shard]:
+        """Return the shards that have a complete result."""
+        return [shard for shard in self.shards if self.is_finished(shard)]
 
 
 def check_usable(folder: Path) -> None:

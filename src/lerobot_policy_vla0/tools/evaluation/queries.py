@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 FILE_NAME = "queries.json"
 
-#: Its DEBUG records carry ``rows`` (answers in the query) and ``milliseconds``.
+#: Its DEBUG records carry ``rows`` (answers in the query), ``milliseconds`` and ``passes``.
 LOGGER = "lerobot_policy_vla0.queries"
 
 
@@ -25,6 +25,7 @@ class Query(NamedTuple):
 
     rows: int  # answers, one per environment in the batch
     milliseconds: float  # wall time from the observation on the device to the actions in the queue
+    passes: int | None = None  # runs of the language model; None if the decoder does not say
 
 
 @contextmanager
@@ -37,7 +38,8 @@ def recording(path: Path, note: Callable[[Query], None] = lambda query: None) ->
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            queries.append(Query(vars(record)["rows"], round(vars(record)["milliseconds"], 2)))
+            said = vars(record)
+            queries.append(Query(said["rows"], round(said["milliseconds"], 2), said["passes"]))
             note(queries[-1])
 
     logger, listener = logging.getLogger(LOGGER), Listener()
@@ -56,7 +58,8 @@ def recording(path: Path, note: Callable[[Query], None] = lambda query: None) ->
 def read_queries(path: Path) -> list[Query]:
     """Return the queries in a file, or none if it is missing or unreadable: success rates do not depend on them."""
     try:
-        return [Query(int(rows), float(milliseconds)) for rows, milliseconds in json.loads(path.read_text())]
+        found = json.loads(path.read_text())
+        return [Query(int(rows), float(milliseconds), *passes) for rows, milliseconds, *passes in found]
     except (OSError, ValueError, TypeError):
         return []
 

@@ -20,7 +20,7 @@ from threading import Event
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.output_files import write_json
-from lerobot_policy_vla0.tools.evaluation import heartbeat
+from lerobot_policy_vla0.tools.evaluation import heartbeat, steps
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME
 from lerobot_policy_vla0.tools.evaluation.folder import (
     LOCK,
@@ -70,7 +70,7 @@ def evaluate(
 ) -> Outcome:
     """Evaluate a policy in shards, skipping those that are finished, and merge the results.
 
-    ``OUT/eval_info.json`` is written if no shard failed.
+    ``OUT/eval_info.json`` is written if no shard failed. The steps of finished shards are in ``OUT/steps``.
 
     Args:
         out: folder of the evaluation; may hold an unfinished one with the same arguments.
@@ -114,6 +114,9 @@ def evaluate(
         outcome = _run_all(evaluation, n_workers, devices, retries, stall_seconds, say)
         if outcome.complete:
             write_json(out / FILE_NAME, merge(evaluation))
+        finished = {shard.name: evaluation.read(shard).path.parent for shard in evaluation.finished()}
+        if missing := steps.collect(finished, out / steps.FOLDER):
+            say(f"no steps were recorded of {', '.join(missing)}")
     return outcome
 
 
@@ -246,7 +249,12 @@ def _run(
     environment = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
         environment |= device_settings(device)
-    order = WatchOrder(folder=str(folder))
+    order = WatchOrder(
+        str(folder),
+        shard.n_episodes,
+        shard.first_episode,
+        task=None if shard.suite is None else (shard.suite, shard.task_id),
+    )
     arguments = [order.as_argument(), *shard.arguments, f"--output_dir={folder}"]
     hung = False
 

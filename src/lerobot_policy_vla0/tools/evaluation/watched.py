@@ -1,4 +1,4 @@
-"""Watches the environments of a ``lerobot-eval``: the part of `vla0 eval` that runs in the worker.
+"""Watches the environments of a ``lerobot-eval`` and notes every step: the part of `vla0 eval` that runs in the worker.
 
 Nothing of LeRobot is patched. LeRobot builds environments with the ``create_envs`` of the config class that
 ``--env.type`` names, and packages may register config classes. So a subclass of that class is registered under another
@@ -8,17 +8,19 @@ name, whose ``create_envs`` puts a `WatchedEnv` around each vector environment.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lerobot_policy_vla0.tools.evaluation import heartbeat
+from lerobot_policy_vla0.tools.evaluation import heartbeat, steps
 from lerobot_policy_vla0.tools.evaluation.heartbeat import Activity, Heartbeat
 from lerobot_policy_vla0.tools.evaluation.queries import Query
+from lerobot_policy_vla0.tools.evaluation.steps import Step, StepWriter
 
 _PREFIX = "vla0_watched_"  # of the registered name
 
@@ -28,6 +30,9 @@ class WatchOrder:
     """What a worker is asked to do beside evaluating."""
 
     folder: str  # of the attempt: where `lerobot-eval` writes, too
+    n_episodes: int  # of every task
+    first_episode: int = 0  # its index in the undivided evaluation
+    task: tuple[str, int] | None = None  # the shard's in the undivided evaluation; None: as LeRobot names it
 
     def as_argument(self) -> str:
         """Return it as the worker's first argument."""
@@ -36,7 +41,8 @@ class WatchOrder:
     @classmethod
     def from_argument(cls, text: str) -> WatchOrder:
         """Return what `as_argument` wrote."""
-        return cls(**json.loads(text))
+        order = cls(**json.loads(text))
+        return replace(order, task=None if order.task is None else (order.task[0], order.task[1]))
 
 
 class Watch:
@@ -45,8 +51,10 @@ class Watch:
     def __init__(self, order: WatchOrder) -> None:
         self.order = order
         self.heartbeat = Heartbeat(Path(order.folder) / heartbeat.FILE_NAME)
+        self.steps: StepWriter | None = None  # as soon as there are environments
         self.played = 0  # episodes that ended
         self.solved = 0
+        self.query: Query | None = None  # since the last step
 
     def arguments(self, arguments: Sequence[str]) -> list[str]:
         """Return arguments of ``lerobot-eval`` that evaluate the same, watched.
@@ -77,7 +85,7 @@ class Watch:
             return kind
         watch = self
 
-        class WatchedConfig(original):  # type: ignore[misc]
+        class WatchedConfig(original):
             """The same options and environments."""
 
             @property
@@ -87,9 +95,13 @@ class Watch:
             def create_envs(self, *args: Any, **kwargs: Any) -> dict[str, dict[int, WatchedEnv]]:
                 watch.heartbeat.beat(Activity.BUILDING)
                 built = super().create_envs(*args, **kwargs)
+                watch.steps = StepWriter(Path(watch.order.folder) / steps.FILE_NAME)
                 watch.heartbeat.beat(Activity.LOADING)
                 return {
-                    group: {task_id: WatchedEnv(env, watch) for task_id, env in tasks.items()}
+                    group: {
+                        task_id: WatchedEnv(env, watch, watch.order.task or (group, task_id), self.fps)
+                        for task_id, env in tasks.items()
+                    }
                     for group, tasks in built.items()
                 }
 
@@ -98,21 +110,36 @@ class Watch:
 
     def note_query(self, query: Query) -> None:
         """Note that the policy's model answered."""
+        self.query = query
         self.heartbeat.again(self.heartbeat.note.activity)
 
     def finish(self) -> None:
-        """Note that ``lerobot-eval`` is done."""
+        """Note that ``lerobot-eval`` is done, and complete the file of steps."""
+        if self.steps is not None:
+            self.steps.finish()
         self.heartbeat.beat(Activity.EXITING, played=self.played, solved=self.solved)
 
 
 class WatchedEnv:
-    """A vector environment that notes what is done with it; everything else is the environment's own."""
+    """A vector environment that notes what is done with it; everything else is the environment's own.
 
-    def __init__(self, env: Any, watch: Watch) -> None:
-        self._env, self._watch = env, watch
+    Args:
+        env: the environment, of ``B`` episodes at a time.
+        watch: of the worker.
+        task: LeRobot's name of the task and its index, in the undivided evaluation.
+        fps: control steps per second of simulated time.
+    """
+
+    def __init__(self, env: Any, watch: Watch, task: tuple[str, int], fps: float) -> None:
+        self._env, self._watch, self._task, self._fps = env, watch, task, fps
         self._step, self._max_steps = 0, None
+        self._batches = 0  # resets so far
+        self._seeds: list[int | None] = [None] * env.num_envs
+        self._began = 0.0
         self._playing: NDArray[np.bool_] = np.zeros(env.num_envs, bool)  # episodes that have not ended
         self._solved = np.zeros(env.num_envs, bool)
+        self._n_counted = 0  # episodes of this batch that count
+        self._rows: list[Step] = []  # of the episodes being played
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
@@ -131,13 +158,20 @@ class WatchedEnv:
             self._max_steps = result[0]
         return result
 
-    def reset(self, **kwargs: Any) -> Any:
+    def reset(self, *, seed: Sequence[int] | None = None, **kwargs: Any) -> Any:
         """Begin an episode in every environment."""
-        self._step = 0
-        self._playing[:], self._solved[:] = True, False
+        self._step, self._rows, self._watch.query = 0, [], None
+        self._seeds = [None] * self.num_envs if seed is None else list(seed)
+        # The last batch may be larger than the number of episodes left: LeRobot plays more and forgets them.
+        first = self._batches * self.num_envs
+        self._batches += 1
+        self._playing[:] = first + np.arange(self.num_envs) < self._watch.order.n_episodes
+        self._solved[:] = False
+        self._n_counted = int(self._playing.sum())
         self._beat(Activity.RESETTING)
-        result = self._env.reset(**kwargs)
+        result = self._env.reset(seed=seed, **kwargs)
         self._beat(Activity.ACTING)
+        self._began = time.monotonic()
         return result
 
     def step(self, actions: NDArray[Any]) -> Any:
@@ -145,18 +179,49 @@ class WatchedEnv:
         self._step += 1
         self._beat(Activity.STEPPING)
         result = self._env.step(actions)
-        _, _, terminated, truncated, info = result
-        self._solved |= self._playing & successes(info, self.num_envs)
+        _, rewards, terminated, truncated, info = result
+        solved = successes(info, self.num_envs)
+        self._note_step(actions, rewards, solved)
+        self._solved |= self._playing & solved
         self._playing &= ~(terminated | truncated)
         if self._step == self._max_steps:  # LeRobot ends the episode, whatever the environments say
             self._playing[:] = False
-        if not self._playing.any():
-            self._watch.played += self.num_envs
-            self._watch.solved += int(self._solved.sum())
-            self._beat(Activity.BETWEEN)
-        else:
+        if self._playing.any():
             self._beat(Activity.ACTING)
+        else:
+            self._end_episodes()
         return result
+
+    def _note_step(self, actions: NDArray[Any], rewards: NDArray[Any], solved: NDArray[np.bool_]) -> None:
+        """Add a row for every episode that has not ended."""
+        watch, passed = self._watch, time.monotonic() - self._began
+        first = watch.order.first_episode + (self._batches - 1) * self.num_envs
+        query, watch.query = watch.query, None
+        for i in np.flatnonzero(self._playing).tolist():
+            row = Step(
+                *self._task,
+                episode=first + i,
+                seed=self._seeds[i],
+                step=self._step - 1,
+                time=(self._step - 1) / self._fps,
+                wall_time=passed,
+                action=actions[i].tolist(),
+                reward=float(rewards[i]),
+                success=bool(solved[i]),
+                passes=query.passes if query else None,
+                query_ms=query.milliseconds if query else None,
+            )
+            self._rows.append(row)
+
+    def _end_episodes(self) -> None:
+        watch = self._watch
+        if watch.steps is not None and self._rows:
+            watch.steps.write(self._rows)
+        self._rows = []
+        watch.played += self._n_counted
+        watch.solved += int(self._solved.sum())
+        self._n_counted, self._solved[:] = 0, False  # LeRobot may go on with episodes that it will forget
+        self._beat(Activity.BETWEEN)
 
 
 def successes(info: dict[str, Any], n_envs: int) -> NDArray[np.bool_]:
