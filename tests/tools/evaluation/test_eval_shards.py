@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -298,6 +299,33 @@ def test_a_shard_that_hangs_is_killed_retried_and_named(
     assert "## Attempts that failed" in report
     for name in names:
         assert re.search(rf"\| out +\| {name} +\| +1 +\| {re.escape(why)} +\|", report)
+
+
+def test_a_running_evaluation_is_logged(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[dict[str, float]] = []
+    run = SimpleNamespace(log=lines.append, finish=lambda: lines.append({}))
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **_: run))
+    monkeypatch.setenv("STUB_ACCIDENTS", "30:stall:1")
+    command = [
+        "eval",
+        "--episodes-per-shard=3",
+        "--stall-seconds=0.5",
+        "--track=trackio",
+        f"--out={tmp_path / 'out'}",
+    ]
+    assert main([*command, "--", *arguments(stub)]) == 0
+    # The stalled attempts had finished two episodes; every shard of three solves one.
+    assert [line.get("episodes") for line in lines] == [2, 0, 3, 6, 8, 6, 9, 12, None]
+    assert lines[-2]["success"] == 4 / 12 and lines[-2]["hung_attempts"] == 2
+    assert lines[-2]["task_success/push-v3"] == 2 / 6
+
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    command[-1] = f"--out={tmp_path / 'other'}"
+    assert main([*command, "--", *arguments(stub)]) == 2
+    assert "pip install trackio" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_shard_that_hangs_after_its_result_is_finished(

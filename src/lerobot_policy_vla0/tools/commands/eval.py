@@ -39,6 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "kill and retry a shard without a reset, step or query for so long (default: 600; start-up: an hour)"
     )
     add("--stall-seconds", type=float, default=600.0, metavar="S", help=stall)
+    track = "log the running evaluation: success so far, by task, failures (its package has to be installed)"
+    add("--track", choices=("trackio", "wandb"), help=track)
     add("arguments", nargs="*", metavar="LEROBOT-EVAL-ARGUMENTS", help="after --")
 
 
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             episodes_per_shard=arguments.episodes_per_shard,
             retries=arguments.retries,
             stall_seconds=arguments.stall_seconds,
+            track=arguments.track,
             say=partial(print, flush=True),
         )
     except KeyboardInterrupt:

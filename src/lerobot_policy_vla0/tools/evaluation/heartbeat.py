@@ -97,6 +97,7 @@ class StallWatch:
         self.note = Note()
         self._path, self._seconds, self._clock = path, stall_seconds, clock
         self._text, self._since = b"", clock()
+        self.hung = False  # what `hangs` said last
 
     @property
     def limit(self) -> float:
@@ -115,7 +116,8 @@ class StallWatch:
         if text != self._text:
             self._text, self._since = text, now
             self.note = _read(text) or self.note
-        return now - self._since > self.limit
+        self.hung = now - self._since > self.limit
+        return self.hung
 
     def describe(self) -> str:
         """Return how it hung, as the end of a sentence about a worker."""

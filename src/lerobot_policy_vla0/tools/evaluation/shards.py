@@ -31,6 +31,7 @@ from lerobot_policy_vla0.tools.evaluation.folder import (
 )
 from lerobot_policy_vla0.tools.evaluation.heartbeat import STALL_SECONDS, StallWatch
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
+from lerobot_policy_vla0.tools.evaluation.tracking import Tracker, load_tool, tracking
 from lerobot_policy_vla0.tools.evaluation.watched import WatchOrder
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
 from lerobot_policy_vla0.tools.reporting.pages import clock
@@ -66,6 +67,7 @@ def evaluate(
     episodes_per_shard: int | None = None,
     retries: int = 1,
     stall_seconds: float = STALL_SECONDS,
+    track: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Evaluate a policy in shards, skipping those that are finished, and merge the results.
@@ -80,6 +82,7 @@ def evaluate(
         episodes_per_shard: see `plan.plan_shards`.
         retries: further attempts at a shard that leaves no complete result.
         stall_seconds: a worker that makes no progress for so long is killed and counts as failed; see `heartbeat`.
+        track: log the evaluation while it runs: one of `tracking.TOOLS`.
         say: called with one line per event.
 
     Raises:
@@ -106,12 +109,15 @@ def evaluate(
     for kind in kinds:
         values["policy.device"] = kind
     shards = plan_shards(values, episodes_per_shard)
+    if track is not None:
+        load_tool(track)  # raises now, not after the folder was made
     check_usable(out)
     if not (out / FILE_NAME).exists():
         check_before_start(values)
     with _exclusive(out):
         evaluation = open_evaluation(out, values, shards)
-        outcome = _run_all(evaluation, n_workers, devices, retries, stall_seconds, say)
+        with tracking(track, out, evaluation, say) as tracker:
+            outcome = _run_all(evaluation, n_workers, devices, retries, stall_seconds, tracker, say)
         if outcome.complete:
             write_json(out / FILE_NAME, merge(evaluation))
         finished = {shard.name: evaluation.read(shard).path.parent for shard in evaluation.finished()}
@@ -177,6 +183,7 @@ def _run_all(
     devices: Sequence[str],
     retries: int,
     stall_seconds: float,
+    tracker: Tracker,
     say: Callable[[str], None],
 ) -> Outcome:
     total = len(evaluation.shards)
@@ -184,6 +191,8 @@ def _run_all(
     skipped = tuple(shard.name for shard in evaluation.shards if shard not in waiting)
     if skipped:
         say(f"{len(skipped)} of {total} shards are finished already")
+        done = [shard for shard in evaluation.shards if shard.name in skipped]
+        tracker.finished_before([(shard, evaluation.read(shard).tasks) for shard in done])
     places = [devices[i % len(devices)] if devices else None for i in range(n_workers)]
     threads = max(1, (os.cpu_count() or 1) // min(n_workers, max(1, len(waiting))))
     numbers, stop = count(len(skipped) + 1), Event()
@@ -194,21 +203,28 @@ def _run_all(
         for tries_left in reversed(range(max(0, retries) + 1)):
             began = time.monotonic()
             folder = _new_attempt(evaluation, shard)
+            log = folder.with_suffix(".log")
             watch = StallWatch(folder / heartbeat.FILE_NAME, stall_seconds)
-            status, hangs = _run(shard, folder, device, threads, stop, watch)
-            log = _log(folder)
+
+            def hangs(watch: StallWatch = watch) -> bool:
+                hung = watch.hangs()
+                tracker.progress(shard, watch.note.solved, watch.note.played)
+                return hung
+
+            status = _run(shard, folder, log, device, threads, stop, hangs)
             if stop.is_set():
                 break
             try:
                 tasks = evaluation.read(shard).tasks
             except EvaluationError:
                 ending = f"ended with status {status} without a complete result"
-                if hangs:
+                if watch.hung:
                     ending = f"{watch.describe()} (--stall-seconds {stall_seconds:g}), and was killed"
                     hung.add(shard.name)
                 elif status < 0:
                     ending = f"killed by {signal.Signals(-status).name} without a complete result"
-                evaluation.note_failure(shard, hangs, ending)
+                evaluation.note_failure(shard, watch.hung, ending)
+                tracker.failed(shard, watch.hung, last=not tries_left)
                 why = f"{ending}; log: {log}"
                 if tries_left:
                     say(f"{shard.name}: {why}; trying once more")
@@ -216,6 +232,7 @@ def _run_all(
                 lines = last_lines(log, _SHOWN_LINES) or ["(the log is empty)"]
                 say("\n    ".join([f"[{next(numbers)}/{total}] {shard.name}: FAILED: {why}", *lines]))
             else:
+                tracker.finished(shard, tasks)
                 outcomes = [success for task in tasks for success in task.successes]
                 result = f"{sum(outcomes)} of {len(outcomes)} solved, {clock(time.monotonic() - began)}"
                 say(f"[{next(numbers)}/{total}] {shard.name}: {result}")
@@ -237,14 +254,16 @@ def _new_attempt(evaluation: ShardedEvaluation, shard: Shard) -> Path:
     return folder
 
 
-def _log(attempt: Path) -> Path:
-    return attempt.with_suffix(".log")
-
-
 def _run(
-    shard: Shard, folder: Path, device: str | None, threads: int, stop: Event, watch: StallWatch
-) -> tuple[int, bool]:
-    """Run one attempt at a shard; return the exit status, and whether it was killed because it hung."""
+    shard: Shard,
+    folder: Path,
+    log: Path,
+    device: str | None,
+    threads: int,
+    stop: Event,
+    hangs: Callable[[], bool],
+) -> int:
+    """Run one attempt at a shard and return the exit status; kill it when ``hangs`` says so."""
     defaults = {"OMP_NUM_THREADS": str(threads), **rendering_settings(sys.platform, os.environ)}
     environment = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
@@ -256,12 +275,4 @@ def _run(
         task=None if shard.suite is None else (shard.suite, shard.task_id),
     )
     arguments = [order.as_argument(), *shard.arguments, f"--output_dir={folder}"]
-    hung = False
-
-    def give_up() -> bool:
-        nonlocal hung
-        hung = watch.hangs()
-        return hung
-
-    status = run_worker(WORKER, arguments, _log(folder), environment, stop, give_up)
-    return status, hung
+    return run_worker(WORKER, arguments, log, environment, stop, hangs)
