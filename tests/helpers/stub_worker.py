@@ -41,7 +41,9 @@ def main() -> None:
     group = arguments["env.task"]
     keys = ("CUDA_VISIBLE_DEVICES", "MUJOCO_EGL_DEVICE_ID", "OMP_NUM_THREADS", "MUJOCO_GL")
     (out / "surroundings.json").write_text(
-        json.dumps({**{key: os.environ.get(key) for key in keys}, **arguments})
+        json.dumps(
+            {**{key: os.environ.get(key) for key in keys}, **arguments, "order": json.loads(sys.argv[2])}
+        )
     )
     print("Running\rrolling out", "\rlast words", flush=True)
     ids = json.loads(arguments.get("env.task_ids", "[0]"))

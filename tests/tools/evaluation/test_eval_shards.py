@@ -421,6 +421,63 @@ def test_other_arguments_policies_or_versions_are_never_mixed(
     assert not (out / "shards" / "reach-v3_00" / "attempt-2").exists()
 
 
+def test_perturbed_evaluations_are_never_mixed_and_stand_side_by_side(
+    stub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps({"reach": "go there"}))
+    setting, plain = f"noise=4,instruction=@{words}", tmp_path / "plain"
+    out = tmp_path / "noisy"
+    evaluate(plain, arguments(stub), say=lambda _: None)
+    evaluate(out, arguments(stub), perturb=setting, say=lambda _: None)
+    (order,) = {
+        json.dumps(json.loads(path.read_text())["order"]["perturbation"])
+        for path in out.glob("shards/*/attempt-1/surroundings.json")
+    }
+    assert json.loads(order) == {
+        **{"shift": 0, "brightness": 0.0, "noise": 4.0, "camera": 0.0, "instruction": "@words.json"},
+        "paraphrases": {"reach": "go there"},
+    }
+    assert evaluate(out, arguments(stub), perturb=setting, say=lambda _: None).skipped
+    with pytest.raises(
+        EvaluationError, match=r"--perturb was noise=4,instruction=@words.json, now not given"
+    ):
+        evaluate(out, arguments(stub), say=lambda _: None)
+    with pytest.raises(EvaluationError, match=r"--perturb was not given, now noise=4"):
+        evaluate(plain, arguments(stub), perturb="noise=4.0", say=lambda _: None)
+    words.write_text(json.dumps({"reach": "go away"}))
+    with pytest.raises(
+        EvaluationError, match=r"the paraphrases in the file of --perturb noise=4,.* have changed"
+    ):
+        evaluate(out, arguments(stub), perturb=setting, say=lambda _: None)
+    with pytest.raises(EvaluationError, match=r"not in --env.type=metaworld"):
+        evaluate(tmp_path / "new", arguments(stub), perturb="camera=1cm", say=lambda _: None)
+    assert not (tmp_path / "new").exists()
+
+    report = [
+        "eval-report",
+        str(plain),
+        str(out),
+        "--compare",
+        "plain",
+        "noisy",
+        "--out",
+        str(tmp_path / "report"),
+    ]
+    assert main(report) == 0
+    printed = capsys.readouterr().out
+    label = "noisy (noise=4,instruction=@words.json)"
+    assert re.search(rf"\| +\| +plain +\| +{re.escape(label)} +\|", printed)
+    assert printed.count("4 of 12 = 33.3 % (13.8 to 60.9 %)") == 2
+    assert f"## plain against {label}" in printed
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert found["perturbed"] == {"plain": "", label: "noise=4,instruction=@words.json"}
+    assert main(["eval-report", f"all={plain}", f"all={out}"]) == 2
+    assert (
+        "'all' joins evaluations that were perturbed (--perturb) in different ways" in capsys.readouterr().err
+    )
+
+
 def test_a_folder_of_something_else_is_left_alone(stub: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")

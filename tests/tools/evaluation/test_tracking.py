@@ -87,6 +87,7 @@ def test_every_episode_is_logged_with_the_interval(
                 "arguments": {"seed": "3"},
                 "policy": {"fingerprint": "f"},
                 "versions": {"torch": "2"},
+                "perturb": "",
                 "parts": 0,
             },
         }

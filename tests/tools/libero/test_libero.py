@@ -21,6 +21,7 @@ from helpers.commands import preloaded
 from helpers.paths import REPO
 
 from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.evaluation.perturbation import camera_direction
 from lerobot_policy_vla0.tools.libero import setup as libero_setup
 from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, task_files
 
@@ -186,3 +187,37 @@ def test_the_files_worked_out_are_those_the_simulator_loaded(run: Run, place: Pl
         if Path(file).is_relative_to(root)
     }
     assert loaded == {name for name in named if not name.endswith(".xml")}
+
+
+# ---- the camera that is moved ----------------------------------------------------------------------------------
+
+
+def test_a_moved_camera_changes_its_picture_and_nothing_else(place: Place) -> None:
+    program = preloaded(REPO / "tests" / "helpers" / "libero_camera.py", str(place.folder / "camera.npz"))
+    done = subprocess.run(
+        program, env=place.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(place.folder / "camera.npz") as arrays:
+        seen = dict(arrays)
+    home, offsets = seen["plain_place"], {}
+    for name, seed in (("moved", 3), ("other", 4)):
+        offsets[name] = seen[f"{name}_place"] - home
+        assert offsets[name] == pytest.approx(0.01 * camera_direction(seed), abs=1e-9)  # metres; not added up
+        assert np.array_equal(seen[f"{name}_turn"], seen["plain_turn"])
+    assert np.array_equal(seen["unmoved_place"], home)
+    # What docs/libero.md says of the seed: it places what stands still, also with fixed states.
+    apart = np.abs(seen["other_bodies"] - seen["plain_bodies"]).max(axis=1)
+    assert {str(name) for name in seen["plain_names"][apart > 1e-3]} == {
+        "wooden_cabinet_1_main",
+        "flat_stove_1_main",
+    }
+    for step in (0, 1):
+        third, wrist, state = (f"{what}{step}" for what in ("image", "image2", "state"))
+        assert (seen[f"moved_{third}"] != seen[f"plain_{third}"]).any(axis=-1).mean() > 0.2
+        difference = np.abs(seen[f"moved_{third}"].astype(float) - seen[f"plain_{third}"]).mean()
+        assert 1 < difference < 10  # a little elsewhere, not upside down
+        assert np.array_equal(seen[f"moved_{wrist}"], seen[f"plain_{wrist}"])
+        assert np.allclose(seen[f"moved_{state}"], seen[f"plain_{state}"], rtol=0, atol=1e-12)
+    for what in ("physics", "bodies", "rewards"):
+        assert np.allclose(seen[f"moved_{what}"], seen[f"plain_{what}"], rtol=0, atol=1e-12)

@@ -40,6 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--stall-seconds", type=float, default=600.0, metavar="S", help=stall)
     track = "log the running evaluation: success so far, by task, failures (its package has to be installed)"
+    perturb = (
+        "change what the policy sees, e.g. shift=8px,brightness=0.2,noise=4,instruction=paraphrase,camera=1cm"
+    )
+    add("--perturb", metavar="KEY=VALUE,...", help=perturb)
     add("--track", choices=("trackio", "wandb"), help=track)
     add("arguments", nargs="*", metavar="LEROBOT-EVAL-ARGUMENTS", help="after --")
 
@@ -63,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             retries=arguments.retries,
             stall_seconds=arguments.stall_seconds,
             track=arguments.track,
+            perturb=arguments.perturb,
             say=partial(print, flush=True),
         )
     except KeyboardInterrupt:

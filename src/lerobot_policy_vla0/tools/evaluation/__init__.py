@@ -5,6 +5,7 @@
     plan     an evaluation ▸ shards                      (arguments only)
     shards   shards ▸ lerobot-eval processes             (folder: what lies on disk; heartbeat: does one hang)
     watched  the worker's side: environments ▸ notes     (steps: every step, as a table)
+    perturbation  what the policy sees ▸ the same, changed
     tracking  what has been done so far ▸ wandb, trackio
     runs     folders ▸ episodes with policy, task, seed  (eval_info: one lerobot-eval file; queries: the policy's)
     compare  episodes ▸ rates, paired comparisons        (statistics: the formulas)

@@ -48,7 +48,7 @@ def success_lines(runs: Sequence[Run]) -> list[Line]:
     """Return a line per task, per suite of several tasks, and one for everything if there are several suites."""
 
     def line(kind: str, name: str, members: Sequence[tuple[str, int]]) -> Line:
-        rates = {run.name: rate_of(e for e in run.episodes if e.task in members) for run in runs}
+        rates = {run.label: rate_of(e for e in run.episodes if e.task in members) for run in runs}
         return Line(kind, name, rates)
 
     tasks = sorted({episode.task for run in runs for episode in run.episodes})
@@ -144,8 +144,8 @@ def compare(first: Run, second: Run) -> list[Comparison]:
         )
         comparisons.append(
             Comparison(
-                first.name,
-                second.name,
+                first.label,
+                second.label,
                 scope,
                 both=pairs[True, True],
                 only_first=pairs[True, False],

@@ -11,7 +11,8 @@
     OUT/eval_info.json              all shards together, in lerobot-eval's own form, once all are finished
 
 Nothing is overwritten except the merged file and the steps, which follow from the shards. A folder is only continued
-with the arguments, policy and versions it was begun with, so results that mean different things are never mixed.
+with the arguments, policy, versions and perturbation it was begun with, so results that mean different things are never
+mixed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.output_files import write_json
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, read_eval_info
+from lerobot_policy_vla0.tools.evaluation.perturbation import Perturbation
 from lerobot_policy_vla0.tools.evaluation.plan import Shard
 
 MANIFEST = "evaluation.json"
@@ -71,6 +73,7 @@ class ShardedEvaluation:
     policy: dict[str, Any]  # see `describe_policy`
     versions: dict[str, str]  # of the packages an outcome depends on
     shards: tuple[Shard, ...]
+    perturbation: Perturbation | None = None  # of what the policy sees
 
     def shard_folder(self, shard: Shard) -> Path:
         """Return the folder that holds a shard's attempts."""
@@ -132,17 +135,19 @@ def check_usable(folder: Path) -> None:
         raise EvaluationError(f"{folder} exists and holds no {MANIFEST}: give a new folder as --out")
 
 
-def open_evaluation(folder: Path, arguments: dict[str, str], shards: list[Shard]) -> ShardedEvaluation:
+def open_evaluation(
+    folder: Path, arguments: dict[str, str], shards: list[Shard], perturbation: Perturbation | None = None
+) -> ShardedEvaluation:
     """Begin an evaluation in a folder that exists and that `check_usable` accepts, or continue the one that is there.
 
     The arguments are those of ``lerobot-eval``, by name, without those that only say where a shard runs.
 
     Raises:
-        EvaluationError: the folder's evaluation was begun with other arguments, another policy or other versions;
-            names every difference.
+        EvaluationError: the folder's evaluation was begun with other arguments, another policy, other versions or
+            another perturbation; names every difference.
     """
     policy, versions = describe_policy(arguments["policy.path"]), installed_versions()
-    asked = ShardedEvaluation(folder, arguments, policy, versions, tuple(shards))
+    asked = ShardedEvaluation(folder, arguments, policy, versions, tuple(shards), perturbation)
     if (folder / MANIFEST).exists():
         begun = read_evaluation(folder)
         if differences := _differences(begun, asked):
@@ -165,7 +170,10 @@ def read_evaluation(folder: Path) -> ShardedEvaluation:
         if raw["format"] != _FORMAT:
             raise ValueError(f"format {raw['format']}, this version reads {_FORMAT}")
         shards = tuple(Shard(**{**shard, "arguments": tuple(shard["arguments"])}) for shard in raw["shards"])
-        return ShardedEvaluation(folder, raw["arguments"], raw["policy"], raw["versions"], shards)
+        perturbation = Perturbation(**raw["perturbation"]) if raw.get("perturbation") else None
+        return ShardedEvaluation(
+            folder, raw["arguments"], raw["policy"], raw["versions"], shards, perturbation
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path} cannot be read as a sharded evaluation: {error}") from None
 
@@ -238,6 +246,11 @@ def _differences(begun: ShardedEvaluation, asked: ShardedEvaluation) -> list[str
 
     differences = compare("--", begun.arguments, asked.arguments)
     differences += compare("version of ", begun.versions, asked.versions)
+    labels = [one.perturbation.label if one.perturbation else "not given" for one in (begun, asked)]
+    if labels[0] != labels[1]:
+        differences.append(f"--perturb was {labels[0]}, now {labels[1]}")
+    elif begun.perturbation != asked.perturbation:
+        differences.append(f"the paraphrases in the file of --perturb {labels[0]} have changed")
     if not differences and begun.policy != asked.policy:
         differences.append(f"the files of the policy in {asked.arguments['policy.path']} have changed")
     if not differences and begun.shards != asked.shards:

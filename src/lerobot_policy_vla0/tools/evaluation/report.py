@@ -147,16 +147,17 @@ def as_json(report: Report) -> dict[str, Any]:
 
     return {
         "written_by": _WRITTEN_BY,
-        "policies": [run.name for run in report.runs],
+        "policies": [run.label for run in report.runs],
+        "perturbed": {run.label: run.perturbation for run in report.runs},
         "success": [
             {"kind": line.kind, "name": line.name, "rates": {name: rate(r) for name, r in line.rates.items()}}
             for line in report.lines
         ],
         "comparisons": [comparison(one) for comparisons in report.comparisons for one in comparisons],
-        "failed_attempts": {run.name: [asdict(one) for one in run.failures] for run in report.runs},
+        "failed_attempts": {run.label: [asdict(one) for one in run.failures] for run in report.runs},
         "skipped": [asdict(one) | {"path": str(one.path)} for one in report.skipped],
-        "time": {run.name: times(run) for run in report.runs},
-        "episodes": {run.name: [episode(e) for e in run.episodes] for run in report.runs},
+        "time": {run.label: times(run) for run in report.runs},
+        "episodes": {run.label: [episode(e) for e in run.episodes] for run in report.runs},
     }
 
 
@@ -197,7 +198,7 @@ def as_html(report: Report, folder: Path) -> str:
     sections.append(
         ("Episodes", pages.html_table(episodes, "episodes", markup=(3,)) + pages.html_text(_LINKS_NOTE))
     )
-    names = ", ".join(run.name for run in report.runs)
+    names = ", ".join(run.label for run in report.runs)
     return pages.page(f"Evaluation: {names}", _lead(report), sections, _STYLE)
 
 
@@ -237,7 +238,7 @@ def _sections(report: Report) -> list[_Section]:
         text = [f"{one.scope}: {_comparison_text(one)}" for one in comparisons]
         table = _comparison_table(comparisons)
         sections.append(_Section(_comparison_title(comparisons), text, table, "comparison"))
-    decoded = [f"{run.name}: {_decoded_text(run)}" for run in report.runs]
+    decoded = [f"{run.label}: {_decoded_text(run)}" for run in report.runs]
     sections.append(_Section("What was decoded", decoded, bullets=True))
     sections.append(_Section("Time", [_TIME_NOTE], _time_table(report), "time"))
     if any(run.failures for run in report.runs):
@@ -249,7 +250,7 @@ def _sections(report: Report) -> list[_Section]:
 
 def _lead(report: Report) -> str:
     """Return what was evaluated, in a sentence."""
-    played = [f"{len(run.episodes)} episodes of {run.name}" for run in report.runs]
+    played = [f"{len(run.episodes)} episodes of {run.label}" for run in report.runs]
     tasks = len({episode.task for run in report.runs for episode in run.episodes})
     return f"{', '.join(played)}; {tasks} task{'s' * (tasks != 1)}."
 
@@ -275,7 +276,7 @@ def _success_table(report: Report) -> Table:
         interval = percent_range(rate.interval)
         return f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)} ({interval})"
 
-    names = [run.name for run in report.runs]
+    names = [run.label for run in report.runs]
     rows = [[line.name, *(cell(line.rates[name]) for name in names)] for line in report.lines]
     return Table(["", *names], rows)
 
@@ -353,7 +354,7 @@ def _time_table(report: Report) -> Table:
     milliseconds = ["ms per query, median", "95 % below", "ms per executed step"]
     rows = []
     for run in report.runs:
-        cells = [run.name, clock(run.seconds / len(run.episodes), 1)]
+        cells = [run.label, clock(run.seconds / len(run.episodes), 1)]
         times = run.query_times()
         if times is None:
             cells += ["not recorded"] * 4
@@ -366,7 +367,7 @@ def _time_table(report: Report) -> Table:
 
 def _failures_table(report: Report) -> Table:
     """Return a row per attempt that hung or died."""
-    rows = [[run.name, one.shard, str(one.attempt), one.why] for run in report.runs for one in run.failures]
+    rows = [[run.label, one.shard, str(one.attempt), one.why] for run in report.runs for one in run.failures]
     return Table(["policy", "part", "attempt", "what happened"], rows, text=(1, 3))
 
 
@@ -376,7 +377,7 @@ def _episode_table(report: Report, outcomes: Callable[[list[Episode]], str]) -> 
     for run in report.runs:
         for task, group in groupby(run.episodes, key=lambda episode: episode.task):
             episodes = list(group)
-            rows.append([run.name, task_name(report.runs, task), seeds_text(episodes), outcomes(episodes)])
+            rows.append([run.label, task_name(report.runs, task), seeds_text(episodes), outcomes(episodes)])
     return Table(["policy", "task", "seeds", "outcomes"], rows, text=(1, 2, 3))
 
 

@@ -59,7 +59,8 @@ class Skipped:
 class Run:
     """Everything that was read about one policy."""
 
-    name: str  # in the report
+    name: str  # as it was given
+    perturbation: str = ""  # of what the policy saw, as `vla0 eval --perturb` takes it
     episodes: list[Episode] = field(default_factory=list)  # sorted by task and seed; at least one
     skipped: list[Skipped] = field(default_factory=list)  # evaluations that were left out, and why
     failures: list[Failure] = field(default_factory=list)  # attempts of `vla0 eval` that hung or died
@@ -68,6 +69,11 @@ class Run:
     # What `vla0 eval` records (see `folder.describe_policy` and `queries`); lerobot-eval does not.
     policies: list[dict[str, Any]] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Its name in the report, which says how it was perturbed."""
+        return f"{self.name} ({self.perturbation})" if self.perturbation else self.name
 
     def query_times(self) -> dict[str, float | int | None] | None:
         """Return the summary that `queries.summarise` makes of the queries; None if there are none."""
@@ -115,9 +121,11 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
         The run; evaluations that could not be read are in its ``skipped``.
 
     Raises:
-        EvaluationError: a folder holds no evaluation, none can be read, or an episode is there twice.
+        EvaluationError: a folder holds no evaluation, none can be read, an episode is there twice, or some were
+            perturbed in another way than others.
     """
     run = Run(name)
+    perturbations: dict[str, Path] = {}  # each with the first evaluation that has it
     for folder in folders:
         found = list(_find(folder))
         if not found:
@@ -125,7 +133,16 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
                 f"{folder} holds no evaluation: neither {FILE_NAME} nor {MANIFEST} at or below it"
             )
         for path in found:
-            _read_one(run, path, first_seed)
+            kind = _read_one(run, path, first_seed)
+            if kind is not None:
+                perturbations.setdefault(kind, path)
+    if len(perturbations) > 1:
+        where = "; ".join(f"{kind or 'not'} in {path}" for kind, path in perturbations.items())
+        raise EvaluationError(
+            f"{name!r} joins evaluations that were perturbed (--perturb) in different ways: {where}. Give them "
+            "different names, as NAME=FOLDER"
+        )
+    run.perturbation = next(iter(perturbations), "")
     if not run.episodes:
         reasons = "; ".join(f"{skipped.path}: {skipped.reason}" for skipped in run.skipped)
         raise EvaluationError(f"nothing of {name!r} can be read: {reasons}")
@@ -156,17 +173,20 @@ def _find(folder: Path) -> Iterator[Path]:
             yield Path(here)
 
 
-def _read_one(run: Run, path: Path, first_seed: int | None) -> None:
-    """Add one evaluation's episodes to a run, or the reason why it is left out."""
+def _read_one(run: Run, path: Path, first_seed: int | None) -> str | None:
+    """Add one evaluation's episodes to a run, or the reason why it is left out; return how it was perturbed.
+
+    None means that the evaluation cannot be read.
+    """
     try:
         if not (path / MANIFEST).exists():
             named = _SEED.search(path.resolve().name)
             _add(run, read_eval_info(path / FILE_NAME), int(named[1]) if named else first_seed, 0)
-            return
+            return ""
         evaluation = read_evaluation(path)
     except EvaluationError as error:
         run.skipped.append(Skipped(run.name, path, str(error)))
-        return
+        return None
     run.policies.append(evaluation.policy)
     for shard in evaluation.shards:
         if shard.suite is not None:
@@ -179,6 +199,7 @@ def _read_one(run: Run, path: Path, first_seed: int | None) -> None:
             continue
         run.queries += read_queries(info.path.with_name(queries.FILE_NAME))
         _add(run, info, shard.seed, shard.first_episode)
+    return evaluation.perturbation.label if evaluation.perturbation else ""
 
 
 def _add(run: Run, info: EvalInfo, first_seed: int | None, first_index: int) -> None:

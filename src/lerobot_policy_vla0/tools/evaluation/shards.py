@@ -30,6 +30,7 @@ from lerobot_policy_vla0.tools.evaluation.folder import (
     open_evaluation,
 )
 from lerobot_policy_vla0.tools.evaluation.heartbeat import STALL_SECONDS, StallWatch
+from lerobot_policy_vla0.tools.evaluation.perturbation import parse_perturbation
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
 from lerobot_policy_vla0.tools.evaluation.tracking import Tracker, load_tool, tracking
 from lerobot_policy_vla0.tools.evaluation.watched import WatchOrder
@@ -68,6 +69,7 @@ def evaluate(
     retries: int = 1,
     stall_seconds: float = STALL_SECONDS,
     track: str | None = None,
+    perturb: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
     """Evaluate a policy in shards, skipping those that are finished, and merge the results.
@@ -82,6 +84,7 @@ def evaluate(
         episodes_per_shard: see `plan.plan_shards`.
         retries: further attempts at a shard that leaves no complete result.
         stall_seconds: a worker that makes no progress for so long is killed and counts as failed; see `heartbeat`.
+        perturb: what to change in what the policy sees; see `perturbation.parse_perturbation`.
         track: log the evaluation while it runs: one of `tracking.TOOLS`.
         say: called with one line per event.
 
@@ -108,6 +111,9 @@ def evaluate(
         )
     for kind in kinds:
         values["policy.device"] = kind
+    perturbation = None if perturb is None else parse_perturbation(perturb)
+    if perturbation is not None:
+        perturbation.check_environment(values["env.type"])
     shards = plan_shards(values, episodes_per_shard)
     if track is not None:
         load_tool(track)  # raises now, not after the folder was made
@@ -115,7 +121,7 @@ def evaluate(
     if not (out / FILE_NAME).exists():
         check_before_start(values)
     with _exclusive(out):
-        evaluation = open_evaluation(out, values, shards)
+        evaluation = open_evaluation(out, values, shards, perturbation)
         with tracking(track, out, evaluation, say) as tracker:
             outcome = _run_all(evaluation, n_workers, devices, retries, stall_seconds, tracker, say)
         if outcome.complete:
@@ -211,7 +217,7 @@ def _run_all(
                 tracker.progress(shard, watch.note.solved, watch.note.played)
                 return hung
 
-            status = _run(shard, folder, log, device, threads, stop, hangs)
+            status = _run(evaluation, shard, folder, log, device, threads, stop, hangs)
             if stop.is_set():
                 break
             try:
@@ -255,6 +261,7 @@ def _new_attempt(evaluation: ShardedEvaluation, shard: Shard) -> Path:
 
 
 def _run(
+    evaluation: ShardedEvaluation,
     shard: Shard,
     folder: Path,
     log: Path,
@@ -273,6 +280,7 @@ def _run(
         shard.n_episodes,
         shard.first_episode,
         task=None if shard.suite is None else (shard.suite, shard.task_id),
+        perturbation=evaluation.perturbation,
     )
     arguments = [order.as_argument(), *shard.arguments, f"--output_dir={folder}"]
     return run_worker(WORKER, arguments, log, environment, stop, hangs)

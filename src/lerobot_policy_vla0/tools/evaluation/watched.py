@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.evaluation import heartbeat, steps
 from lerobot_policy_vla0.tools.evaluation.heartbeat import Activity, Heartbeat
+from lerobot_policy_vla0.tools.evaluation.perturbation import Perturbation, camera_direction
 from lerobot_policy_vla0.tools.evaluation.queries import Query
 from lerobot_policy_vla0.tools.evaluation.steps import Step, StepWriter
 
@@ -33,6 +37,7 @@ class WatchOrder:
     n_episodes: int  # of every task
     first_episode: int = 0  # its index in the undivided evaluation
     task: tuple[str, int] | None = None  # the shard's in the undivided evaluation; None: as LeRobot names it
+    perturbation: Perturbation | None = None  # of what the policy sees
 
     def as_argument(self) -> str:
         """Return it as the worker's first argument."""
@@ -41,8 +46,12 @@ class WatchOrder:
     @classmethod
     def from_argument(cls, text: str) -> WatchOrder:
         """Return what `as_argument` wrote."""
-        order = cls(**json.loads(text))
-        return replace(order, task=None if order.task is None else (order.task[0], order.task[1]))
+        raw = json.loads(text)
+        if raw["task"] is not None:
+            raw["task"] = tuple(raw["task"])
+        if raw["perturbation"] is not None:
+            raw["perturbation"] = Perturbation(**raw["perturbation"])
+        return cls(**raw)
 
 
 class Watch:
@@ -50,6 +59,7 @@ class Watch:
 
     def __init__(self, order: WatchOrder) -> None:
         self.order = order
+        self.perturbation = order.perturbation or Perturbation()
         self.heartbeat = Heartbeat(Path(order.folder) / heartbeat.FILE_NAME)
         self.steps: StepWriter | None = None  # as soon as there are environments
         self.played = 0  # episodes that ended
@@ -81,6 +91,11 @@ class Watch:
 
         original: Any = EnvConfig.get_choice_class(kind)
         if issubclass(original, HubEnvConfig):
+            if self.perturbation != Perturbation():
+                raise EvaluationError(
+                    f"--perturb {self.perturbation.label}: --env.type={kind} builds its environment with code from the "
+                    "Hub, which cannot be perturbed"
+                )
             self.heartbeat.beat(Activity.UNWATCHED)
             return kind
         watch = self
@@ -95,6 +110,13 @@ class Watch:
             def create_envs(self, *args: Any, **kwargs: Any) -> dict[str, dict[int, WatchedEnv]]:
                 watch.heartbeat.beat(Activity.BUILDING)
                 built = super().create_envs(*args, **kwargs)
+                if watch.perturbation.camera:
+                    from lerobot_policy_vla0.tools.libero.camera import move_cameras
+
+                    distance = watch.perturbation.camera
+                    for tasks in built.values():
+                        for task_id, env in tasks.items():
+                            tasks[task_id] = move_cameras(env, distance, camera_direction)
                 watch.steps = StepWriter(Path(watch.order.folder) / steps.FILE_NAME)
                 watch.heartbeat.beat(Activity.LOADING)
                 return {
@@ -121,7 +143,7 @@ class Watch:
 
 
 class WatchedEnv:
-    """A vector environment that notes what is done with it; everything else is the environment's own.
+    """A vector environment that notes what is done with it, and perturbs what it shows; all else is its own.
 
     Args:
         env: the environment, of ``B`` episodes at a time.
@@ -140,6 +162,9 @@ class WatchedEnv:
         self._solved = np.zeros(env.num_envs, bool)
         self._n_counted = 0  # episodes of this batch that count
         self._rows: list[Step] = []  # of the episodes being played
+        if isinstance(env, gym.vector.SyncVectorEnv):  # an instruction without a paraphrase is an error now
+            with suppress(AttributeError, NotImplementedError):
+                self.call("task_description")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
@@ -153,10 +178,24 @@ class WatchedEnv:
         if name == "render":
             with self._watch.heartbeat.during(Activity.RENDERING):
                 return self._env.call(name, *args, **kwargs)
+        if name in ("task_description", "task") and self._watch.perturbation.instruction:
+            return self._other_words(name)
         result = self._env.call(name, *args, **kwargs)
         if name == "_max_episode_steps":  # LeRobot asks for it after every reset
             self._max_steps = result[0]
         return result
+
+    def _other_words(self, name: str) -> tuple[str, ...]:
+        """Return the paraphrased instructions. LeRobot asks for ``task`` where there is no ``task_description``."""
+        try:
+            instructions = self._env.call(name)
+        except (AttributeError, NotImplementedError):
+            if name == "task":  # LeRobot would go on without an instruction
+                raise EvaluationError(
+                    "--perturb instruction: the environment has no instruction that could be paraphrased"
+                ) from None
+            raise
+        return tuple(self._watch.perturbation.task(one) for one in instructions)
 
     def reset(self, *, seed: Sequence[int] | None = None, **kwargs: Any) -> Any:
         """Begin an episode in every environment."""
@@ -169,17 +208,16 @@ class WatchedEnv:
         self._solved[:] = False
         self._n_counted = int(self._playing.sum())
         self._beat(Activity.RESETTING)
-        result = self._env.reset(seed=seed, **kwargs)
+        observation, info = self._env.reset(seed=seed, **kwargs)
         self._beat(Activity.ACTING)
         self._began = time.monotonic()
-        return result
+        return self._watch.perturbation.observation(observation, self._seeds, 0), info
 
     def step(self, actions: NDArray[Any]) -> Any:
         """Execute one action ``(B, D)`` in every environment."""
         self._step += 1
         self._beat(Activity.STEPPING)
-        result = self._env.step(actions)
-        _, rewards, terminated, truncated, info = result
+        observation, rewards, terminated, truncated, info = self._env.step(actions)
         solved = successes(info, self.num_envs)
         self._note_step(actions, rewards, solved)
         self._solved |= self._playing & solved
@@ -190,7 +228,8 @@ class WatchedEnv:
             self._beat(Activity.ACTING)
         else:
             self._end_episodes()
-        return result
+        shown = self._watch.perturbation.observation(observation, self._seeds, self._step)
+        return shown, rewards, terminated, truncated, info
 
     def _note_step(self, actions: NDArray[Any], rewards: NDArray[Any], solved: NDArray[np.bool_]) -> None:
         """Add a row for every episode that has not ended."""
