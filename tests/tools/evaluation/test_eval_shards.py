@@ -115,7 +115,9 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
     out, reached = tmp_path / "sharded", tmp_path / "reached"
     with (tmp_path / "whole.log").open("wb") as log:  # meanwhile: it takes as long as all the rest
         whole = subprocess.Popen(
-            preloaded(BIN / "lerobot-eval", *asked, f"--output_dir={tmp_path / 'whole'}"), stdout=log, stderr=log
+            preloaded(BIN / "lerobot-eval", *asked, f"--output_dir={tmp_path / 'whole'}"),
+            stdout=log,
+            stderr=log,
         )
 
     # The first shard finishes; the second one, with seeds 7 and 8, hangs, and then the whole command is killed.
