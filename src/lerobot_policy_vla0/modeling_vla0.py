@@ -462,7 +462,13 @@ class VLA0Policy(PreTrainedPolicy):
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
         pixel_values, grid_thw = encode_images(images, self.image_settings, None)
         return DecodeRequest(
-            prompt, prompt_mask, pixel_values, grid_thw, committed, steps_since=self.config.n_action_steps
+            prompt,
+            prompt_mask,
+            pixel_values,
+            grid_thw,
+            committed,
+            steps_since=self.config.n_action_steps,
+            size=grid_size(self.image_settings, len(images))[0],
         )
 
     def _origin(self, batch: dict[str, Any]) -> Tensor | None:

@@ -171,7 +171,8 @@ class FastDecoder:
                     if node is not None:
                         path.append(node)
                 if path != list(range(len(path))):  # the accepted guesses stand behind rejected ones
-                    self.runner.keep(index, row.fed, path)
+                    n = len(path)
+                    self.runner.keep(np.full(n, index), row.fed + np.array(path), row.fed + np.arange(n))
                 row.fed += len(path)
                 row.stops.append(len(row.numbers))
                 accepted += len(path)
