@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 from lerobot_policy_vla0.decoding.autotune import captured_width, captured_widths
 from lerobot_policy_vla0.decoding.cache import AnswerCache
 from lerobot_policy_vla0.decoding.cuda_graph import CaptureError, StaticCall, StaticFeed, graph_pool
-from lerobot_policy_vla0.decoding.drafts import Draft
+from lerobot_policy_vla0.decoding.drafts import Chain, Draft, side_by_side
 from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.prompt import rope_positions
@@ -49,7 +49,7 @@ class Feed:
     """Answer tokens of a pass. Each row's begin at their own place of the answer.
 
     Attributes:
-        symbols: ``(B, W)`` int64.
+        symbols: ``(B, W)`` integers.
         starts: ``(B,)`` int64, tokens of each row's answer that are in the cache already.
         depths: ``(B, W)`` int64, how many tokens of the pass come before each on its path; tokens on different
             branches of a draft can have the same.
@@ -73,14 +73,13 @@ class Feed:
         return cls(symbols, starts, depths, visible)
 
     @classmethod
-    def lay_out(cls, settled: list[list[int]], drafts: list[Draft], starts: NDArray[Any]) -> Feed:
+    def lay_out(cls, settled: Sequence[bytes], drafts: Sequence[Chain | Draft], starts: NDArray[Any]) -> Feed:
         """Return a pass of each row's settled symbols and its draft; shorter rows are filled up with zeros."""
-        ends = [len(text) + len(draft) for text, draft in zip(settled, drafts, strict=True)]
-        feed = cls.chain(np.zeros((len(ends), max(ends)), dtype=np.int64), starts)
-        for row, (text, draft, end) in enumerate(zip(settled, drafts, ends, strict=True)):
-            first = len(text)
-            feed.symbols[row, :end] = text + draft.symbols
-            if not draft.is_chain:
+        texts = [text + bytes(draft.symbols) for text, draft in zip(settled, drafts, strict=True)]
+        feed = cls.chain(side_by_side(texts, max(map(len, texts))), starts)
+        for row, (text, draft) in enumerate(zip(settled, drafts, strict=True)):
+            if isinstance(draft, Draft):
+                first, end = len(text), len(text) + len(draft)
                 feed.depths[row, first:end] = first + np.array(draft.depths())
                 feed.visible[row, first:end, first:end] = draft.visibility()
         return feed
