@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +25,17 @@ from helpers.decoding_cases import (
     speculative,
     trained_policy,
 )
+from helpers.host_waits import HostWaits
 from helpers.paths import REPO
 from helpers.recorded_graphs import record
 from helpers.scripted_chunks import CASES, counts
-from helpers.tiny import make_batch, make_config, make_restless
+from helpers.tiny import make_batch, make_config, make_raw_batch, make_restless, make_stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.decoding import cuda_graph
 from lerobot_policy_vla0.decoding import speculative as speculative_module
 from lerobot_policy_vla0.decoding.autotune import (
@@ -673,6 +675,46 @@ def test_the_first_prompt_captures_all_that_its_task_needs(
     assert isinstance(decoder.drafter, PreviousChunkDrafter)
     if width is None:
         assert set(decoder.drafter._times[1]) <= set(expected), "it chooses among the captured widths"
+
+
+def test_warming_up_captures_what_a_robot_will_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same batch size, whatever its task is called."""
+    captures = Captures()
+    monkeypatch.setattr(cuda_graph, "capture", captures)
+    config = make_config(n_bins=1000)
+    warm = make_restless(VLA0Policy(config))
+    for rows in (1, 3):
+        assert isinstance(warm.decoder, FastDecoder)
+        warm.decoder.runner.static = True
+        warm.warm_up(rows)
+        made, cache = captures.made, warm.decoder.runner._cache
+        for seed, task in enumerate(("push", "push the red button " * 3)):
+            raw = {**make_raw_batch(config, rows, seed), "task": [task] * rows}
+            before, _ = make_vla0_pre_post_processors(config, make_stats(config.action_dim))
+            warm.predict_action_chunk(dict(before(raw)))
+        assert captures.made == made > 0 and warm.decoder.runner._cache is cache
+
+
+def test_a_query_over_fixed_memory_waits_once_per_pass() -> None:
+    config = make_config(n_bins=1000)
+    restless = make_restless(VLA0Policy(config))
+    assert isinstance(restless.decoder, FastDecoder)
+    restless.decoder.runner.static = True
+    batches = [make_batch(config, 3, seed) for seed in range(3)]
+    for batch in batches[:2]:
+        restless.predict_action_chunk(batch)
+    restless.reset()  # guesses side by side, too
+    with HostWaits() as waits:
+        restless.predict_action_chunk(batches[2])
+    report = restless.last_decode
+    assert report is not None and report.passes > 3
+    found = Counter[str]()
+    for place, count in waits.of("lerobot_policy_vla0").items():
+        path, name = place.rsplit(" ", 1)
+        if name != "numpy" and "/text/codec.py" not in path:  # these read what is on the host
+            found[f"{path.rsplit('/', 1)[1].split(':')[0]} {name}"] += count
+    # Besides: are the pictures good, and are the weights those of the query before?
+    assert found == {"passes.py cpu": report.passes, "modeling_vla0.py tolist": 1, "weight_watch.py equal": 1}
 
 
 def test_prompts_of_many_lengths_are_captured_and_few_are_kept(

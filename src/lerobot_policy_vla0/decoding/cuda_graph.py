@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -136,6 +137,6 @@ class StaticFeed:
         host_starts[:] = starts
         host_depths[:, :fed], host_depths[:, fed:] = depths, 0
         if fed < self.width:
-            host_visible[:] = torch.eye(self.width, dtype=torch.bool).numpy()
+            host_visible[:] = np.eye(self.width, dtype=bool)
         host_visible[:, :fed, :fed] = visible
         self._device.copy_(self._host, non_blocking=True)
