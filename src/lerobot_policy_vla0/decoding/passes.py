@@ -137,6 +137,14 @@ class PassRunner:
 
     # ------------------------------------------------------------------ prefill
 
+    def encode_pictures(self, request: DecodeRequest) -> Tensor:
+        """Return the image tokens ``(n, hidden)`` of a request; on fixed memory they are valid until the next call."""
+        if not self.static:
+            return self.model.encode_images(request.pixel_values, request.grid)
+        call = self._static_pictures(request.pixel_values, request.grid)
+        call.inputs[0].copy_(request.pixel_values)
+        return call()
+
     def prefill(self, request: DecodeRequest, feed: Feed) -> NDArray[Any]:
         """Run prompt, images and the answer's first symbols; score what follows the prompt and each of them.
 
@@ -176,7 +184,7 @@ class PassRunner:
             request.ids,
             self._image_mask,
             self._positions,
-            self.model.encode_images(request.pixel_values, request.grid),
+            self.encode_pictures(request),
             self._to_ids(feed.symbols),
             torch.from_numpy(feed.depths).to(self._device),
             torch.from_numpy(feed.visible).to(self._device),
@@ -307,13 +315,12 @@ class PassRunner:
         self._ids, self._prefix_columns = torch.empty(0, 0), 0  # nothing is taken over from here
         images = len(request.pixel_values) // math.prod(request.grid)
         # 1. Everything is captured before anything runs: a trial run writes into the cache.
-        encode = self._static_pictures(request.pixel_values, request.grid)
+        self._static_pictures(request.pixel_values, request.grid)
         if not self._static_passes:
             self._capture_all(length, request.grid, images)
         run = self._static_prompt(length, width, request.grid, images)
         # 2. What a graph returned is copied before the next one runs.
-        encode.inputs[0].copy_(request.pixel_values)
-        for room, value in zip(run.inputs, (ids, mask, encode()), strict=False):
+        for room, value in zip(run.inputs, (ids, mask, self.encode_pictures(request)), strict=False):
             room.copy_(value)
         self._write(feed, width)
         self._prompt_length, self.reused_columns = length, 0
