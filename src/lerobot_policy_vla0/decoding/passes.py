@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 _BUCKET = 128
 #: On fixed memory, prompts are padded to a multiple of this, so that few shapes are captured.
 PADDED = 64
-#: Captured prompts and picture sizes that are kept; the one not used for longest is dropped. A prompt of one length
-#: with feeds of all widths is three of them.
+#: Captured prompts and picture sizes that are kept at least; the one not used for longest is dropped.
 KEPT = 16
 #: Caches are as many columns long as a multiple of this: GPU kernels copy masks of another length before they use them.
 _ALIGNED = 16
@@ -376,7 +375,8 @@ class PassRunner:
         """Return the call of a prompt's or picture's shape, made where there is none."""
         if key not in self._static_prompts:
             self._static_prompts[key] = make()
-            if len(self._static_prompts) > KEPT:
+            needed = 1 + 2 * len(captured_widths(self._widest))  # by one task, see `_capture_all`
+            if len(self._static_prompts) > max(KEPT, 2 * needed):
                 self._static_prompts.popitem(last=False)
         self._static_prompts.move_to_end(key)
         return self._static_prompts[key]
