@@ -35,7 +35,7 @@ from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 from lerobot_policy_vla0.decoding.factory import build_decoder
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.observations.batches import read_images, read_prompt
-from lerobot_policy_vla0.observations.images import encode_images
+from lerobot_policy_vla0.observations.images import encode_images, grid_size
 
 DECODERS = ("hf_generate", "reference", "fast", "speculative")
 #: Decoders without memory of earlier answers are timed on every so manieth observation only.
@@ -113,7 +113,8 @@ def request_of(policy: VLA0Policy, batch: dict[str, Any], steps_since: int) -> D
     prompt, mask = read_prompt(batch, device)
     images = read_images(batch, policy.config, device)
     pixel_values, grid_thw = encode_images(images, policy.image_settings, None)
-    return DecodeRequest(prompt, mask, pixel_values, grid_thw, steps_since=steps_since)
+    size = grid_size(policy.image_settings, len(images))[0]
+    return DecodeRequest(prompt, mask, pixel_values, grid_thw, steps_since=steps_since, size=size)
 
 
 def answer(policy: VLA0Policy, name: str, decoder: Any, request: DecodeRequest) -> Any:

@@ -70,7 +70,7 @@ def make_request(vlm: VLM, batch: int, device: torch.device) -> DecodeRequest:
     ids = torch.tensor([*text, *image, *text], device=device).expand(batch, -1)
     patches = torch.randn(batch * GRID[0] * GRID[1], 3 * 2 * 14 * 14, device=device, dtype=torch.bfloat16)
     grid = torch.tensor([[1, *GRID]], device=device).expand(batch, -1)
-    return DecodeRequest(ids, torch.ones_like(ids, dtype=torch.bool), patches, grid)
+    return DecodeRequest(ids, torch.ones_like(ids, dtype=torch.bool), patches, grid, size=(1, *GRID))
 
 
 class Passes:
@@ -93,10 +93,10 @@ class Passes:
 
     def vision(self) -> Any:
         """Encode the images alone."""
-        return self.runner.model.encode_images(self.request.pixel_values, (1, *GRID))
+        return self.runner.encode_pictures(self.request)
 
     def prefill(self) -> Any:
-        """Run images and prompt; after the first time, what precedes the images is taken over."""
+        """Run images and prompt; uncaptured, what precedes the images is taken over from the second time on."""
         nothing = np.zeros((len(self._starts), 0), dtype=np.int64)
         return self.runner.prefill(self.request, Feed.chain(nothing, self._starts))
 

@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MUJOCO_GL", "egl")
 # A tiny model is too small to share out: threads would only wait for each other, and more so on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Plain C++ from torch.compile: to choose vector instructions, PyTorch builds and imports a library for each kind (40 s).
+# Plain C++ from torch.compile: to choose vector instructions, PyTorch builds and imports ten libraries (40 s).
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 import signal

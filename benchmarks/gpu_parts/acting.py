@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,39 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _on_fixed_memory(vlm: VLM, batch: int, device: torch.device, max_width: int) -> Passes:
+    """Return passes as they run on CUDA; a trial run on a CPU goes the same way, uncaptured."""
+    timed = Passes(vlm, batch, device, max_width)
+    timed.runner.static = True
+    return timed
+
+
+@contextmanager
+def _uncaptured(timed: Passes) -> Iterator[None]:
+    """Run passes as without CUDA graphs, for a while."""
+    timed.runner.static = False
+    try:
+        yield
+    finally:
+        timed.runner.static = True
+
+
 @torch.inference_mode()
 def passes(figures: Figures, name: str, repeats: int) -> None:
-    """Time vision tower, prefill and passes of every width at batch 1 and 8; and some by transformers' modules."""
+    """Time vision tower, prefill and passes of every width at batch 1 and 8.
+
+    Vision, prefill and some passes also uncaptured, and by transformers' modules.
+    """
     parts = ["vision_ms", "prefill_ms", *(f"pass_ms_width{width}" for width in WIDTHS)]
-    parts += [f"transformers_{part}" for part in parts if part not in _not_compared()]
+    compared = [part for part in parts if part not in _not_compared()]
+    parts += [f"{how}_{part}" for how in ("uncaptured", "transformers") for part in compared]
     figures.plan(["floor_ms_per_pass", *(f"batch{batch}_{part}" for batch in BATCHES for part in parts)])
     device = _device()
     vlm = decode_shapes.build(name, device)
     floor = 1e3 * decode_shapes.weight_bytes(vlm) / copy_bandwidth(device)
     figures.put("floor_ms_per_pass", round(floor, 3))
     for batch in BATCHES:
-        timed = Passes(vlm, batch, device, max(WIDTHS))
+        timed = _on_fixed_memory(vlm, batch, device, max(WIDTHS))
 
         def took(run: Any) -> float:
             return round(milliseconds(run, device, repeats), 3)
@@ -53,11 +76,17 @@ def passes(figures: Figures, name: str, repeats: int) -> None:
         figures.measure(f"batch{batch}_prefill_ms", partial(took, timed.prefill))
         for width in WIDTHS:
             figures.measure(f"batch{batch}_pass_ms_width{width}", partial(took, partial(timed.score, width)))
-        before, name = TransformersPasses(timed), f"batch{batch}_transformers"
-        figures.measure(f"{name}_vision_ms", partial(took, before.vision))
-        figures.measure(f"{name}_prefill_ms", partial(took, before.prefill))
-        for width in (width for width in WIDTHS if width in COMPARED):
-            figures.measure(f"{name}_pass_ms_width{width}", partial(took, partial(before.score, width)))
+
+        def compare(name: str, of: Passes | TransformersPasses, took: Any = took, batch: int = batch) -> None:
+            figures.measure(f"batch{batch}_{name}_vision_ms", partial(took, of.vision))
+            figures.measure(f"batch{batch}_{name}_prefill_ms", partial(took, of.prefill))
+            for width in (width for width in WIDTHS if width in COMPARED):
+                one = partial(of.score, width)
+                figures.measure(f"batch{batch}_{name}_pass_ms_width{width}", partial(took, one))
+
+        with _uncaptured(timed):
+            compare("uncaptured", timed)
+        compare("transformers", TransformersPasses(timed))
 
 
 def _not_compared() -> set[str]:
@@ -101,10 +130,27 @@ def surprise_for(vlm: VLM, device: torch.device, wanted: float, width: int, chun
     return (low + high) / 2
 
 
+def host_ms_per_pass(vlm: VLM, device: torch.device, batch: int, surprise: float, chunks: int = 20) -> float:
+    """Return the milliseconds that drafts and acceptance take per pass of width 32, found without any pass."""
+    request = decode_shapes.make_request(vlm, batch, device)
+    decoder = _decoder(vlm, device, drafts=True, draft_width=32)
+    decoder.runner = ScriptedRunner(None)
+    script = Chunks(batch, (CHUNK, DIMS), N_BINS, surprise)
+    times = []
+    for _ in range(chunks):
+        decoder.runner.script = script.next()
+        decoder.runner.seconds = 0.0
+        began = time.perf_counter()
+        decoder.decode(request)
+        spent = time.perf_counter() - began - decoder.runner.seconds
+        times.append(1e3 * spent / decoder.last.passes)
+    return round(float(np.median(times[2:])), 3)
+
+
 @torch.inference_mode()
 def chunk(figures: Figures, name: str, repeats: int, acceptance: Path = ACCEPTANCE) -> None:
     """Time whole chunks: drafts accepted as in a trained policy's rollouts, no drafts, and transformers' `generate`."""
-    parts = ("speculative", "fast", "hf_generate", "times_faster_than_hf_generate")
+    parts = ("host_ms_per_pass", "speculative", "fast", "hf_generate", "times_faster_than_hf_generate")
     figures.plan([*("acceptance_from", "surprise"), *(f"batch{b}_{part}" for b in BATCHES for part in parts)])
     device = _device()
     vlm = decode_shapes.build(name, device)
@@ -171,6 +217,9 @@ def chunk(figures: Figures, name: str, repeats: int, acceptance: Path = ACCEPTAN
                 assert ids.shape[1] == tokens, f"generate wrote {ids.shape[1]} tokens instead of {tokens}"
             return {**_times(times), "tokens": tokens, "floor_ms": round(tokens * floor, 2)}
 
+        figures.measure(
+            f"batch{batch}_host_ms_per_pass", partial(host_ms_per_pass, vlm, device, batch, surprise)
+        )
         figures.measure(f"batch{batch}_speculative", speculative)
         figures.measure(f"batch{batch}_fast", fast)
         figures.measure(f"batch{batch}_hf_generate", generate)
@@ -192,37 +241,29 @@ def _times(values: list[float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def kernels(figures: Figures, name: str, repeats: int) -> None:
-    """Count kernels and the time between them: vision, prefill, passes captured and not, and by transformers' modules.
+    """Count kernels and the time between them: vision, prefill, passes; captured and not, and by transformers' modules.
 
     In one process, the lean pass and what it replaces: a figure named ``transformers_...`` is the one before.
     """
     parts = ["vision", "prefill", *(f"pass_width{width}" for width in COMPARED)]
     before = [f"transformers_{part}" for part in parts]
-    uncaptured_names = [f"pass_width{width}_uncaptured" for width in COMPARED]
-    figures.plan([*parts, *uncaptured_names, *before, "hf_generate_per_token"])
+    uncaptured = [f"{part}_uncaptured" for part in parts]
+    figures.plan([*parts, *uncaptured, *before, "hf_generate_per_token"])
     device = _device()
     vlm = decode_shapes.build(name, device)
-    timed = Passes(vlm, 1, device, max(COMPARED))
+    timed = _on_fixed_memory(vlm, 1, device, max(COMPARED))
     timed.prefill()
     transformers = TransformersPasses(timed)
 
-    def work(of: Passes | TransformersPasses) -> list[Any]:
-        return [of.vision, of.prefill, *(partial(of.score, width) for width in COMPARED)]
+    def count(names: list[str], of: Passes | TransformersPasses) -> None:
+        work = [of.vision, of.prefill, *(partial(of.score, width) for width in COMPARED)]
+        for part, run in zip(names, work, strict=True):
+            figures.measure(part, partial(kernels_of, run, device, repeats))
 
-    for part, run in zip(parts, work(timed), strict=True):
-        figures.measure(part, partial(kernels_of, run, device, repeats))
-
-    def uncaptured(width: int) -> dict[str, float]:
-        timed.runner.static = False
-        try:
-            return kernels_of(partial(timed.score, width), device, repeats)
-        finally:
-            timed.runner.static = device.type == "cuda"
-
-    for part, width in zip(uncaptured_names, COMPARED, strict=True):
-        figures.measure(part, partial(uncaptured, width))
-    for part, run in zip(before, work(transformers), strict=True):
-        figures.measure(part, partial(kernels_of, run, device, repeats))
+    count(parts, timed)
+    with _uncaptured(timed):
+        count(uncaptured, timed)
+    count(before, transformers)
 
     def per_token() -> dict[str, float]:
         more = 9 if device.type == "cuda" else 2

@@ -45,10 +45,10 @@ class ScriptedRunner:
             self._runner.score(feed)
         return self._scores(feed, after_prompt=False)
 
-    def keep(self, row: int, start: int, path: list[int]) -> None:
+    def keep(self, *moves: NDArray[Any]) -> None:
         """See `PassRunner.keep`."""
         if self._runner is not None:
-            self._runner.keep(row, start, path)
+            self._runner.keep(*moves)
 
     def _scores(self, feed: Any, *, after_prompt: bool) -> NDArray[Any]:
         began = time.perf_counter()

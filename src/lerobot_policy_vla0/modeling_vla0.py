@@ -93,6 +93,7 @@ from lerobot_policy_vla0.training.loss import (
     warn_about_clipping,
 )
 from lerobot_policy_vla0.training.masking import apply_mask, draw_mask
+from lerobot_policy_vla0.training.scalars import StepScalars
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -189,7 +190,7 @@ class VLA0Policy(PreTrainedPolicy):
                 )
         return [p for p in self.parameters() if p.requires_grad]
 
-    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, StepScalars]:
         """Return the loss on the action text, and scalars to log.
 
         Augmentation (crop, colour, masking) is on if the policy is in training mode. The batch is not modified.
@@ -201,7 +202,8 @@ class VLA0Policy(PreTrainedPolicy):
 
         Returns:
             The loss, ``()`` or ``(B,)``, and ``loss``, ``token_accuracy``, ``first_digit_accuracy``,
-            ``first_step_accuracy``, ``bin_error`` (bins), ``clipped_fraction``, ``masked_fraction``.
+            ``first_step_accuracy``, ``bin_error`` (bins), ``clipped_fraction``, ``masked_fraction``, which the first
+            look reads from the device.
 
         Raises:
             ImageError, CameraError, ActionError, PromptError: for unusable input.
@@ -246,10 +248,20 @@ class VLA0Policy(PreTrainedPolicy):
             answer, labels = apply_mask(answer, labels, hide, self.vlm.tokens.mask)
             hidden_share = hide.sum() / chunk.is_text.sum()
 
-        # All sizes that follow from the data reach the CPU in one transfer; the scalars below are the other one.
+        # The step's only wait for the device: sizes that follow from the data, and whether the input is good. float32
+        # holds every size exactly (below 16.7 million tokens).
         sizes = torch.stack([chunk.is_token.sum(1).max(), (labels != IGNORE_INDEX).sum()])
         facts = prefix_facts(prompt, prompt_mask, stop=self.vlm.image_token_id)
-        longest, labelled, *prefix = torch.cat([sizes, facts]).tolist()
+        checks = torch.stack([bad_actions.any(), clipped.any()])
+        known = torch.cat([sizes, facts, checks, problems.flatten()]).float().tolist()
+        longest, labelled, *prefix = map(int, known[:5])
+        limits = known[7:]  # lowest and highest value of each camera
+        raise_for_problems(list(zip(limits[::2], limits[1::2], strict=True)), self.config.camera_keys)
+        if known[5]:
+            raise_non_finite_actions(bad_actions)
+        if known[6] and not self._warned_clipping:
+            self._warned_clipping = True
+            warn_about_clipping(clipped)
         chunk, answer, labels = chunk.trimmed(longest), answer[:, :longest], labels[:, :longest]
 
         with self._autocast():
@@ -272,30 +284,15 @@ class VLA0Policy(PreTrainedPolicy):
                 labelled=labelled,
             )
         loss = result.per_sample.mean()
-        scalars = {
-            "loss": loss.detach(),
-            **answer_metrics(result, chunk, self.vlm.tokens.digits, self.config.action_dim),
-            "clipped_fraction": clipped.float().mean(),
-            "masked_fraction": hidden_share,
-        }
-        # All scalars and input checks reach the CPU in one transfer.
-        packed = torch.cat(
-            [
-                torch.stack([value.float() for value in scalars.values()]),
-                bad_actions.any().float().view(1),
-                problems.flatten(),
-            ]
-        ).tolist()
-        n = len(scalars)
-        limits = packed[n + 1 :]  # lowest and highest value of each camera
-        raise_for_problems(list(zip(limits[::2], limits[1::2], strict=True)), self.config.camera_keys)
-        if packed[n]:
-            raise_non_finite_actions(bad_actions)
-        metrics = dict(zip(scalars, packed, strict=False))
-        if metrics["clipped_fraction"] > 0 and not self._warned_clipping:
-            self._warned_clipping = True
-            warn_about_clipping(clipped)
-        return (loss if reduction == "mean" else result.per_sample), metrics
+        scalars = StepScalars(
+            {
+                "loss": loss,
+                **answer_metrics(result, chunk, self.vlm.tokens.digits, self.config.action_dim),
+                "clipped_fraction": clipped.float().mean(),
+                "masked_fraction": hidden_share,
+            }
+        )
+        return (loss if reduction == "mean" else result.per_sample), scalars
 
     # ------------------------------------------------------------------ acting
 
@@ -463,7 +460,13 @@ class VLA0Policy(PreTrainedPolicy):
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
         pixel_values, grid_thw = encode_images(images, self.image_settings, None)
         return DecodeRequest(
-            prompt, prompt_mask, pixel_values, grid_thw, committed, steps_since=self.config.n_action_steps
+            prompt,
+            prompt_mask,
+            pixel_values,
+            grid_thw,
+            committed,
+            steps_since=self.config.n_action_steps,
+            size=grid_size(self.image_settings, len(images))[0],
         )
 
     def _origin(self, batch: dict[str, Any]) -> Tensor | None:

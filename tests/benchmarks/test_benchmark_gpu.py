@@ -64,15 +64,20 @@ def test_passes_chunks_and_kernels_are_measured(figures: Figures) -> None:
     for batch in (1, 2):
         ours, plain = (figures.values[f"batch{batch}_{kind}"] for kind in ("speculative", "hf_generate"))
         assert ours["passes"] < plain["tokens"], "no draft was accepted"
+        assert 0 < figures.values[f"batch{batch}_host_ms_per_pass"] < ours["ms_p50"]
         assert plain["tokens"] == round(ours["tokens"])
     acting.kernels(figures, "tiny", 1)
-    captured, plain = (figures.values[name] for name in ("pass_width8", "pass_width8_uncaptured"))
-    assert captured["kernels"] > 50 and plain["kernels"] > 50
-    assert captured["busy_ms"] > 0 and captured["gaps_ms"] >= 0
     for part in ("vision", "prefill", "pass_width1", "pass_width8", "pass_width32"):
-        before, lean = figures.values[f"transformers_{part}"], figures.values[part]
-        assert lean["kernels"] < 0.8 * before["kernels"], part
-    assert figures.values["batch2_transformers_pass_ms_width8"] > 0
+        before, fixed, plain = (
+            figures.values[name] for name in (f"transformers_{part}", part, f"{part}_uncaptured")
+        )
+        assert plain["kernels"] < 0.8 * before["kernels"], part
+        # On a CPU nothing is captured: over fixed memory the same operations run, and some copies.
+        assert 50 < fixed["kernels"] < before["kernels"] and fixed["kernels"] < plain["kernels"] + 60, part
+        assert fixed["busy_ms"] > 0 and fixed["gaps_ms"] >= 0
+    for how in ("uncaptured", "transformers"):
+        for part in ("vision_ms", "prefill_ms", "pass_ms_width8"):
+            assert figures.values[f"batch2_{how}_{part}"] > 0
     assert not missing(figures) and not figures.failed
     assert json.loads(figures.path.read_text())["figures"].keys() == figures.values.keys()
 

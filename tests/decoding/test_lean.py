@@ -107,7 +107,8 @@ def test_states_and_logits_are_transformers(policy: VLA0Policy, batch: int, lora
     expected = oracle(policy, torch.cat([request.ids, answer], 1), mask, everywhere, pixels)
     # 2. The same in the lean model: prefill, chain, tree over what the chain wrote and the row does not keep.
     cache = model.new_cache(batch, total + 20)
-    inputs = model.embed_prompt(request.ids, is_image, request.pixel_values, (frames, height, width))
+    pictures = model.encode_images(request.pixel_values, (frames, height, width))
+    inputs = model.embed_prompt(request.ids, is_image, pictures)
     cache.place(torch.arange(length).expand(batch, -1), start=0)
     transformer = model._transformer
     assert transformer is not None

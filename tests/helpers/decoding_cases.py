@@ -13,7 +13,7 @@ from torch import Tensor
 from helpers.tiny import make_batch, make_config
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.backbone.vlm import VLM
-from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
+from lerobot_policy_vla0.decoding.drafts import ROOT, Chain, Draft
 from lerobot_policy_vla0.decoding.fast import FastDecoder, Row
 from lerobot_policy_vla0.decoding.reference import ReferenceDecoder
 from lerobot_policy_vla0.decoding.report import DecodeReport
@@ -119,8 +119,9 @@ class ScriptedDrafter(PreviousChunkDrafter):
 
     script: np.ndarray  # (B, N) guesses
 
-    def _target(self, index: int, numbers: list[int]) -> int | None:
-        return int(self.script[index, len(numbers)])
+    def draft(self, runner: Any) -> list[Chain | Draft]:
+        self._guess = self.script.tolist()
+        return super().draft(runner)
 
 
 class BushyDrafter(ScriptedDrafter):
@@ -130,7 +131,8 @@ class BushyDrafter(ScriptedDrafter):
 
     def _draft_row(self, index: int, row: Row, room: int) -> Draft:
         draft = Draft()
-        right = self._chain(index, row.numbers, row.partial, room)
+        right = list(self._chain(index, row, room).symbols)
+        self._last_chain[index] = (0, 0, [])  # what the model says is about another tree
         splits = sorted(int(k) for k in self.rng.integers(0, len(right) + 1, 2))
         node, done = ROOT, 0
         for split in splits:  # before the script goes on, a wrong branch of legal symbols

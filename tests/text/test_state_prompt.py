@@ -367,9 +367,9 @@ def test_the_cache_only_grows_while_the_prompt_changes_its_length() -> None:
     lengths = [len(pre(raw_batch(config, state))[TOKENS][0]) for state in ([-1.0, -1.0], [0.9, 0.9])]
     assert lengths == [79, 87]
     # Lengths on both sides of a multiple of 128, where caches are rounded up.
-    more = "x" * (124 - lengths[0])
     caches = []
-    for state in ([-1.0, -1.0], [0.9, 0.9], [-1.0, -1.0], [0.9, 0.9]):
+    for state, length in (([-1.0, -1.0], 124), ([0.9, 0.9], 148), ([-1.0, -1.0], 124), ([0.9, 0.9], 148)):
+        more = "x" * (length - lengths[0])
         policy.predict_action_chunk(pre(raw_batch(config, state, task=["push the button" + more])))
         caches.append(policy.decoder.runner._cache)  # type: ignore[attr-defined]
     assert caches[0] is not caches[1]

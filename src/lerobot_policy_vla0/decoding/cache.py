@@ -71,7 +71,7 @@ class AnswerCache:
         self.keys[layer].narrow(2, self._start, width).copy_(keys.view(shape).transpose(1, 2))
         self.values[layer].narrow(2, self._start, width).copy_(values.view(shape).transpose(1, 2))
 
-    def move(self, row: int, source: Tensor, target: Tensor) -> None:
-        """Copy columns ``source`` of a row to ``target`` (each ``(n,)``), in all layers."""
-        columns = self.store[:, :, :, row]
-        columns[..., target, :] = columns[..., source, :]  # the right side is a copy: overlap is safe
+    def move(self, rows: Tensor, sources: Tensor, targets: Tensor) -> None:
+        """Copy columns to others of the same rows, in all layers; each ``(n,)`` int64."""
+        # The right side is a copy: overlap is safe.
+        self.store[:, :, :, rows, targets] = self.store[:, :, :, rows, sources]

@@ -131,7 +131,7 @@ class NumberDistributions:
         # 1. The prefill scores every place of the answers.
         written = self.grammar.occurring(request.ids)
         rows = [_Answer(*each, self.grammar) for each in zip(answers, written, strict=True)]
-        empty: list[list[int]] = [[] for _ in rows]
+        empty = [b""] * len(rows)
         starts = np.zeros(len(rows), dtype=np.int64)
         drafts = [row.trunk() for row in rows]
         scores = self._runner.prefill(request, Feed.lay_out(empty, drafts, starts))  # (B, 1 + W, 12)

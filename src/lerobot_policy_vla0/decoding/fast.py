@@ -8,6 +8,7 @@ would have written itself is accepted.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
-from lerobot_policy_vla0.decoding.drafts import ROOT, Draft, Drafter
+from lerobot_policy_vla0.decoding.drafts import NONE, Chain, Draft, Drafter, side_by_side
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 from lerobot_policy_vla0.decoding.request import DecodeRequest
-from lerobot_policy_vla0.text.grammar import N_SYMBOLS, SEPARATOR, AnswerGrammar, HostGrammar, check_finite
+from lerobot_policy_vla0.text.grammar import N_SYMBOLS, AnswerGrammar, HostGrammar, check_finite
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.backbone.vlm import VLM
@@ -29,28 +30,34 @@ if TYPE_CHECKING:
 _SETTLED_WIDTH = 8
 
 
+#: Turns symbols into text that numbers are read from.
+_CHARACTERS = bytes.maketrans(bytes(range(N_SYMBOLS)), b"0123456789  ")
+
+
 class Row:
     """One answer while it is written.
 
     Attributes:
-        state: the grammar state after all settled symbols.
-        written: ``(12,)`` bool, the symbols in prompt or settled answer, for the repetition penalty.
+        text: the settled symbols.
+        scores: for each, the scores ``(12,)`` it was chosen from, None if it was no choice.
+        state: the grammar state after them.
+        written: ``(12,)`` bool, the symbols in prompt or settled answer; None if there is no repetition penalty.
         fed: settled symbols whose keys and values are in the cache.
         numbers: finished integers.
         partial: digits of the integer that is written now.
-        trace: the settled symbols and the scores they were chosen from.
         forced: settled symbols that were no choice.
         stops: per pass, how many integers were finished after it.
     """
 
-    def __init__(self, tables: HostGrammar, written: NDArray[Any]) -> None:
+    def __init__(self, tables: HostGrammar, written: NDArray[Any] | None) -> None:
         self.tables = tables
+        self.text = bytearray()
+        self.scores: list[NDArray[Any] | None] = []
         self.state = 0
         self.written = written
         self.fed = 0
         self.numbers: list[int] = []
         self.partial = ""
-        self.trace = RowTrace()
         self.forced = 0
         self.stops: list[int] = []
 
@@ -60,26 +67,26 @@ class Row:
         return self.state >= self.tables.finished
 
     @property
-    def pending(self) -> list[int]:
+    def pending(self) -> bytes:
         """Settled symbols that the model has not seen; none once the answer is finished."""
-        return [] if self.done else self.trace.symbols[self.fed :]
+        return b"" if self.done else bytes(self.text[self.fed :])
 
-    def settle(self, symbol: int, scores: NDArray[Any] | None) -> None:
-        """Append a symbol that stays."""
-        self.trace.symbols.append(symbol)
-        self.trace.scores.append(scores)
-        self.state = self.tables.advance(self.state, symbol)
-        self.written[symbol] = True
-        if symbol < SEPARATOR:
-            self.partial += str(symbol)
-        else:
-            self.numbers.append(int(self.partial))
-            self.partial = ""
+    def settle(self, symbols: bytes, scores: Iterable[NDArray[Any] | None]) -> None:
+        """Append symbols that stay."""
+        self.text += symbols
+        self.scores.extend(scores)
+        *words, self.partial = (self.partial + symbols.translate(_CHARACTERS).decode()).split(" ")
+        self.numbers += map(int, words)
+        self.state = len(self.numbers) * self.tables.n_local
+        for digit in map(int, self.partial):
+            self.state = self.tables.advance(self.state, digit)
+        if self.written is not None:
+            self.written[list(symbols)] = True
 
     def settle_forced(self) -> None:
         """Append symbols as long as the grammar allows exactly one."""
         while not self.done and (symbol := self.tables.forced(self.state)) >= 0:
-            self.settle(symbol, None)
+            self.settle(bytes([symbol]), [None])
             self.forced += 1
 
 
@@ -119,7 +126,7 @@ class FastDecoder:
         )
         self.last: DecodeReport | None = None
         # Of equally good tokens the reference takes the smallest id.
-        self._order = torch.argsort(grammar.token_ids.cpu()).numpy()
+        self._order = torch.argsort(grammar.token_ids.cpu()).numpy().astype(np.uint8)
 
     def reset(self) -> None:
         """Forget what earlier answers say about the next one."""
@@ -131,57 +138,66 @@ class FastDecoder:
         """Answer a batch; see `decoding.request.Decoder`."""
         began = prefilled = time.perf_counter()
         # 1. The committed steps are the beginning of the answer.
-        batch = len(request.ids)
-        penalised = self.repetition_penalty != 1.0
-        written = self.grammar.occurring(request.ids) if penalised else np.zeros((batch, N_SYMBOLS), bool)
-        rows = [Row(self.tables, line) for line in written]
+        rows = [Row(self.tables, None) for _ in request.ids]
+        if self.repetition_penalty != 1.0:
+            for row, line in zip(rows, self.grammar.occurring(request.ids), strict=True):
+                row.written = line
         for row, text in zip(rows, request.committed_symbols(self.tables.n_numbers), strict=True):
-            for symbol in text:
-                row.settle(symbol, None)
-        committed = sum(len(row.trace.symbols) for row in rows)
+            row.settle(bytes(text), [None] * len(text))
+        committed = sum(len(row.text) for row in rows)
         passes = drafted = accepted = 0
         if self.drafter:
             self.drafter.begin(request, rows)
         while not all(row.done for row in rows):
             # 2. A pass feeds settled symbols that the model has not seen, and a draft of what follows them.
-            drafts = self.drafter.draft(self.runner) if self.drafter else [Draft() for _ in rows]
+            drafts = self.drafter.draft(self.runner) if self.drafter else [Chain() for _ in rows]
             pending = [row.pending for row in rows]
             feed = Feed.lay_out(pending, drafts, np.array([row.fed for row in rows]))
             # 3. The scores begin with those after the first token fed, in a prefill with those after the prompt.
             scores = self.runner.score(feed) if passes else self.runner.prefill(request, feed)
             last = np.array([max(len(settled) - (passes > 0), 0) for settled in pending])
             passes += 1
+            longest = max(map(len, drafts))
             drafted += sum(map(len, drafts))
-            for row, settled in zip(rows, pending, strict=True):
-                row.fed += len(settled)
             # 4. Of these, the scores after the settled text and after each guess say what the model would write there.
-            places = np.minimum(last[:, None] + np.arange(1 + max(map(len, drafts))), scores.shape[1] - 1)
-            scores = self._masked(np.take_along_axis(scores, places[..., None], axis=1), rows, drafts)
+            places = np.minimum(last[:, None] + np.arange(1 + longest), scores.shape[1] - 1)
+            scores = self._masked(scores[np.arange(len(rows))[:, None], places], rows, drafts)
             best = self._choose(scores)  # (B, 1 + n)
             # 5. Each row gets one symbol, and one more for every guess that was right.
+            wrong = np.ones(best.shape, dtype=bool)
+            wrong[:, :longest] = best[:, :longest] != side_by_side(
+                [bytes(d.symbols) for d in drafts], longest, NONE
+            )
+            right = wrong.argmax(1).tolist()
+            moves: list[tuple[int, int, int]] = []
             for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 if row.done:
                     continue
-                path: list[int] = []
-                node: int | None = ROOT
-                while node is not None:
-                    symbol = int(best[index, node + 1])
-                    row.settle(symbol, scores[index, node + 1])
-                    node = None if row.done else draft.child(node, symbol)
-                    if node is not None:
-                        path.append(node)
-                if path != list(range(len(path))):  # the accepted guesses stand behind rejected ones
-                    self.runner.keep(index, row.fed, path)
-                row.fed += len(path)
+                row.fed += len(pending[index])
+                line = best[index].tobytes()
+                if isinstance(draft, Chain):
+                    count = right[index]
+                    row.settle(line[: count + 1], scores[index, : count + 1])
+                else:
+                    path = draft.path(line)
+                    count = len(path)
+                    # Accepted guesses that stand behind rejected ones.
+                    moves += [(index, row.fed + node, row.fed + k) for k, node in enumerate(path) if node > k]
+                    steps = [0, *(node + 1 for node in path)]
+                    row.settle(bytes(line[step] for step in steps), scores[index, steps])
+                row.fed += count
                 row.stops.append(len(row.numbers))
-                accepted += len(path)
+                accepted += count
                 row.settle_forced()
                 if self.drafter and len(draft):
-                    self.drafter.learn(index, draft, path, best[index])
+                    self.drafter.learn(index, draft, count, line)
+            if moves:
+                self.runner.keep(*np.array(moves).T)
             if passes == 1:
                 prefilled = time.perf_counter()
         # 6. Write the answer, and report what it took.
-        answer = self.grammar.write([row.trace.symbols for row in rows], self.vlm.tokens.pad)
+        traces = [RowTrace(list(row.text), row.scores) for row in rows]
+        answer = self.grammar.write([trace.symbols for trace in traces], self.vlm.tokens.pad)
         self.last = DecodeReport(
             decoder=self.name,
             passes=passes,
@@ -193,12 +209,12 @@ class FastDecoder:
             prefill_milliseconds=(prefilled - began) * 1e3,
             reused=self.runner.reused_columns,
             shape=self.shape,
-            traces=[row.trace for row in rows],
+            traces=traces,
             stops=[row.stops for row in rows],
         )
         return answer
 
-    def _masked(self, scores: NDArray[Any], rows: list[Row], drafts: list[Draft]) -> NDArray[Any]:
+    def _masked(self, scores: NDArray[Any], rows: list[Row], drafts: Sequence[Chain | Draft]) -> NDArray[Any]:
         """Return scores ``(B, 1 + n, 12)`` after penalty and temperature, minus infinity at illegal symbols.
 
         Args:
@@ -209,33 +225,32 @@ class FastDecoder:
         Raises:
             DecodeError: if scores of an unfinished row are NaN or infinite.
         """
-        legal = np.full(scores.shape[:2], self.tables.legal_row(self.tables.finished))
-        written = np.zeros(scores.shape, dtype=bool)
-        used = np.zeros(scores.shape[:2], dtype=bool)
-        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-            if row.done:
-                continue
-            states = [row.state]
-            written[index, 0] = row.written
-            for place, (symbol, parent) in enumerate(zip(draft.symbols, draft.parents, strict=True), start=1):
-                states.append(self.tables.advance(states[parent + 1], symbol))
-                written[index, place] = written[index, parent + 1]
-                written[index, place, symbol] = True
-            legal[index, : len(states)] = [self.tables.legal_row(state) for state in states]
-            used[index, : len(states)] = True
-        check_finite((np.isfinite(scores).all(-1) | ~used).all(1))
+        finite = np.isfinite(scores).all(-1)
+        if not finite.all():
+            ends = np.array([0 if row.done else 1 + len(d) for row, d in zip(rows, drafts, strict=True)])
+            check_finite((finite | (np.arange(scores.shape[1]) >= ends[:, None])).all(1))
         if self.repetition_penalty != 1.0:
+            written = np.zeros(scores.shape, dtype=bool)
+            for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+                written[index] = row.written
+                if len(draft):
+                    written[index, 1 : 1 + len(draft)] |= draft.seen()
             scores = penalise(scores, written, self.repetition_penalty)
         if self.temperature > 0:
             scores = scores / np.float32(self.temperature)
-        return np.where(self.tables.legal_rows[legal], scores, -np.inf)
+        legal = [
+            bytes([self.tables.legal_row(row.state)]) + draft.legal_after(self.tables, row.state)
+            for row, draft in zip(rows, drafts, strict=True)
+        ]
+        allowed = self.tables.legal_rows[side_by_side(legal, scores.shape[1])]
+        return np.where(allowed, scores, -np.inf)
 
     def _choose(self, scores: NDArray[Any]) -> NDArray[Any]:
-        """Return a symbol ``(B, W)`` for each row of masked scores: the best, or with a temperature a random one."""
+        """Return a symbol ``(B, W)`` uint8 for each row of masked scores: the best, with a temperature a random one."""
         if self.temperature > 0:
             probabilities = torch.from_numpy(scores).double().softmax(-1)
             drawn = torch.multinomial(probabilities.flatten(0, 1), 1)
-            sampled: NDArray[Any] = drawn.view(scores.shape[:2]).numpy()
+            sampled: NDArray[Any] = drawn.view(scores.shape[:2]).numpy().astype(np.uint8)
             return sampled
         best: NDArray[Any] = self._order[scores[..., self._order].argmax(-1)]
         return best

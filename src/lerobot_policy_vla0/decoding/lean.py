@@ -68,20 +68,22 @@ class LeanModel:
         out: Tensor = self._embedding(ids)
         return out
 
-    def embed_prompt(
-        self, ids: Tensor, is_image: Tensor, pixel_values: Tensor, size: tuple[int, int, int]
-    ) -> Tensor:
+    def embed_prompt(self, ids: Tensor, is_image: Tensor, pictures: Tensor) -> Tensor:
         """Return the inputs ``(B, L, hidden)`` of prompts: token embeddings, and image tokens at placeholders.
 
         Args:
             ids: ``(B, L)`` int64.
             is_image: ``(B, L)`` bool, true at the placeholders.
-            pixel_values: ``(patches, C*t*p*p)`` float, all images in the order of the placeholders.
-            size: patches of each image along time, height and width.
+            pictures: ``(n, hidden)`` image tokens, all in the order of the placeholders.
         """
         embeddings = self.embed(ids)
-        pictures = self.encode_images(pixel_values, size)
-        return embeddings.masked_scatter_(is_image.unsqueeze(-1), pictures.to(embeddings.dtype))
+        # `masked_scatter_` counts every number of every token on a GPU; this counts tokens.
+        place = is_image.flatten().cumsum(0).view_as(is_image).sub_(1).clamp_(min=0)
+        return torch.where(is_image.unsqueeze(-1), pictures.to(embeddings.dtype)[place], embeddings)
+
+    def new_pictures(self, count: int) -> Tensor:
+        """Return room for ``count`` image tokens, ``(count, hidden)``."""
+        return torch.zeros_like(self._embedding.weight[:1].detach()).repeat(count, 1)
 
     def encode_images(self, pixel_values: Tensor, size: tuple[int, int, int]) -> Tensor:
         """Return the image tokens ``(n, hidden)`` of pictures; see `VisionTower.__call__`."""

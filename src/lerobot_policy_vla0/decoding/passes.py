@@ -7,7 +7,10 @@ a batch stands at its own place in its answer.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +21,8 @@ from torch.nn import functional
 
 from lerobot_policy_vla0.decoding.autotune import captured_width, captured_widths
 from lerobot_policy_vla0.decoding.cache import AnswerCache
-from lerobot_policy_vla0.decoding.cuda_graph import StaticPass, graph_pool
-from lerobot_policy_vla0.decoding.drafts import Draft
+from lerobot_policy_vla0.decoding.cuda_graph import CaptureError, StaticCall, StaticFeed, graph_pool
+from lerobot_policy_vla0.decoding.drafts import Chain, Draft, side_by_side
 from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.prompt import rope_positions
@@ -32,8 +35,10 @@ logger = logging.getLogger(__name__)
 
 #: Prompt lengths are rounded up to a multiple of this, so that tasks of similar length share one cache.
 _BUCKET = 128
-#: On fixed memory, prompts are padded to a multiple of this: a GPU's libraries prepare for every shape anew.
-_PADDED = 64
+#: On fixed memory, prompts are padded to a multiple of this, so that few shapes are captured.
+PADDED = 64
+#: Captured prompts and picture sizes that are kept at least; the one not used for longest is dropped.
+KEPT = 16
 #: Caches are as many columns long as a multiple of this: GPU kernels copy masks of another length before they use them.
 _ALIGNED = 16
 
@@ -43,7 +48,7 @@ class Feed:
     """Answer tokens of a pass. Each row's begin at their own place of the answer.
 
     Attributes:
-        symbols: ``(B, W)`` int64.
+        symbols: ``(B, W)`` integers.
         starts: ``(B,)`` int64, tokens of each row's answer that are in the cache already.
         depths: ``(B, W)`` int64, how many tokens of the pass come before each on its path; tokens on different
             branches of a draft can have the same.
@@ -67,14 +72,13 @@ class Feed:
         return cls(symbols, starts, depths, visible)
 
     @classmethod
-    def lay_out(cls, settled: list[list[int]], drafts: list[Draft], starts: NDArray[Any]) -> Feed:
+    def lay_out(cls, settled: Sequence[bytes], drafts: Sequence[Chain | Draft], starts: NDArray[Any]) -> Feed:
         """Return a pass of each row's settled symbols and its draft; shorter rows are filled up with zeros."""
-        ends = [len(text) + len(draft) for text, draft in zip(settled, drafts, strict=True)]
-        feed = cls.chain(np.zeros((len(ends), max(ends)), dtype=np.int64), starts)
-        for row, (text, draft, end) in enumerate(zip(settled, drafts, ends, strict=True)):
-            first = len(text)
-            feed.symbols[row, :end] = text + draft.symbols
-            if not draft.is_chain:
+        texts = [text + bytes(draft.symbols) for text, draft in zip(settled, drafts, strict=True)]
+        feed = cls.chain(side_by_side(texts, max(map(len, texts))), starts)
+        for row, (text, draft) in enumerate(zip(settled, drafts, strict=True)):
+            if isinstance(draft, Draft):
+                first, end = len(text), len(text) + len(draft)
                 feed.depths[row, first:end] = first + np.array(draft.depths())
                 feed.visible[row, first:end, first:end] = draft.visibility()
         return feed
@@ -113,21 +117,32 @@ class PassRunner:
         self._host_ids = grammar.token_ids.cpu().numpy()
         self._device = grammar.token_ids.device
         self._cache: AnswerCache | None = None
-        self._generation = 0  # of the weights behind the cache; 0 if nothing may be taken over from it
-        self._ids = self._mask = torch.empty(0)
+        # Of the weights behind the cache, and behind the static calls; 0 if nothing may be taken over.
+        self._generation = self._static_generation = 0
+        self._ids = self._mask = torch.empty(0, 0)
         self._prefix_columns = 0
-        self._image_mask = torch.empty(0)
-        self._positions = self._following = torch.empty(0)
+        self._image_mask = self._positions = torch.empty(0)
         self._prompt_length = 0
-        self._valid = torch.empty(0)
-        self._base = self._all_columns = torch.empty(0)
-        #: Whether passes run on fixed memory (captured as graphs on CUDA).
+        # What passes read of the prompt; always the same memory, which graphs are captured on.
+        self._base = self._following = self._valid = self._all_columns = torch.empty(0)
+        #: Whether everything runs on fixed memory (captured as graphs on CUDA).
         self.static = self._device.type == "cuda"
-        self._static_passes: dict[int, StaticPass] = {}
+        self._static_passes: dict[int, StaticCall] = {}
+        self._static_prompts: OrderedDict[Hashable, StaticCall] = OrderedDict()
+        self._static_feeds: dict[int, StaticFeed] = {}
+        self._pool: Any = None
         #: Prompt tokens that the last prefill did not compute, because the cache still held their keys and values.
         self.reused_columns = 0
 
     # ------------------------------------------------------------------ prefill
+
+    def encode_pictures(self, request: DecodeRequest) -> Tensor:
+        """Return the image tokens ``(n, hidden)`` of a request; on fixed memory they are valid until the next call."""
+        if not self.static:
+            return self.model.encode_images(request.pixel_values, request.grid)
+        call = self._static_pictures(request.pixel_values, request.grid)
+        call.inputs[0].copy_(request.pixel_values)
+        return call()
 
     def prefill(self, request: DecodeRequest, feed: Feed) -> NDArray[Any]:
         """Run prompt, images and the answer's first symbols; score what follows the prompt and each of them.
@@ -140,53 +155,99 @@ class PassRunner:
             ``(B, 1 + W, 12)`` float32 logits.
         """
         generation = self.model.refresh()
-        fed = feed.symbols.shape[1]
-        if self.static:
-            request, feed = self._padded(request, feed)
-        frames, height, breadth = request.grid_thw[0].tolist()
-        start = self._prepare(request, generation, (height, breadth))
+        reusable = generation == self._generation
+        if not reusable and self._cache is not None:
+            self._cache.store.zero_()  # other weights may have left NaN, which no mask hides
         self._generation = 0  # an error below leaves a cache that nothing may be taken over from
-        cache, length = self._cache, self._prompt_length
-        assert cache is not None
-        batch, width = feed.symbols.shape
-        inputs = self.model.embed_prompt(
-            request.ids[:, start:],
-            self._image_mask[:, start:],
-            request.pixel_values,
-            (frames, height, breadth),
+        logits = None
+        if self.static:
+            try:
+                logits = self._prefill_static(request, feed, generation)
+            except CaptureError as error:
+                self.static = False
+                self._forget_static()
+                logger.warning(
+                    "decoder: %s; nothing is captured from now on, which gives the same tokens and takes longer",
+                    error,
+                )
+        if logits is None:
+            logits = self._prefill_plain(request, feed, reusable)
+        out: NDArray[Any] = logits[:, : 1 + feed.symbols.shape[1]].cpu().numpy()
+        self._generation = generation
+        return out
+
+    def _prefill_plain(self, request: DecodeRequest, feed: Feed, reusable: bool) -> Tensor:
+        """Run the prompt from its first column that the cache does not hold."""
+        start = self._place_known_prompt(request, reusable)
+        return self._prompt(
+            request.ids,
+            self._image_mask,
+            self._positions,
+            self.encode_pictures(request),
+            self._to_ids(feed.symbols),
+            torch.from_numpy(feed.depths).to(self._device),
+            torch.from_numpy(feed.visible).to(self._device),
+            start=start,
         )
-        positions = self._positions[:, :, start:]
+
+    def _prompt(
+        self,
+        ids: Tensor,
+        is_image: Tensor,
+        positions: Tensor,
+        pictures: Tensor,
+        answer: Tensor,
+        depths: Tensor,
+        tree: Tensor,
+        *,
+        start: int = 0,
+    ) -> Tensor:
+        """Run prompt and first answer tokens on the device; return logits ``(B, 1 + W, 12)``.
+
+        Args:
+            ids: ``(B, P)``.
+            is_image: ``(B, P)`` bool.
+            positions: ``(3, B, P)``.
+            pictures: ``(n, hidden)`` image tokens.
+            answer: ``(B, W)`` token ids.
+            depths: see `Feed`.
+            tree: ``Feed.visible``.
+            start: the first column to compute.
+        """
+        cache = self._cache
+        assert cache is not None
+        (batch, length), width = ids.shape, answer.shape[1]
+        inputs = self.model.embed_prompt(ids[:, start:], is_image[:, start:], pictures)
+        positions = positions[:, :, start:]
         columns = self._all_columns[start : length + width]
         keys = self._all_columns[: length + width]
         visible = (keys <= columns.unsqueeze(-1)) & self._valid[:, None, : length + width]
         # Padding attends to itself, because a mask row without any key would give NaN.
         visible |= keys == columns.unsqueeze(-1)
         if width:
-            inputs = torch.cat([inputs, self.model.embed(self._to_ids(feed.symbols))], dim=1)
-            depths = torch.from_numpy(feed.depths).to(self._device)
-            answer = (self._following.unsqueeze(1) + depths).expand(3, -1, -1)
-            positions = torch.cat([positions, answer], dim=2)
-            visible[:, -width:, -width:] = torch.from_numpy(feed.visible).to(self._device)
+            inputs = torch.cat([inputs, self.model.embed(answer)], dim=1)
+            following = (self._following.unsqueeze(1) + depths).expand(3, -1, -1)
+            positions = torch.cat([positions, following], dim=2)
+            visible[:, -width:, -width:] = tree
         cache.place(columns.expand(batch, -1), start=start)
-        logits = self.model.score(inputs, positions, visible, cache, keep=1 + width)
-        out: NDArray[Any] = logits[:, : 1 + fed].cpu().numpy()
-        self._generation = generation
-        if self.static and not self._static_passes:
-            self._capture()
-        return out
+        return self.model.score(inputs, positions, visible, cache, keep=1 + width)
 
-    def _padded(self, request: DecodeRequest, feed: Feed) -> tuple[DecodeRequest, Feed]:
-        """Return a prefill of one of few shapes with the same scores: padding before the prompt and after the feed."""
-        ids, mask, fed = request.ids, request.mask, feed.symbols.shape[1]
-        more = -ids.shape[1] % _PADDED
-        request = replace(
-            request,
-            ids=functional.pad(ids, (more, 0), value=self.vlm.tokens.pad),
-            mask=functional.pad(mask, (more, 0), value=False),
+    def _place_prompt(self, ids: Tensor, mask: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Write down what passes need of a prompt; return its placeholders ``(B, P)`` and positions ``(3, B, P)``."""
+        merge, length = self.vlm.merge_size, ids.shape[1]
+        positions, following = rope_positions(
+            ids,
+            mask,
+            image_token_id=self.vlm.image_token_id,
+            grid=(size[1] // merge, size[2] // merge),
         )
-        return request, feed.widened(max(min(captured_width(fed), self._answer_columns), fed))
+        self._following.copy_(following)
+        self._base.fill_(length)
+        self._valid[:, :length] = mask
+        self._valid[:, length:] = True
+        return (ids == self.vlm.image_token_id) & mask, positions
 
-    def _prepare(self, request: DecodeRequest, generation: int, size: tuple[int, int]) -> int:
+    def _place_known_prompt(self, request: DecodeRequest, reusable: bool) -> int:
         """Set up cache and positions for a batch of prompts; return the first column to compute.
 
         Columns before every row's first image depend on their ids, the padding and the weights only. If these are
@@ -194,63 +255,160 @@ class PassRunner:
 
         Args:
             request: the prompts.
-            generation: of the weights.
-            size: patches of each image along height and width.
+            reusable: whether the cache was filled by the same weights.
         """
         ids, mask = request.ids, request.mask
-        same_weights = generation == self._generation
-        same_prompt = (
-            self._cache is not None
-            and self.model.fits(self._cache)
-            and ids.shape == self._ids.shape
-            and bool(torch.equal(ids, self._ids))
-            and bool(torch.equal(mask, self._mask))
-        )
-        if not same_weights:
-            self._static_passes.clear()
-        if same_prompt:
-            self.reused_columns = self._prefix_columns if same_weights else 0
-            return self.reused_columns
-
-        batch, length = ids.shape
-        is_image = (ids == self.vlm.image_token_id) & mask
-        prefix = int(is_image.any(0).long().argmax())
-        columns = -(-(-(-length // _BUCKET) * _BUCKET + self._answer_columns) // _ALIGNED) * _ALIGNED
-        # The cache never shrinks: a prompt that holds the state changes its length from frame to frame.
-        fresh = (
-            self._cache is None
-            or not self.model.fits(self._cache)
-            or self._cache.batch != batch
-            or self._cache.length < columns
-        )
-        before = min(prefix, self._prefix_columns)
-        reusable = (
-            not fresh
-            and same_weights
-            and bool(torch.equal(ids[:, :before], self._ids[:, :before]))
-            and bool(torch.equal(mask[:, :before], self._mask[:, :before]))
-        )
-        if fresh:
-            # Passes are captured on this memory, so what changes from prompt to prompt is written into it.
-            self._static_passes.clear()
-            self._cache = self.model.new_cache(batch, columns)
-            self._all_columns = torch.arange(columns, device=self._device)
-            self._base = torch.zeros((), dtype=torch.long, device=self._device)  # the prompt's length
-            self._following = torch.zeros(batch, dtype=torch.long, device=self._device)
-            self._valid = torch.ones(batch, columns, dtype=torch.bool, device=self._device)
-        merge = self.vlm.merge_size
-        self._positions, following = rope_positions(
-            ids, mask, image_token_id=self.vlm.image_token_id, grid=(size[0] // merge, size[1] // merge)
-        )
-        self._ids, self._mask, self._image_mask = ids.clone(), mask.clone(), is_image
-        self._prefix_columns = prefix
-        self._prompt_length = length
-        self._following.copy_(following)
-        self._base.fill_(length)
-        self._valid.fill_(True)
-        self._valid[:, :length] = mask
+        fresh = self._allocate(*ids.shape)
+        if not fresh and torch.equal(ids, self._ids) and torch.equal(mask, self._mask):
+            before = self._prefix_columns
+        else:
+            self._image_mask, self._positions = self._place_prompt(ids, mask, request.grid)
+            prefix = int(self._image_mask.any(0).long().argmax())
+            before = 0 if fresh else min(prefix, self._prefix_columns)
+            if not (
+                torch.equal(ids[:, :before], self._ids[:, :before])
+                and torch.equal(mask[:, :before], self._mask[:, :before])
+            ):
+                before = 0
+            self._ids, self._mask, self._prefix_columns = ids.clone(), mask.clone(), prefix
+        self._prompt_length = ids.shape[1]
         self.reused_columns = before if reusable else 0
         return self.reused_columns
+
+    def _allocate(self, batch: int, length: int, spare: int = 0) -> bool:
+        """Make a cache unless there is one; return whether it is new.
+
+        It never shrinks: a prompt that holds the state changes its length from frame to frame.
+
+        Args:
+            batch: rows.
+            length: of the prompts.
+            spare: more tokens that the next prompts may have.
+        """
+        cache, least = self._cache, length + self._answer_columns
+        if cache is not None and self.model.fits(cache) and cache.batch == batch and cache.length >= least:
+            return False
+        columns = -(-(length + spare) // _BUCKET) * _BUCKET + self._answer_columns
+        columns = -(-columns // _ALIGNED) * _ALIGNED
+        self._forget_static()
+        self._cache = self.model.new_cache(batch, columns)
+        self._all_columns = torch.arange(columns, device=self._device)
+        self._base = torch.zeros((), dtype=torch.long, device=self._device)  # the prompt's length
+        self._following = torch.zeros(batch, dtype=torch.long, device=self._device)
+        self._valid = torch.ones(batch, columns, dtype=torch.bool, device=self._device)
+        return True
+
+    # ------------------------------------------------------------------ fixed memory
+
+    def _prefill_static(self, request: DecodeRequest, feed: Feed, generation: int) -> Tensor:
+        """Run a prefill of one of few shapes: padding before the prompt and after the feed changes no score."""
+        fed, more = feed.symbols.shape[1], -request.ids.shape[1] % PADDED
+        ids = functional.pad(request.ids, (more, 0), value=self.vlm.tokens.pad)
+        mask = functional.pad(request.mask, (more, 0), value=False)
+        feed = feed.widened(max(min(captured_width(fed), self._answer_columns), fed))
+        (batch, length), width = ids.shape, feed.symbols.shape[1]
+        if generation != self._static_generation:
+            self._forget_static()
+        self._static_generation = generation
+        self._allocate(batch, length, spare=PADDED)
+        self._ids, self._prefix_columns = torch.empty(0, 0), 0  # nothing is taken over from here
+        images = len(request.pixel_values) // math.prod(request.grid)
+        # 1. Everything is captured before anything runs: a trial run writes into the cache.
+        self._static_pictures(request.pixel_values, request.grid)
+        if not self._static_passes:
+            self._capture_all(length, request.grid, images)
+        run = self._static_prompt(length, width, request.grid, images)
+        # 2. What a graph returned is copied before the next one runs.
+        for room, value in zip(run.inputs, (ids, mask, self.encode_pictures(request)), strict=False):
+            room.copy_(value)
+        self._write(feed, width)
+        self._prompt_length, self.reused_columns = length, 0
+        return run()
+
+    def _capture_all(self, length: int, size: tuple[int, int, int], images: int) -> None:
+        """Capture passes of all widths, and prompts of this length and the next with feeds of all widths."""
+        widths = captured_widths(self._widest)[::-1]  # narrower ones fit into the memory of the widest
+        for longer in (PADDED, 0):
+            for width in widths:
+                self._static_prompt(length + longer, width, size, images)
+        self._static_passes = {
+            width: self._captured(f"a pass of width {width}", self._pass, *self._feed(width).views)
+            for width in widths
+        }
+
+    def _static_pictures(self, pixel_values: Tensor, size: tuple[int, int, int]) -> StaticCall:
+        """Return the call that encodes pictures of one size."""
+
+        def encode(pixel_values: Tensor) -> Tensor:
+            return self.model.encode_images(pixel_values, size)
+
+        return self._kept(
+            (pixel_values.shape, pixel_values.dtype, size),
+            lambda: self._captured("the vision tower", encode, torch.zeros_like(pixel_values)),
+        )
+
+    def _static_prompt(self, length: int, width: int, size: tuple[int, int, int], images: int) -> StaticCall:
+        """Return the call that runs prompts ``(B, length)`` and ``width`` answer tokens; the rest is the pictures'."""
+
+        def run(
+            ids: Tensor,
+            mask: Tensor,
+            pictures: Tensor,
+            answer: Tensor,
+            _: Tensor,
+            depths: Tensor,
+            tree: Tensor,
+        ) -> Tensor:
+            is_image, positions = self._place_prompt(ids, mask, size)
+            return self._prompt(ids, is_image, positions, pictures, answer, depths, tree)
+
+        def make() -> StaticCall:
+            assert self._cache is not None
+            ids = torch.zeros(self._cache.batch, length, dtype=torch.long, device=self._device)
+            pictures = self.model.new_pictures(images * math.prod(size) // self.vlm.merge_size**2)
+            what = f"a prompt of {length} tokens with {width} of the answer"
+            return self._captured(what, run, ids, ids.bool(), pictures, *self._feed(width).views)
+
+        return self._kept((length, width, size, images), make)
+
+    def _kept(self, key: Hashable, make: Callable[[], StaticCall]) -> StaticCall:
+        """Return the call of a prompt's or picture's shape, made where there is none."""
+        if key not in self._static_prompts:
+            self._static_prompts[key] = make()
+            needed = 1 + 2 * len(captured_widths(self._widest))  # by one task, see `_capture_all`
+            if len(self._static_prompts) > max(KEPT, 2 * needed):
+                self._static_prompts.popitem(last=False)
+        self._static_prompts.move_to_end(key)
+        return self._static_prompts[key]
+
+    def _captured(self, what: str, function: Callable[..., Tensor], *inputs: Tensor) -> StaticCall:
+        """Return a static call, in one memory pool with all others.
+
+        Raises:
+            CaptureError: naming what could not be captured.
+        """
+        if self._pool is None:
+            self._pool = graph_pool(self._device)
+        try:
+            return StaticCall(function, *inputs, pool=self._pool)
+        except CaptureError as error:
+            raise CaptureError(f"{what} could not be captured as a CUDA graph ({error})") from error
+
+    def _feed(self, width: int) -> StaticFeed:
+        """Return the place of a feed's tokens."""
+        if width not in self._static_feeds:
+            assert self._cache is not None
+            self._static_feeds[width] = StaticFeed(self._cache.batch, width, self._device)
+        return self._static_feeds[width]
+
+    def _write(self, feed: Feed, width: int) -> None:
+        """Send a feed to the place of those of a width."""
+        self._feed(width).write(self._host_ids[feed.symbols], feed.starts, feed.depths, feed.visible)
+
+    def _forget_static(self) -> None:
+        """Drop what was captured on memory or weights that are no longer used."""
+        self._static_passes, self._static_feeds, self._pool = {}, {}, None
+        self._static_prompts.clear()
 
     # ------------------------------------------------------------------ answer tokens
 
@@ -258,9 +416,9 @@ class PassRunner:
         """Feed answer symbols and score what follows each of them: ``(B, W, 12)`` float32 logits."""
         width = feed.symbols.shape[1]
         if self.static:
-            ids = self._host_ids[feed.symbols]
             run = self._static_passes[captured_width(width)]
-            logits = run(ids, feed.starts, feed.depths, feed.visible)
+            self._write(feed, captured_width(width))
+            logits = run()[:, :width]
         else:
             first = int(feed.starts[0])
             shared = self._prompt_length + first if bool((feed.starts == first).all()) else None
@@ -305,46 +463,17 @@ class PassRunner:
         self._cache.place(columns, start=start)
         return self.model.score(self.model.embed(ids), positions, visible, self._cache)
 
-    def _capture(self) -> None:
-        """Capture passes of all widths, once for this memory and these weights; do without from now on if one fails."""
-        assert self._cache is not None
-        pool = graph_pool(self._device)
-        for width in reversed(
-            captured_widths(self._widest)
-        ):  # narrower ones fit into the memory of the widest
-            try:
-                self._static_passes[width] = StaticPass(
-                    self._pass,
-                    batch=self._cache.batch,
-                    width=width,
-                    device=self._device,
-                    spare=self._cache.length - self._prompt_length - width,
-                    pool=pool,
-                )
-            except RuntimeError as error:
-                self.static = False
-                self._static_passes.clear()
-                logger.warning(
-                    "decoder: a pass of width %d could not be captured as a CUDA graph (%s); passes run uncaptured "
-                    "from now on, which gives the same tokens and takes longer",
-                    width,
-                    error,
-                )
-                return
-
-    def keep(self, row: int, start: int, path: list[int]) -> None:
+    def keep(self, rows: NDArray[Any], sources: NDArray[Any], targets: NDArray[Any]) -> None:
         """Move accepted guesses of the last pass together in the cache, over the rejected ones between them.
 
         Args:
-            row: of the batch.
-            start: the answer's place where the draft began.
-            path: the accepted guesses' indices in the draft, ascending.
+            rows: ``(n,)`` of the batch.
+            sources: ``(n,)`` places in the answer where accepted guesses are.
+            targets: ``(n,)`` places in the answer where they belong.
         """
         assert self._cache is not None
-        base = self._prompt_length + start
-        source = torch.tensor(path, device=self._device) + base
-        target = torch.arange(len(path), device=self._device) + base
-        self._cache.move(row, source, target)
+        moves = torch.from_numpy(np.stack([rows, sources, targets])).to(self._device)
+        self._cache.move(moves[0], moves[1] + self._prompt_length, moves[2] + self._prompt_length)
 
     def _to_ids(self, symbols: NDArray[Any]) -> Tensor:
         return torch.from_numpy(self._host_ids[symbols]).to(self._device)

@@ -21,11 +21,12 @@ class DecodeRequest:
         ids: ``(B, P)`` int64 prompt ids, left-padded, image placeholders expanded.
         mask: ``(B, P)`` bool, false on padding.
         pixel_values: ``(patches, C*t*p*p)`` float, sample-major then image-major.
-        grid_thw: ``(images, 3)`` int64, patches per image along time, height, width.
+        grid_thw: ``(images, 3)`` int64, patches per image along time, height, width; all images have one size.
         committed: ``(B, n, D)`` int64 bins of the chunk's first steps, which are decided already (real-time
             chunking): the answer begins with them.
         steps_since: control steps executed since the previous request of this episode. It makes drafts better and
             changes no answer.
+        size: a row of ``grid_thw``; None reads it there, for which the host waits.
     """
 
     ids: Tensor
@@ -34,6 +35,15 @@ class DecodeRequest:
     grid_thw: Tensor
     committed: Tensor | None = None
     steps_since: int = 1
+    size: tuple[int, int, int] | None = None
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches of each image along time, height, width, on the host."""
+        if self.size is not None:
+            return self.size
+        frames, height, width = self.grid_thw[0].tolist()
+        return frames, height, width
 
     def committed_symbols(self, n_numbers: int) -> list[list[int]]:
         """Return each row's committed steps as grammar symbols; empty lists without any."""

@@ -26,11 +26,11 @@ from lerobot_policy_vla0.decoding.autotune import (
     measure_widths,
     time_of,
 )
-from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
+from lerobot_policy_vla0.decoding.drafts import ROOT, Chain, Draft
 from lerobot_policy_vla0.decoding.fast import Row
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.request import DecodeRequest
-from lerobot_policy_vla0.text.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar
+from lerobot_policy_vla0.text.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar, HostGrammar
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,10 @@ class PreviousChunkDrafter:
         self._passes = 0  # drafts made for this answer
         self._previous: NDArray[Any] | None = None  # (B, T, D) bins of the last finished answer
         self._guess: list[list[int | None]] = []  # per row and number; None without a previous chunk
-        # Per row, about its last draft: index of the number it began in, the settled digits of that number, and its
-        # length; 0 for siblings, which teach nothing.
-        self._last_chain: list[tuple[int, str, int]] = []
+        self._spelled = _Spelled(grammar.host)
+        # Per row, about its last draft: the number it began in, how many digits of that were settled, and the numbers
+        # guessed; none for siblings, which teach nothing.
+        self._last_chain: list[tuple[int, int, list[int]]] = []
 
     def reset(self) -> None:
         """Forget the previous chunks, which belong to another episode."""
@@ -77,7 +78,7 @@ class PreviousChunkDrafter:
             self._previous = np.array([row.numbers for row in self._rows]).reshape(-1, steps, dims)
         self._rows = rows
         self._passes = 0
-        self._last_chain = [(0, "", 0)] * len(rows)
+        self._last_chain = [(0, 0, [])] * len(rows)
         self._guess = [[None] * (steps * dims) for _ in rows]
         if self._previous is None or len(self._previous) != len(rows):
             return
@@ -102,13 +103,13 @@ class PreviousChunkDrafter:
 
     # ------------------------------------------------------------------ drafts
 
-    def draft(self, runner: PassRunner) -> list[Draft]:
+    def draft(self, runner: PassRunner) -> list[Chain | Draft]:
         """Return each row's guesses, as many as fit into a pass of the chosen width beside the settled symbols."""
         if self._passes == 1 and self.draft_width is None:  # the prefill is done, so that passes can be timed
             self._choose_width(runner)
         self._passes += 1
         return [
-            Draft() if row.done else self._draft_row(index, row, max(self.width - len(row.pending), 0))
+            Chain() if row.done else self._draft_row(index, row, max(self.width - len(row.pending), 0))
             for index, row in enumerate(self._rows)
         ]
 
@@ -134,40 +135,58 @@ class PreviousChunkDrafter:
         # Siblings settle two symbols in a pass instead of one.
         self._siblings = time_of(times, N_SYMBOLS) < 2 * time_of(times, 2)
 
-    def _draft_row(self, index: int, row: Row, room: int) -> Draft:
+    def _draft_row(self, index: int, row: Row, room: int) -> Chain | Draft:
         """Return up to ``room`` guesses for row ``index``; more only for siblings of a width that was measured."""
+        chain = self._chain(index, row, room)
+        if len(chain) or not self._siblings:
+            return chain
+        # There is no guess: feed every symbol that may come next, to have what follows it as well.
+        legal = self.tables.legal_rows[self.tables.legal_row(row.state), :END].nonzero()[0].tolist()
+        if self.draft_width is not None and len(legal) > room:
+            return chain
         draft = Draft()
-        draft.extend(self._chain(index, row.numbers, row.partial, room), ROOT, room)
-        self._last_chain[index] = (len(row.numbers), row.partial, len(draft))
-        if not len(draft) and self._siblings:
-            # There is no guess: feed every symbol that may come next, to have what follows it as well.
-            legal = self.tables.legal_rows[self.tables.legal_row(row.state), :END].nonzero()[0]
-            if self.draft_width is None or len(legal) <= room:
-                for symbol in legal:
-                    draft.add(int(symbol), ROOT)
+        for symbol in legal:
+            draft.add(symbol, ROOT)
         return draft
 
-    def _chain(self, index: int, numbers: list[int], partial: str, room: int) -> list[int]:
-        """Return the guessed symbols after ``numbers`` and the digits ``partial``, until they are ``room`` or more."""
-        out: list[int] = []
-        numbers = list(numbers)
-        while len(out) < room and len(numbers) < self.tables.n_numbers:
-            target = self._target(index, numbers)
+    def _chain(self, index: int, row: Row, room: int) -> Chain:
+        """Return the guessed symbols after those settled of row ``index``, at most ``room``."""
+        first, begun = len(row.numbers), len(row.partial)
+        values = self._targets(index, row, room // 2 + 1) if room else []  # a number has two symbols or more
+        self._last_chain[index] = (first, begun, values)
+        if not values:
+            return Chain()
+        spelled = [self._spelled[value] for value in values]
+        symbols = b"".join([text for text, _ in spelled])
+        legal = b"".join([rows for _, rows in spelled])
+        if (
+            first + len(values) == self.tables.n_numbers
+        ):  # no guess ends an answer, and its last number's rows differ
+            symbols, legal = symbols[:-1], legal[:-1]
+            cut = max(len(symbols) - len(spelled[-1][0]), 0)  # of the separator before the number
+            legal = legal[:cut] + self._spelled.of_last(legal[cut:])
+        return Chain(symbols[begun : begun + room], legal[begun : begun + room])
+
+    def _targets(self, index: int, row: Row, count: int) -> list[int]:
+        """Return guesses for at most ``count`` numbers, from the one that is written now on."""
+        first = len(row.numbers)
+        values = self._guess[index][first : first + count]
+        if values[0] is not None and row.partial:
+            values[0] = int(nearest_with_prefix(values[0], row.partial, self.n_bins))
+        if None not in values:
+            return values  # type: ignore[return-value]
+        line = list(row.numbers)
+        for value in values:
+            target = self._continued(line) if value is None else value
             if target is None:
                 break
-            text = nearest_with_prefix(target, partial, self.n_bins)
-            out += [int(c) for c in text[len(partial) :]]
-            numbers.append(int(text))
-            partial = ""
-            if len(numbers) < self.tables.n_numbers:
-                out.append(SEPARATOR)
-        return out
+            if len(line) == first:
+                target = int(nearest_with_prefix(target, row.partial, self.n_bins))
+            line.append(target)
+        return line[first:]
 
-    def _target(self, index: int, numbers: list[int]) -> int | None:
-        """Return the guess for the number after ``numbers``; None in a first step without a previous chunk."""
-        guess = self._guess[index][len(numbers)]
-        if guess is not None:
-            return guess
+    def _continued(self, numbers: list[int]) -> int | None:
+        """Return the number after others by the two steps before; None in a first step."""
         dims = self.shape[1]
         if len(numbers) < dims:
             return None
@@ -177,27 +196,54 @@ class PreviousChunkDrafter:
 
     # ------------------------------------------------------------------ what a pass teaches
 
-    def learn(self, index: int, draft: Draft, path: list[int], best: NDArray[Any]) -> None:
+    def learn(self, index: int, draft: Chain | Draft, accepted: int, best: bytes) -> None:
         """Count the accepted guesses, and take over what the model wrote at the places after a wrong one."""
-        row = self._rows[index]
-        number, written, length = self._last_chain[index]
-        if not length:
+        row, length = self._rows[index], len(draft)
+        first, begun, values = self._last_chain[index]
+        if not values:
             return
-        self._acceptance.add(len(path), length)
-        if row.done or len(path) == length:
+        self._acceptance.add(accepted, length)
+        if row.done or accepted == length:
             return
         # The model also said what it would write at each place of the rejected part. It said so after a wrong number,
         # and still knew more than the guess did.
-        wanted: str | None = None  # of the current number: the digits up to the model's first correction
-        for symbol, choice in zip(draft.symbols, best.tolist(), strict=False):
-            if wanted is None and choice != symbol:
-                wanted = written + str(choice) if choice < SEPARATOR else written
-            if symbol < SEPARATOR:
-                written += str(symbol)
-                continue
-            if wanted and number > len(row.numbers):
-                self._guess[index][number] = int(nearest_with_prefix(int(written), wanted, self.n_bins))
-            number, written, wanted = number + 1, "", None
+        place = -begun  # of the first number's text in the draft
+        for number, value in enumerate(values, start=first):
+            text = self._spelled[value][0]
+            begin, place = place, place + len(text)
+            if place > length:
+                break
+            if number > len(row.numbers) and best[begin:place] != text:
+                digits = next(k for k, symbol in enumerate(text) if best[begin + k] != symbol)
+                choice = best[begin + digits]
+                if choice < SEPARATOR:  # otherwise it would have ended the number there
+                    wanted = str(value)[:digits] + str(choice)
+                    value = int(nearest_with_prefix(value, wanted, self.n_bins))
+                self._guess[index][number] = value
+
+
+class _Spelled(dict[int, tuple[bytes, bytes]]):
+    """An integer's symbols, its separator included, and the row of `HostGrammar.legal_rows` after each of them.
+
+    The rows are those of all numbers but the last.
+    """
+
+    def __init__(self, tables: HostGrammar) -> None:
+        super().__init__()
+        self._tables = tables
+        self._shift = bytes((row + tables.n_local) % 256 for row in range(256))
+
+    def __missing__(self, value: int) -> tuple[bytes, bytes]:
+        symbols = bytes([*map(int, str(value)), SEPARATOR])
+        states = [0]
+        for symbol in symbols[:-1]:
+            states.append(self._tables.advance(states[-1] % self._tables.n_local, symbol))
+        self[value] = symbols, bytes([*states[1:], 0])
+        return self[value]
+
+    def of_last(self, rows: bytes) -> bytes:
+        """Return what these rows are in an answer's last number."""
+        return rows.translate(self._shift)
 
 
 def nearest_with_prefix(target: int, prefix: str, n_bins: int) -> str:
