@@ -42,12 +42,22 @@ def descend_on(scene: Scene, goal: np.ndarray, gripper: float, clearance: float)
     return move(scene, np.append(scene.hand[:2] + (1.0 - too_low) * away, height), gripper)
 
 
-def tilted(scene: Scene, action: np.ndarray, tilt: float) -> np.ndarray:
-    """Return `action` with a turn to a hand whose fingers point down and by `tilt` radians back to the robot's base."""
-    c, s = np.cos(tilt), np.sin(tilt)
-    wanted = np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]]) @ UPRIGHT
+def oriented(scene: Scene, action: np.ndarray, tilt: float, yaw: float) -> np.ndarray:
+    """Return `action` with a turn to a hand whose fingers point down, by `tilt` radians back to the robot's base.
+
+    `yaw` then turns the hand about the vertical, counterclockwise from above.
+    """
+    wanted = turned(2, yaw) @ turned(1, tilt) @ UPRIGHT
     turn = np.clip(GAIN * axis_angle(wanted @ scene.rotation.T) / TURN, -1.0, 1.0)
     return np.concatenate([action[:3], turn, action[6:]])
+
+
+def turned(axis: int, angle: float) -> np.ndarray:
+    """Return the rotation, (3, 3), by `angle` radians about axis 0, 1 or 2 (x, y or z)."""
+    quaternion, rotation = np.zeros(4), np.zeros(9)
+    mujoco.mju_axisAngle2Quat(quaternion, np.eye(3)[axis], angle)
+    mujoco.mju_quat2Mat(rotation, quaternion)
+    return rotation.reshape(3, 3)
 
 
 def axis_angle(rotation: np.ndarray) -> np.ndarray:
@@ -65,16 +75,20 @@ def turn_knob(fixture: str, joint: str) -> Expert:
         angle = scene.joint(joint)
         # The handle of `flat_stove`: 4.5 cm from its axis, 1.2 cm to either side, pointing away from the robot when off.
         along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
-        end = scene.position(fixture)[:2] + 0.045 * along
+        end = scene.position(fixture)[:2] + 0.035 * along
         low = scene.position(fixture)[2] + 0.035
         beside = np.append(end - 0.05 * across, low)
         offset = scene.hand - beside
-        if offset[2] < 0.02 and abs(offset[:2] @ along) < 0.03 and offset[:2] @ across > -0.02:
-            action = move(scene, np.append(end + 0.06 * across, low), CLOSE)
+        if offset[2] < 0.02 and abs(offset[:2] @ along) < 0.015 and offset[:2] @ across > -0.02:
+            push = np.append(across - GAIN * (offset[:2] @ along) / STEP * along, -GAIN * offset[2] / STEP)
+            pushing = True
+            action = np.concatenate([np.clip(push, -1.0, 1.0), np.zeros(3), [CLOSE]])
         else:
+            pushing = False
             action = descend_on(scene, beside, CLOSE, clearance=0.10)
-        # An upright hand cannot come down so near to the base: the elbow ends.
-        return tilted(scene, action, 0.6)
+        # An upright hand cannot come down so near to the base: the elbow ends. The fingers do not roll along the handle
+        # (their friction is too large), so the hand turns with it.
+        return oriented(scene, action, tilt=0.6, yaw=angle + 0.4 * pushing)
 
     return act
 
@@ -101,5 +115,30 @@ def push_plate(plate: str, region: str) -> Expert:
             motion = np.clip(np.append(speed * along - sideways * across, down), -1.0, 1.0)
             return np.concatenate([motion, np.zeros(3), [CLOSE]])
         return descend_on(scene, here + np.append(0.01 * along, 0.013), CLOSE, clearance=0.10)
+
+    return act
+
+
+def pick_and_place(
+    name: str, target: str, grasp: tuple[float, float, float], place: tuple[float, float, float], clearance: float
+) -> Expert:
+    """Grasp an object from above and put it down.
+
+    Args:
+        name: The object.
+        target: The object, fixture or region it is put on or into.
+        grasp: From the object's origin to where the fingers close, metres. The fingers open along y.
+        place: From the target's origin to where the object's origin ends, metres.
+        clearance: How much higher the object is carried, metres.
+    """
+
+    def act(scene: Scene) -> np.ndarray:
+        here, goal = scene.position(name), scene.position(target) + place
+        to_grasp = here + grasp - scene.hand
+        if scene.holds(name):
+            return descend_on(scene, goal + scene.hand - here, CLOSE, clearance)
+        if np.linalg.norm(to_grasp[:2]) < 0.015 and abs(to_grasp[2]) < 0.02:
+            return move(scene, here + grasp, CLOSE)
+        return descend_on(scene, here + grasp, OPEN, clearance=0.08)
 
     return act
