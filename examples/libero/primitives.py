@@ -4,8 +4,9 @@ No primitive remembers anything: the same scene always gives the same action. A 
 learn it, and an arm that was pushed off its way finds back to it. Speed is proportional to distance, and no primitive
 ever stands still.
 
-An action is LIBERO's: float (7,) in [-1, 1]. 1.0 asks for 5 cm along x, y, z or half a radian about them; the last number
-closes the gripper at 1 and opens it at -1. Hands keep the orientation they start with, so numbers 4 to 6 are always 0.
+An action is LIBERO's: float (7,) in [-1, 1]. 1.0 asks for 5 cm along x, y, z or half a radian about them; the last
+number closes the gripper at 1 and opens it at -1. Except at the knob, the hand keeps the orientation it starts with, so
+numbers 4 to 6 are 0.
 """
 
 from __future__ import annotations
@@ -73,18 +74,16 @@ def turn_knob(fixture: str, joint: str) -> Expert:
 
     def act(scene: Scene) -> np.ndarray:
         angle = scene.joint(joint)
-        # The handle of `flat_stove`: 4.5 cm from its axis, 1.2 cm to either side, pointing away from the robot when off.
+        # The handle of `flat_stove` ends 4.5 cm from its axis, and points away from the robot when the stove is off.
         along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
         end = scene.position(fixture)[:2] + 0.035 * along
-        low = scene.position(fixture)[2] + 0.035
-        beside = np.append(end - 0.05 * across, low)
+        beside = np.append(end - 0.05 * across, scene.position(fixture)[2] + 0.035)
         offset = scene.hand - beside
-        if offset[2] < 0.02 and abs(offset[:2] @ along) < 0.015 and offset[:2] @ across > -0.02:
+        pushing = bool(offset[2] < 0.02 and abs(offset[:2] @ along) < 0.015 and offset[:2] @ across > -0.02)
+        if pushing:
             push = np.append(across - GAIN * (offset[:2] @ along) / STEP * along, -GAIN * offset[2] / STEP)
-            pushing = True
             action = np.concatenate([np.clip(push, -1.0, 1.0), np.zeros(3), [CLOSE]])
         else:
-            pushing = False
             action = descend_on(scene, beside, CLOSE, clearance=0.10)
         # An upright hand cannot come down so near to the base: the elbow ends. The fingers do not roll along the handle
         # (their friction is too large), so the hand turns with it.
@@ -96,8 +95,8 @@ def turn_knob(fixture: str, joint: str) -> Expert:
 def push_plate(plate: str, region: str) -> Expert:
     """Push a plate over the table to a region: closed fingers inside it press against its far rim.
 
-    From outside there is no room: the cabinet is behind the plate. The way is curved, away from the box that lies on the
-    straight one and would be jammed against the stove.
+    From outside there is no room: the cabinet is behind the plate. The way is curved, first to the left and then back,
+    because the box that lies on the straight one would be jammed against the stove.
     """
 
     def act(scene: Scene) -> np.ndarray:
@@ -120,7 +119,11 @@ def push_plate(plate: str, region: str) -> Expert:
 
 
 def pick_and_place(
-    name: str, target: str, grasp: tuple[float, float, float], place: tuple[float, float, float], clearance: float
+    name: str,
+    target: str,
+    grasp: tuple[float, float, float],
+    place: tuple[float, float, float],
+    clearance: float,
 ) -> Expert:
     """Grasp an object from above and put it down.
 

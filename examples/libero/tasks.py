@@ -1,4 +1,4 @@
-"""Which primitive solves which task of LIBERO."""
+"""Which primitive solves which task of LIBERO. Names of tasks, objects and regions are LIBERO's own."""
 
 from __future__ import annotations
 
@@ -9,29 +9,56 @@ from primitives import Expert, pick_and_place, push_plate, turn_knob
 
 @dataclass(frozen=True)
 class Task:
-    """A task of LIBERO and its scripted expert."""
+    """A task's suite and its scripted expert."""
 
     suite: str
-    task_id: int
     expert: Expert
 
 
-def bowl_to(target, bowl="akita_black_bowl_1", side=1, place=(0,0,0.0), clearance=0.08):
-    return pick_and_place(bowl, target, (0.0, side*0.05, 0.042), place, clearance)
+def bowl_to(target: str) -> Expert:
+    """Pick the black bowl up by the left of its rim and put it down on `target`."""
+    return pick_and_place(
+        "akita_black_bowl_1", target, grasp=(0, 0.05, 0.042), place=(0, 0, 0), clearance=0.08
+    )
 
-def basket(name):
-    return pick_and_place(name, "basket_1_contain_region", (0.0, 0.0, 0.01), (0.0, 0.0, 0.03), 0.15)
+
+def into_basket(name: str) -> Expert:
+    """Pick an object up by its middle and let it down into the basket."""
+    return pick_and_place(
+        name, "basket_1_contain_region", grasp=(0, 0, 0.01), place=(0, 0, 0.03), clearance=0.15
+    )
+
+
+KNOB = turn_knob("flat_stove_1", "flat_stove_1_button")
 
 TASKS = {
-    "turn_on_the_stove": Task("libero_goal", 7, turn_knob("flat_stove_1", "flat_stove_1_button")),
-    "push_the_plate": Task("libero_goal", 5, push_plate("plate_1", "main_table_stove_front_region")),
-    "bowl_plate": Task("libero_goal", 8, bowl_to("plate_1")),
-    "bowl_stove": Task("libero_goal", 1, bowl_to("flat_stove_1_cook_region")),
-    "bowl_cabinet": Task("libero_goal", 4, bowl_to("wooden_cabinet_1_top_side",clearance=0.08)),
-    "cheese_bowl": Task("libero_goal", 6, pick_and_place("cream_cheese_1","akita_black_bowl_1",(0,0,0.01),(0,0,0.05),0.08)),
-    "spatial_0": Task("libero_spatial", 0, bowl_to("plate_1")),
-    "spatial_2": Task("libero_spatial", 2, bowl_to("plate_1")),
-    **{f"object_{i}": Task("libero_object", i, basket(n+"_1")) for i,n in enumerate("alphabet_soup cream_cheese salad_dressing bbq_sauce ketchup tomato_sauce butter milk chocolate_pudding orange_juice".split())},
-    "k1_plate": Task("libero_90", 9, bowl_to("plate_1")),
-    "k3_stove": Task("libero_90", 20, turn_knob("flat_stove_1", "flat_stove_1_button")),
+    # libero_spatial
+    "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate": Task(
+        "libero_spatial", bowl_to("plate_1")
+    ),
+    "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate": Task(
+        "libero_spatial", bowl_to("plate_1")
+    ),
+    # libero_object
+    "pick_up_the_alphabet_soup_and_place_it_in_the_basket": Task(
+        "libero_object", into_basket("alphabet_soup_1")
+    ),
+    "pick_up_the_bbq_sauce_and_place_it_in_the_basket": Task("libero_object", into_basket("bbq_sauce_1")),
+    # libero_goal
+    "turn_on_the_stove": Task("libero_goal", KNOB),
+    "push_the_plate_to_the_front_of_the_stove": Task(
+        "libero_goal", push_plate("plate_1", "main_table_stove_front_region")
+    ),
+    "put_the_bowl_on_the_plate": Task("libero_goal", bowl_to("plate_1")),
+    "put_the_bowl_on_the_stove": Task("libero_goal", bowl_to("flat_stove_1_cook_region")),
+    "put_the_bowl_on_top_of_the_cabinet": Task("libero_goal", bowl_to("wooden_cabinet_1_top_side")),
+    "put_the_cream_cheese_in_the_bowl": Task(
+        "libero_goal",
+        pick_and_place(
+            "cream_cheese_1", "akita_black_bowl_1", grasp=(0, 0, 0.01), place=(0, 0, 0.05), clearance=0.08
+        ),
+    ),
+    # libero_90
+    "KITCHEN_SCENE1_put_the_black_bowl_on_the_plate": Task("libero_90", bowl_to("plate_1")),
+    "KITCHEN_SCENE3_turn_on_the_stove": Task("libero_90", KNOB),
 }
