@@ -23,16 +23,18 @@ from lerobot_policy_vla0.tools.evaluation.statistics import wilson_interval
 
 def summary(results: list[Result]) -> dict[str, object]:
     """Return the success rate of one task with its 95 % Wilson interval, and the lengths of its episodes."""
+    placed = [result for result in results if not result.thrown]
     solved = [result.steps for result in results if result.success]
     return {
         "suite": TASKS[results[0].task].suite,
         "solved": len(solved),
-        "episodes": len(results),
-        "wilson_95": [round(limit, 3) for limit in wilson_interval(len(solved), len(results))],
+        "episodes": len(placed),
+        "wilson_95": [round(limit, 3) for limit in wilson_interval(len(solved), len(placed))],
         "mean_steps": round(float(np.mean(solved)), 1) if solved else None,
         "max_steps": max(solved, default=None),
-        "failed_seeds": sorted(result.seed for result in results if not result.success),
-        "nearest_fixed_start_mm": round(1000 * min(result.start_distance for result in results), 2),
+        "failed_seeds": sorted(result.seed for result in placed if not result.success),
+        "thrown_seeds": sorted(result.seed for result in results if result.thrown),
+        "nearest_fixed_start_mm": round(1000 * min(result.start_distance for result in placed), 2),
     }
 
 

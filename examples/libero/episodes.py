@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from lerobot.envs.libero import LiberoEnv
-from simulation import IMAGES, BlindLiberoEnv, Scene, distance_to_fixed_starts, policy_observation
+from simulation import IMAGES, BlindLiberoEnv, Scene, compare_with_fixed_starts, policy_observation
 from tasks import TASKS
 
 MAX_STEPS = 200  # none of the experts needs as many
+THROWN = 0.05  # metres outside of where the fixed states have an object: it was not placed there
 NOISE_CORRELATION = 0.9  # of the disturbance from step to step: its memory is about ten steps
 STILL = 1e-3  # an action below it, with the gripper as before, is standing still: less than 0.05 mm
 
@@ -27,7 +28,8 @@ class Result:
     seed: int  # given to `env.reset(seed=...)`
     success: bool  # by LIBERO's predicate
     steps: int  # executed
-    start_distance: float  # metres to the nearest fixed start: `distance_to_fixed_starts`
+    start_distance: float  # metres to the nearest fixed start: `compare_with_fixed_starts`
+    thrown: bool  # whether the placement threw an object away; then nothing was played
 
 
 @dataclass
@@ -59,10 +61,11 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
     rng = np.random.default_rng(seed)
     expert, scene, sees = TASKS[task].expert, Scene(env), not isinstance(env, BlindLiberoEnv)
     observation, _ = env.reset(seed=seed)
-    start_distance = distance_to_fixed_starts(env)
+    start_distance, outside = compare_with_fixed_starts(env)
+    thrown = outside > THROWN
     rows: dict[str, list[np.ndarray]] = {key: [] for key in (*IMAGES, "observation.state", "action")}
     drift, gripper, terminated, steps = rng.normal(0.0, noise, size=3), 0.0, False, 0
-    while not terminated and steps < MAX_STEPS:
+    while not thrown and not terminated and steps < MAX_STEPS:
         action = expert(scene).astype(np.float32)
         still = np.abs(action[:6]).max() < STILL and action[6] == gripper
         if sees and not still:
@@ -73,9 +76,9 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
         drift = NOISE_CORRELATION * drift + math.sqrt(1 - NOISE_CORRELATION**2) * fresh
         executed = action.copy()
         executed[:3] = np.clip(action[:3] + drift, -1.0, 1.0)
-        observation, _, terminated, _, info = env.step(executed)
+        observation, _, terminated, _, _ = env.step(executed)
         steps += 1
-    result = Result(task, env.task_description, seed, bool(info["is_success"]), steps, start_distance)
+    result = Result(task, env.task_description, seed, bool(terminated), steps, start_distance, thrown)
     return Episode(result, {key: np.stack(values) for key, values in rows.items() if values})
 
 

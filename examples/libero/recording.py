@@ -97,7 +97,10 @@ def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> 
                 successes[result.task, result.seed] = result.success
                 bar.update(result.success)
                 if not result.success:
-                    bar.write(f"the expert failed: {result.task}, seed {result.seed}; taking the next seed")
+                    reason = (
+                        "an object was thrown away at the start" if result.thrown else "the expert failed"
+                    )
+                    bar.write(f"{reason}: {result.task}, seed {result.seed}; taking the next seed")
 
     # 2. Write them in order.
     kept = [key for key in wanted(settings, successes) if successes[key]]

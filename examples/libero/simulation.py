@@ -14,7 +14,7 @@ if sys.platform == "linux":
 
 import numpy as np
 import torch
-from lerobot.envs.libero import LiberoEnv, get_libero_dummy_action, get_task_init_states
+from lerobot.envs.libero import LiberoEnv, get_task_init_states
 from lerobot.envs.utils import preprocess_observation
 from lerobot.processor.env_processor import LiberoProcessorStep
 from libero.libero import benchmark
@@ -40,30 +40,12 @@ class BlindLiberoEnv(LiberoEnv):
         return {}
 
 
-class RecordingLiberoEnv(LiberoEnv):
-    """LeRobot's environment, except that `reset` draws nothing while objects settle: the observations are the same."""
-
-    def reset(self, seed: int | None = None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        settling, self.num_steps_wait = self.num_steps_wait, 0
-        _, info = super().reset(seed=seed, **kwargs)
-        self.num_steps_wait = settling
-        self._draw(False)
-        for _ in range(settling - 1):
-            self._env.step(get_libero_dummy_action())
-        self._draw(True)
-        return self._format_raw_obs(self._env.step(get_libero_dummy_action())[0]), info
-
-    def _draw(self, enabled: bool) -> None:
-        for camera in self.camera_name:
-            self._env.env.modify_observable(camera, "enabled", enabled)
-
-
 def make_env(suite: str, name: str, image_size: int | None) -> LiberoEnv:
     """Return LeRobot's environment of one task, which starts from random placements.
 
     `init_states=False`: LIBERO's own samplers place every object anew at each reset, from the reset's seed. Evaluation
     uses the benchmark's 50 fixed states in their place, so no policy is tested on a start it was trained on
-    (`distance_to_fixed_starts` checks it).
+    (`compare_with_fixed_starts` checks it).
 
     Args:
         suite: LIBERO's name of the suite, such as `libero_goal`.
@@ -71,7 +53,7 @@ def make_env(suite: str, name: str, image_size: int | None) -> LiberoEnv:
         image_size: Edge of both cameras' pictures in pixels; None renders nothing, which is many times faster.
     """
     tasks = benchmark.get_benchmark_dict()[suite]()
-    kind = BlindLiberoEnv if image_size is None else RecordingLiberoEnv
+    kind = BlindLiberoEnv if image_size is None else LiberoEnv
     return kind(
         task_suite=tasks,
         task_id=tasks.get_task_names().index(name),
@@ -100,10 +82,14 @@ def policy_observation(observation: dict[str, Any]) -> dict[str, np.ndarray]:
     return {**pictures, "observation.state": batch["observation.state"][0].numpy()}
 
 
-def distance_to_fixed_starts(env: LiberoEnv) -> float:
-    """Return how far, in metres, the objects are from the nearest of the benchmark's 50 fixed states of the task.
+def compare_with_fixed_starts(env: LiberoEnv) -> tuple[float, float]:
+    """Compare where the objects are, after a reset, with the benchmark's 50 fixed states of the task.
 
-    The distance to a state is that of the object, along x or y, that differs most. Call it after a reset.
+    Returns:
+        `distance`, metres: to the nearest fixed state. Its distance is that of the object that differs most, along
+        x or y.
+        `outside`, metres: how far any object is outside of the box that it keeps to in all fixed states. The samplers
+        now and then place objects into one another, and one is thrown away; no fixed state has that.
     """
     tasks = benchmark.get_benchmark_dict()[env_suite(env)]()
     # (50, 1 + nq + nv): time, positions, velocities
@@ -111,7 +97,10 @@ def distance_to_fixed_starts(env: LiberoEnv) -> float:
     model, data = env._env.sim.model, env._env.sim.data
     free = model.jnt_qposadr[model.jnt_type == 0]  # a free joint has x, y, z and a quaternion
     columns = np.concatenate([free, free + 1])
-    return float(np.abs(fixed[:, 1 + columns] - data.qpos[columns]).max(axis=1).min())
+    fixed, here = fixed[:, 1 + columns], data.qpos[columns]
+    distance = np.abs(fixed - here).max(axis=1).min()
+    outside = np.maximum(fixed.min(axis=0) - here, here - fixed.max(axis=0)).max()
+    return float(distance), float(max(outside, 0.0))
 
 
 def env_suite(env: LiberoEnv) -> str:

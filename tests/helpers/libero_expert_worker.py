@@ -20,7 +20,6 @@ import numpy as np
 import recording
 import workers
 from episodes import run_expert
-from lerobot.envs.libero import LiberoEnv
 from simulation import make_env, policy_observation
 from tasks import TASKS
 
@@ -85,8 +84,7 @@ def main(output: Path) -> None:
     # 3. The first episode again in LeRobot's environment, which is still open: three pictures, then without cameras.
     actions = importlib.import_module("3_replay").episode_actions(root)[0]
     env = workers._open[1]
-    # LeRobot's own reset, which draws the settling steps.
-    observation, _ = LiberoEnv.reset(env, seed=SETTINGS["seed"])
+    observation, _ = env.reset(seed=SETTINGS["seed"])
     live = [policy_observation(observation)]
     raw = observation["pixels"]["image"]
     for step, action in enumerate(actions):
@@ -94,7 +92,8 @@ def main(output: Path) -> None:
         if step < 2:
             live.append(policy_observation(observation))
         if step == 1:
-            env._draw(False)
+            for camera in env.camera_name:
+                env._env.env.modify_observable(camera, "enabled", False)
             env.camera_name = []
     notes["replay"] = {"solved": bool(solved and info["is_success"]), "steps": step + 1}
     np.savez(output / "live.npz", raw=raw, **{key: np.stack([row[key] for row in live]) for key in live[0]})
