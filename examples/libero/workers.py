@@ -1,0 +1,84 @@
+"""Plays episodes in several processes, one environment each."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from episodes import Result, run_expert, write_episode
+from lerobot.envs.libero import LiberoEnv
+from simulation import make_env
+from tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to play."""
+
+    task: str
+    seed: int
+    image_size: int | None = None  # None: nothing is rendered
+    noise: float = 0.0
+    path: Path | None = None  # where the episode is written
+
+
+_open: tuple[tuple[str, int | None], LiberoEnv] | None = None  # kept from episode to episode
+_registered = False  # whether it is closed at exit
+
+
+def start_worker() -> None:
+    """Make a worker process end when its parent is killed."""
+
+    def follow_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # a pool's worker would otherwise wait for work forever
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def play(job: Job) -> Result:
+    """Play one episode and write it, if it has a path."""
+    global _open, _registered
+    key = (job.task, job.image_size)
+    if _open is None or _open[0] != key:
+        close()
+        _open = (key, make_env(TASKS[job.task].suite, job.task, job.image_size))
+    episode = run_expert(_open[1], job.task, job.seed, job.noise)
+    if not _registered:
+        # Only now: exit handlers run in reverse order, and MuJoCo registers the end of EGL with the first picture.
+        atexit.register(close)
+        _registered = True
+    if job.path is not None:
+        write_episode(job.path, episode)
+    return episode.result
+
+
+def close() -> None:
+    """Close the environment that is open, renderer included."""
+    global _open
+    if _open is not None:
+        _open[1].close()
+        _open = None
+        gc.collect()  # robosuite frees the renderer only when it is collected, too late at the end of a process
+
+
+def play_all(jobs: list[Job], workers: int) -> Iterator[Result]:
+    """Play the jobs in `workers` processes and yield each result as soon as it is there."""
+    # Spawned, not forked: an OpenGL context does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    try:
+        for done in as_completed([pool.submit(play, job) for job in jobs]):
+            yield done.result()
+    finally:
+        # Without cancelling, Ctrl-C would wait for the whole queue. What is finished is on disk already.
+        pool.shutdown(wait=False, cancel_futures=True)
