@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.commands import preloaded
+from helpers.libero_place import libero_place
 from helpers.paths import REPO
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-from lerobot_policy_vla0.tools.libero import setup as libero_setup
 
 pytestmark = pytest.mark.sim
 
@@ -44,37 +42,18 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Everything is played once, in one process; skips without LIBERO or its assets."""
-    if importlib.util.find_spec("libero") is None:
-        pytest.skip("hf-libero is not installed (extra `libero`)")
-    assets = libero_setup.find_package() / "assets"
-    if not assets.exists():
-        assets = Path(os.environ.get("VLA0_LIBERO_ROOT", REPO.parent / "shared" / "libero")) / "assets"
-    if not assets.is_dir():
-        pytest.skip(f"no LIBERO assets at {assets} (extra `libero`); VLA0_LIBERO_ROOT names another folder")
-    folder = tmp_path_factory.mktemp("libero")
-    (folder / "home").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder / "home"))
-        setup = libero_setup.set_up(assets, config_dir=folder / "config", link=True)
-    if setup.missing["libero_goal"]:
-        pytest.skip(f"{assets} is incomplete for libero_goal")
-    output = folder / "output"
-    output.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(REPO / "tests" / "helpers" / "libero_expert_worker.py"), str(output)],
-        env={
-            **os.environ,
-            "HOME": str(folder / "home"),
-            "LIBERO_CONFIG_PATH": str(folder / "config"),
-            "PYTHONPATH": os.pathsep.join(
-                [str(REPO / "examples" / "libero"), os.environ.get("PYTHONPATH", "")]
-            ),
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with libero_place(tmp_path_factory.mktemp("libero")) as place:
+        output = place.folder / "output"
+        output.mkdir()
+        path = [str(REPO / "examples" / "libero"), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            preloaded(REPO / "tests" / "helpers" / "libero_expert_worker.py", str(output)),
+            env={**place.environment, "PYTHONPATH": os.pathsep.join(path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-4000:]
     with np.load(output / "live.npz") as live:
         return Run(json.loads((output / "notes.json").read_text()), dict(live), output / "dataset")

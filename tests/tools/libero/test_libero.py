@@ -6,7 +6,6 @@ assets. Success is not looked at: the policy is random.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,11 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.commands import preloaded
+from helpers.libero_place import LiberoPlace, libero_place
 from helpers.paths import REPO
 
-from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.evaluation.perturbation import camera_direction
-from lerobot_policy_vla0.tools.libero import setup as libero_setup
 from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, task_files
 
 pytestmark = pytest.mark.sim
@@ -51,34 +49,15 @@ class Run:
         return self.arrays[key].transpose(1, 2, 0) * 255
 
 
-@dataclass
-class Place:
-    """A LIBERO that was set up."""
-
-    folder: Path
-    assets: Path  # as LIBERO finds them
-    environment: dict[str, str]
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiberoPlace]:
+    """Where `vla0 libero-setup` set LIBERO up."""
+    with libero_place(tmp_path_factory.mktemp("libero")) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Where `vla0 libero-setup` set LIBERO up, in a new home; skips without LIBERO or its assets."""
-    if importlib.util.find_spec("libero") is None:
-        pytest.skip("hf-libero is not installed (extra `libero`)")
-    if libero_setup.installed_assets() is None:
-        pytest.skip("LIBERO's assets are not installed (extra `libero-assets`)")
-    folder = tmp_path_factory.mktemp("libero")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder / "home"))
-        patch.setenv("LIBERO_CONFIG_PATH", str(folder / "config"))
-        assert main(["libero-setup"]) == 0
-        setup = libero_setup.set_up()
-        assert setup.assets is not None
-        yield Place(folder, setup.assets, dict(os.environ))
-
-
-@pytest.fixture(scope="module")
-def runs(place: Place) -> dict[str, Run]:
+def runs(place: LiberoPlace) -> dict[str, Run]:
     """Every evaluation of the worker, by name: one per suite, and two with a fixed command."""
     path = os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -174,7 +153,7 @@ def test_a_command_left_and_up_moves_there_and_minus_one_opens(runs: dict[str, R
     assert (np.diff(fingers) > -1e-4).all() and fingers[-1] > 0.075  # of 0.08
 
 
-def test_the_files_worked_out_are_those_the_simulator_loaded(run: Run, place: Place) -> None:
+def test_the_files_worked_out_are_those_the_simulator_loaded(run: Run, place: LiberoPlace) -> None:
     reset = run.notes["resets"][0]
     named = task_files(Path(reset["bddl"]).read_text(), Assets(place.assets))
     assert all(named.values())
@@ -192,7 +171,7 @@ def test_the_files_worked_out_are_those_the_simulator_loaded(run: Run, place: Pl
 # ---- the camera that is moved ----------------------------------------------------------------------------------
 
 
-def test_a_moved_camera_changes_its_picture_and_nothing_else(place: Place) -> None:
+def test_a_moved_camera_changes_its_picture_and_nothing_else(place: LiberoPlace) -> None:
     program = preloaded(REPO / "tests" / "helpers" / "libero_camera.py", str(place.folder / "camera.npz"))
     done = subprocess.run(
         program, env=place.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
