@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py --policy CHECKPOINT [--task button-press-topdown-v3] [--output FILE]
 
-    python benchmarks/decode.py --vlm qwen2.5-vl-3b-random [--acceptance results/decode_demo_bfloat16.json]
+    python benchmarks/decode.py --vlm qwen2.5-vl-3b-random [--acceptance results/decode_demo_bins1000_bfloat16.json]
 
 Drives the simulator with the policy and keeps what it saw at every query, then answers the very same
 observations, in the same order, with plain Hugging Face ``generate``, the reference decoder, the fast one

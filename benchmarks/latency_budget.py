@@ -4,8 +4,8 @@
 
 A pass reads the decoder layers' weights once, so passes x bytes / bandwidth is a floor; the prompt's arithmetic, the
 vision tower, kernel launches and the control loop come on top. How many passes a number takes comes from a trained
-policy's rollouts (another model, another task, integers up to 100): an assumption, and the weakest one here. Bandwidths
-are the vendors' figures.
+policy's rollouts (another model, another task, integers up to 1000): an assumption, and the weakest one here.
+Bandwidths are the vendors' figures.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from hardware import hardware
-from memory import vlm_config_3b
 from transformers import AutoModelForImageTextToText
 
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer
+from lerobot_policy_vla0.tools.inspection.cost import vlm_config_3b
 from lerobot_policy_vla0.tools.latency.budget import Loop, QueryTime, highest_fps, plan_rtc, plan_sync
 
 #: GB/s.
@@ -35,7 +35,7 @@ BANDWIDTH = {
     "H200": 4800,
 }
 JOINTS = 6
-ROLLOUTS = Path(__file__).parent / "results" / "decode_demo_bfloat16.json"
+ROLLOUTS = Path(__file__).parent / "results" / "decode_demo_bins1000_bfloat16.json"
 
 
 def bytes_per_pass() -> int:

@@ -293,7 +293,6 @@ def reference(place: Place) -> None:
     """Answer an observation with the reference decoder, with the fast one, and again with that answer as the draft."""
     from dataclasses import replace
 
-    import numpy as np
     import torch
     from lerobot.policies.factory import make_pre_post_processors
 
@@ -315,15 +314,9 @@ def reference(place: Place) -> None:
     oracle = decode(decoders["reference"], request)
     fast = decoders["speculative"]
     lean = decode(fast, request)
-    # Where the two first differ, the reference must have been undecided: bfloat16 has 8 bits.
-    right, wrong = oracle.traces[0], lean.traces[0].symbols
-    margin = None
-    if right.symbols != wrong:
-        at = next(k for k, (a, b) in enumerate(zip(right.symbols, wrong, strict=False)) if a != b)
-        margin = float(np.diff(np.sort(right.scores[at])[-2:])[0])
-        assert margin <= NEAR_TIE, (
-            f"symbol {at} is {wrong[at]}, the reference says {right.symbols[at]} by {margin}"
-        )
+    right, wrong = oracle.traces[0], lean.traces[0]
+    margin = margin_at_difference(right, wrong.symbols)
+    assert margin is None or margin <= NEAR_TIE, f"not the reference's answer, which it preferred by {margin}"
     score, prefill, widths = fast.runner.score, fast.runner.prefill, []
 
     def seen(run: Any) -> Any:
@@ -335,11 +328,20 @@ def reference(place: Place) -> None:
 
     fast.runner.score, fast.runner.prefill = seen(score), seen(prefill)
     again = decode(fast, replace(request, steps_since=0))
-    assert again.traces[0].symbols == wrong, "the same observation was answered otherwise"
-    assert again.accepted == again.drafted, f"{again.accepted} of {again.drafted} guesses were right"
+    # Wider passes add in another order, so an undecided symbol may fall the other way, and the rest with it.
+    changed = margin_at_difference(wrong, again.traces[0].symbols)
+    assert changed is None or changed <= NEAR_TIE, (
+        f"another answer, where the first was preferred by {changed}"
+    )
+    if changed is None:
+        assert again.accepted == again.drafted, f"{again.accepted} of {again.drafted} guesses were right"
     report(
         equal=margin is None,
         margin_at_first_difference=margin,
+        repeated=changed is None,
+        margin_where_it_changed=changed,
+        drafted=again.drafted,
+        accepted=again.accepted,
         reference_passes=oracle.passes,
         reference_s=round(oracle.milliseconds / 1e3, 3),
         fast_passes=lean.passes,
@@ -348,6 +350,17 @@ def reference(place: Place) -> None:
         asked_again_s=round(again.milliseconds / 1e3, 3),
         asked_again_widths=widths,
     )
+
+
+def margin_at_difference(trace: Any, other: list[int]) -> float | None:
+    """Return by how much a trace preferred its symbol where another answer first differs; None if it never does."""
+    import numpy as np
+
+    if trace.symbols == other:
+        return None
+    at = next(k for k, (a, b) in enumerate(zip(trace.symbols, other, strict=False)) if a != b)
+    scores = np.asarray(trace.scores[at])
+    return float(scores[trace.symbols[at]] - scores[other[at]])
 
 
 def evaluate(place: Place) -> None:

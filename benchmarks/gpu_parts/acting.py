@@ -24,7 +24,7 @@ from lerobot_policy_vla0.decoding.fast import FastDecoder
 from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter
 from lerobot_policy_vla0.text.grammar import AnswerGrammar
 
-ACCEPTANCE = Path(__file__).resolve().parents[1] / "results" / "decode_demo_bfloat16.json"
+ACCEPTANCE = Path(__file__).resolve().parents[1] / "results" / "decode_demo_bins1000_bfloat16.json"
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCHES = (1, 8)
 #: Widths at which the lean pass is held against transformers' modules.

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.paths import REPO
+
+from lerobot_policy_vla0.decoding.report import RowTrace
 
 pytest.importorskip("peft", reason="the benchmark trains an adapter, which needs the [lora] extra")
 
@@ -63,6 +66,13 @@ def test_every_stage_goes_on_from_the_one_before(
     assert {"model.embed_tokens.weight", "visual.patch_embed.proj.weight"} <= index.keys()
     assert "lm_head.weight" not in index
     assert set(index.values()) == {path.name for path in place.backbone.glob("*.safetensors")}
+
+
+def test_a_difference_is_measured_where_it_begins() -> None:
+    trace = RowTrace([3, 11, 4, 10], [None, np.eye(12)[11], 0.01 * np.eye(12)[4], None])
+    assert real_size.margin_at_difference(trace, [3, 11, 4, 10]) is None
+    assert real_size.margin_at_difference(trace, [3, 11, 5, 10]) == pytest.approx(0.01)
+    assert real_size.margin_at_difference(trace, [3, 2, 5, 10]) == pytest.approx(1.0)
 
 
 def test_a_stage_that_fails_is_reported_and_the_others_go_on(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ class LeanModel:
         if torch.is_autocast_enabled(self._kind):
             dtype = torch.get_autocast_dtype(self._kind)
         if self._watch.changed() or self._transformer is None or self._transformer.dtype != dtype:
-            self._transformer = None  # an error below leaves nothing that could be used
+            self._transformer = self._vision = None  # an error below leaves nothing that could be used
+            self._watch.let_go()  # layer by layer, fusing frees the memory that weights had
             model = self._vlm.model.model
             self._head = AnswerHead(self._vlm, self._token_ids)
             self._vision = VisionTower(model.visual, dtype)

@@ -64,6 +64,10 @@ class WeightWatch:
         self._sample = sample
         return not same
 
+    def let_go(self) -> None:
+        """Forget the weights seen, whose memory would otherwise stay although they move; the next look is the first."""
+        self._seen, self._probes, self._sample = [], [], None
+
 
 def _first_number(parameter: nn.Parameter) -> Tensor:
     """Return a view ``(1,)`` of a parameter's first number; empty if it has none."""
