@@ -16,14 +16,18 @@ import sys
 
 def main() -> None:
     """Have the program run, and end with its status."""
+    passed_on = (signal.SIGINT, signal.SIGTERM)
+    # The program may be at work before this process is: a signal that comes in between has to wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(sys.argv[1])
     request = {"command": sys.argv[2:], "environment": dict(os.environ), "folder": os.getcwd()}
     data = json.dumps(request).encode()
     socket.send_fds(connection, [struct.pack("I", len(data))], [0, 1, 2])
     connection.sendall(data)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in passed_on:
         signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     answer = connection.recv(4)
     if len(answer) != 4:
         sys.exit("the fork server is gone")
