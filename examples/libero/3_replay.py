@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from recording import SETTINGS_FILE
 from simulation import make_env
 from tasks import TASKS
+
+from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE
 
 
 def episode_actions(root: Path) -> list[np.ndarray]:

@@ -22,15 +22,16 @@ from tasks import TASKS
 from tqdm import tqdm
 from workers import Job, play_all
 
-#: Beside the data set's own folders: how and from which seeds it was recorded.
-SETTINGS_FILE = "recording.json"
+from lerobot_policy_vla0.tools.demonstrations import (
+    PER_EPISODE,
+    SETTINGS_FILE,
+    RecordingError,
+    open_recording,
+)
+
 #: What `HuggingFaceVLA/libero` has, although LIBERO acts at 20 Hz. LeRobot merges only data sets with equal numbers,
 #: and uses them for time stamps alone: row t + 1 is the next action either way.
 FPS = 10
-
-
-class RecordingError(Exception):
-    """The recording cannot go on; the message says what to change."""
 
 
 def features(image_size: int, video: bool) -> dict[str, dict[str, Any]]:
@@ -66,24 +67,10 @@ def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> 
         RecordingError: `root` or its staging folder holds something else; names both values of each difference.
     """
     began = time.perf_counter()
-    if root.exists():
-        file = root / SETTINGS_FILE
-        if not file.is_file():
-            raise RecordingError(
-                f"{root} exists and has no {SETTINGS_FILE}: not recorded here. Choose another --root."
-            )
-        check_same(json.loads(file.read_text())["settings"], settings, root)
-        print(f"reusing {root}: it was recorded with the same settings")
+    staging = open_recording(root, settings)
+    if staging is None:
         return root
-    staging = root.with_name(root.name + ".staging")
-    staging.mkdir(parents=True, exist_ok=True)
-    # What an episode depends on beside its task and seed; the other settings only choose among episodes.
-    per_episode = {name: settings[name] for name in ("image_size", "noise")}
-    file = staging / SETTINGS_FILE
-    if file.is_file():
-        check_same(json.loads(file.read_text()), per_episode, staging)
-    else:
-        file.write_text(json.dumps(per_episode))
+    per_episode = {name: settings[name] for name in PER_EPISODE}
 
     # 1. Play until every task has its successes; a failure is replaced by the task's next seed.
     successes = {
@@ -165,20 +152,6 @@ def write_dataset(paths: list[Path], root: Path, repo_id: str, settings: dict[st
             dataset.add_frame({**frame, "task": episode.result.instruction})
         dataset.save_episode()
     dataset.finalize()
-
-
-def check_same(found: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
-    """Raise RecordingError naming both values of every setting in which `found` and `asked` differ."""
-    differences = [
-        f"{name}: recorded {found.get(name)!r}, asked for {asked[name]!r}"
-        for name in asked
-        if found.get(name) != asked[name]
-    ]
-    if differences:
-        raise RecordingError(
-            f"{where} was recorded with other settings ({'; '.join(differences)}). "
-            "Choose another --root, or repeat the recorded settings to reuse it; nothing was changed."
-        )
 
 
 def known_tasks(names: list[str]) -> list[str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import atexit
 import gc
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +13,8 @@ from episodes import Result, run_expert, write_episode
 from lerobot.envs.libero import LiberoEnv
 from simulation import make_env
 from tasks import TASKS
+
+from lerobot_policy_vla0.tools.workers import spawned_pool
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,6 @@ class Job:
 
 _open: tuple[tuple[str, int | None], LiberoEnv] | None = None  # kept from episode to episode
 _registered = False  # whether it is closed at exit
-
-
-def start_worker() -> None:
-    """Make a worker process end when its parent is killed."""
-
-    def follow_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # a pool's worker would otherwise wait for work forever
-
-    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def play(job: Job) -> Result:
@@ -73,12 +60,6 @@ def close() -> None:
 
 def play_all(jobs: list[Job], workers: int) -> Iterator[Result]:
     """Play the jobs in `workers` processes and yield each result as soon as it is there."""
-    # Spawned, not forked: an OpenGL context does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-    try:
+    with spawned_pool(workers) as pool:  # what is finished is on disk whenever this ends
         for done in as_completed([pool.submit(play, job) for job in jobs]):
             yield done.result()
-    finally:
-        # Without cancelling, Ctrl-C would wait for the whole queue. What is finished is on disk already.
-        pool.shutdown(wait=False, cancel_futures=True)

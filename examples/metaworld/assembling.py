@@ -12,7 +12,7 @@ import av
 import datasets
 import experts
 
-SETTINGS_FILE = "recording.json"  # beside the dataset's own folders: how and from which seeds it was recorded
+from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE
 
 
 def features(image_size: int) -> dict[str, dict[str, Any]]:

@@ -26,8 +26,9 @@ rendering.set_rendering_defaults()
 
 import experts  # noqa: E402
 import numpy as np  # noqa: E402
-from assembling import SETTINGS_FILE  # noqa: E402
 from tqdm import tqdm  # noqa: E402
+
+from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE  # noqa: E402
 
 
 class BaselineError(Exception):

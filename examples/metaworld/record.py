@@ -16,14 +16,10 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import json
-import multiprocessing
-import os
 import shutil
 import sys
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +28,21 @@ import rendering
 rendering.set_rendering_defaults()  # before experts imports MuJoCo, here and in every spawned worker
 
 import experts  # noqa: E402
-from assembling import SETTINGS_FILE, Assembler  # noqa: E402
+from assembling import Assembler  # noqa: E402
 from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-
-class RecordingError(Exception):
-    """The recording cannot go on; the message says what to change."""
-
+from lerobot_policy_vla0.tools.demonstrations import (  # noqa: E402
+    RecordingError,
+    add_recording_arguments,
+    open_recording,
+    recording_settings,
+)
+from lerobot_policy_vla0.tools.workers import spawned_pool  # noqa: E402
 
 # ---- playing (worker processes) ----------------------------------------------------------------------------
 
 _env: experts.RawEnv | None = None  # kept from episode to episode: building one takes about a second
-
-
-def start_worker() -> None:
-    """Make a worker process end when its parent is killed."""
-
-    def follow_parent() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # a pool's worker would otherwise wait for work forever
-
-    threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def play(task: str, seed: int, image_size: int, noise: float, path: Path) -> tuple[bool, int]:
@@ -146,11 +133,8 @@ def play_and_assemble(settings: dict[str, Any], staging: Path, assembler: Assemb
         for key in plan.settled()[len(assembler.added) :]:
             assembler.add(staged_path(staging, *key))
 
-    # Spawned, not forked: an OpenGL context does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(max_workers=workers, mp_context=context, initializer=start_worker)
     running: dict[Future[tuple[bool, int]], tuple[str, int]] = {}
-    try:
+    with spawned_pool(workers) as pool, bar:  # finished episodes are on disk whenever this ends
         while todo or running:
             # A few at a time, so that the seed replacing a failure need not wait behind a whole queue.
             while todo and len(running) < 2 * workers:
@@ -170,28 +154,10 @@ def play_and_assemble(settings: dict[str, Any], staging: Path, assembler: Assemb
                     todo = [key for key in plan.missing() if key not in running.values()]
             assemble_settled()
         assemble_settled()  # everything may have been staged before
-    finally:
-        # Without cancelling, Ctrl-C would wait for the whole queue. Finished episodes are on disk already.
-        pool.shutdown(wait=False, cancel_futures=True)
-        bar.close()
     return plan
 
 
 # ---- command -----------------------------------------------------------------------------------------------
-
-
-def check_same(found: dict[str, Any], asked: dict[str, Any], where: Path) -> None:
-    """Raise RecordingError naming both values of every setting in which `found` and `asked` differ."""
-    differences = [
-        f"{name}: recorded {found.get(name)!r}, asked for {asked[name]!r}"
-        for name in asked
-        if found.get(name) != asked[name]
-    ]
-    if differences:
-        raise RecordingError(
-            f"{where} was recorded with other settings ({'; '.join(differences)}). "
-            "Choose another --root, or repeat the recorded settings to reuse it; nothing was changed."
-        )
 
 
 def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> Path:
@@ -211,25 +177,9 @@ def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> 
             difference.
     """
     started = time.perf_counter()
-    if root.exists():
-        file = root / SETTINGS_FILE
-        if not file.is_file():
-            raise RecordingError(
-                f"{root} exists and has no {SETTINGS_FILE}: not recorded here. Choose another --root."
-            )
-        check_same(json.loads(file.read_text())["settings"], settings, root)
-        print(f"reusing {root}: it was recorded with the same settings")
+    staging = open_recording(root, settings)
+    if staging is None:
         return root
-    staging = root.with_name(root.name + ".staging")
-    staging.mkdir(parents=True, exist_ok=True)
-    # What a single episode depends on beside its task and seed; the other settings only choose among
-    # episodes.
-    per_episode = {name: settings[name] for name in ("image_size", "noise")}
-    staged_settings = staging / SETTINGS_FILE
-    if staged_settings.is_file():
-        check_same(json.loads(staged_settings.read_text()), per_episode, staging)
-    else:
-        staged_settings.write_text(json.dumps(per_episode))
     assembler = Assembler(root, repo_id, settings)
     plan = play_and_assemble(settings, staging, assembler, workers)
     assembler.finish()
@@ -264,16 +214,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="task name, e.g. reach-v3, or a group of LeRobot's (easy, medium, hard, very_hard); may be repeated",
     )
-    parser.add_argument("--episodes", type=int, default=100, help="successful episodes per task")
-    parser.add_argument("--root", type=Path, required=True, help="folder of the dataset")
-    parser.add_argument("--repo-id", required=True, help="name of the dataset, e.g. local/reach")
-    parser.add_argument("--workers", type=int, default=2, help="rendering processes; one per core is best")
-    parser.add_argument(
-        "--image-size", type=int, default=240, help="edge of the stored frames, pixels (of 480)"
-    )
-    parser.add_argument("--seed", type=int, default=100_000, help="first seed; evaluation must use others")
-    parser.add_argument(
-        "--noise", type=float, default=0.0, help="std of the disturbance of the expert's motion, action units"
+    add_recording_arguments(
+        parser, episodes=100, image_size=240, image_help="edge of the stored frames, pixels (of 480)"
     )
     options = parser.parse_args(arguments)
     named = [task for name in options.task for task in DIFFICULTY_TO_TASKS.get(name, [name])]
@@ -283,24 +225,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown --task {', '.join(unknown)}; known: {', '.join(sorted(TASK_DESCRIPTIONS))}")
     if not 1 <= options.image_size <= 480:
         parser.error(f"--image-size {options.image_size} is outside 1 to 480 (LeRobot renders 480x480)")
-    if options.episodes < 1 or options.workers < 1 or options.noise < 0:
-        parser.error("--episodes and --workers start at 1, --noise at 0")
+    options.settings = recording_settings(parser, options)
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
-    settings = {
-        "tasks": options.task,
-        "episodes": options.episodes,
-        "seed": options.seed,
-        "image_size": options.image_size,
-        "noise": options.noise,
-    }
     try:
         check_instructions(options.task)
-        record(settings, options.root, options.repo_id, options.workers)
+        record(options.settings, options.root, options.repo_id, options.workers)
     except RecordingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -255,11 +255,11 @@ class VLA0Policy(PreTrainedPolicy):
         checks = torch.stack([bad_actions.any(), clipped.any()])
         known = torch.cat([sizes, facts, checks, problems.flatten()]).float().tolist()
         longest, labelled, *prefix = map(int, known[:5])
-        limits = known[7:]  # lowest and highest value of each camera
+        any_bad, any_clipped, *limits = known[5:]  # the last: lowest and highest value of each camera
         raise_for_problems(list(zip(limits[::2], limits[1::2], strict=True)), self.config.camera_keys)
-        if known[5]:
+        if any_bad:
             raise_non_finite_actions(bad_actions)
-        if known[6] and not self._warned_clipping:
+        if any_clipped and not self._warned_clipping:
             self._warned_clipping = True
             warn_about_clipping(clipped)
         chunk, answer, labels = chunk.trimmed(longest), answer[:, :longest], labels[:, :longest]

@@ -118,10 +118,7 @@ class StaticFeed:
         self._host_views = [view.numpy() for view in views(self._host)]
         #: ids ``(B, W)``, starts ``(B,)``, depths ``(B, W)`` int64 and visibility ``(B, W, W)`` bool.
         self.views = views(self._device)
-        for row in self._host_views[3]:
-            row[:] = torch.eye(
-                width, dtype=torch.bool
-            ).numpy()  # a token that attends to nothing would give NaN
+        self._host_views[3][:] = np.eye(width, dtype=bool)  # a token that attends to nothing would give NaN
         self._device.copy_(self._host)
 
     def write(

@@ -6,13 +6,14 @@ nothing to it: when the parent ends, for whatever reason, the pipe closes, and t
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -104,6 +105,33 @@ def end_with_parent(descriptor: int) -> None:
     def watch() -> None:
         os.read(descriptor, 1)
         os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+@contextmanager
+def spawned_pool(n_processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of spawned processes, which end when this process is killed; what waits at the end is cancelled.
+
+    Spawned, not forked: an OpenGL context does not survive a fork. The end does not wait for running calls, so that
+    Ctrl-C does not either.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_follow_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """End this process when its parent ends: a pool's process would otherwise wait for work forever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 

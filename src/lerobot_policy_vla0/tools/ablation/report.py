@@ -120,11 +120,8 @@ def trainings_table(rows: list[Row]) -> Table | None:
         if row is not rows[0]:
             common = [name for name in row.trained if name in first]
             paired = len(common) > 1
-            names = (common, common) if paired else (row.trained, first)
-            ours, theirs = (
-                [side[n].rate for n in chosen]
-                for side, chosen in zip((row.trained, first), names, strict=True)
-            )
+            ours = [row.trained[name].rate for name in (common if paired else row.trained)]
+            theirs = [first[name].rate for name in (common if paired else first)]
             effect = setting_effect(ours, theirs, paired=paired)
             limits = "no spread" if effect.interval is None else percent_range(effect.interval, signed=True)
             p = f"{effect.p_value:.3g} ({effect.smallest_p_value:.3g})"

@@ -209,7 +209,6 @@ def _run_all(
         for tries_left in reversed(range(max(0, retries) + 1)):
             began = time.monotonic()
             folder = _new_attempt(evaluation, shard)
-            log = folder.with_suffix(".log")
             watch = StallWatch(folder / heartbeat.FILE_NAME, stall_seconds)
 
             def hangs(watch: StallWatch = watch) -> bool:
@@ -217,7 +216,7 @@ def _run_all(
                 tracker.progress(shard, watch.note.solved, watch.note.played)
                 return hung
 
-            status = _run(evaluation, shard, folder, log, device, threads, stop, hangs)
+            status, log = _run(evaluation, shard, folder, device, threads, stop, hangs)
             if stop.is_set():
                 break
             try:
@@ -264,13 +263,13 @@ def _run(
     evaluation: ShardedEvaluation,
     shard: Shard,
     folder: Path,
-    log: Path,
     device: str | None,
     threads: int,
     stop: Event,
     hangs: Callable[[], bool],
-) -> int:
-    """Run one attempt at a shard and return the exit status; kill it when ``hangs`` says so."""
+) -> tuple[int, Path]:
+    """Run one attempt at a shard, killed when ``hangs`` says so; return the exit status and the log."""
+    log = folder.with_suffix(".log")
     defaults = {"OMP_NUM_THREADS": str(threads), **rendering_settings(sys.platform, os.environ)}
     environment = {**defaults, **os.environ, "PYTHONUNBUFFERED": "1"}
     if device is not None:
@@ -283,4 +282,4 @@ def _run(
         perturbation=evaluation.perturbation,
     )
     arguments = [order.as_argument(), *shard.arguments, f"--output_dir={folder}"]
-    return run_worker(WORKER, arguments, log, environment, stop, hangs)
+    return run_worker(WORKER, arguments, log, environment, stop, hangs), log
