@@ -11,16 +11,19 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_
 HEADLESS := MUJOCO_GL=$(or $(MUJOCO_GL),egl) TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs format bench gpu freeze clean distclean
+.PHONY: help setup demo libero-demo test check docs format bench gpu freeze clean distclean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## environment in .venv with everything tests and demo need (again: does nothing)
 	@bash scripts/setup.sh
 
 demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, on a CPU, offline
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/metaworld/demo.sh $(ARGS)
+
+libero-demo: setup ## the same on a task of LIBERO with a grasp, on the benchmark's own 50 starts (about two hours)
+	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/libero/demo.sh $(ARGS)
 
 test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows; JOBS=0: one process)
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest \

@@ -34,7 +34,7 @@ class Result:
 
 @dataclass
 class Episode:
-    """An episode and its frames, each taken BEFORE the action of its row; none without a renderer.
+    """An episode and its frames, each taken BEFORE the action of its row; only actions without a renderer.
 
     Attributes:
         result: How it went.
@@ -68,8 +68,9 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
     while not thrown and not terminated and steps < MAX_STEPS:
         action = expert(scene).astype(np.float32)
         still = np.abs(action[:6]).max() < STILL and action[6] == gripper
-        if sees and not still:
-            for key, value in {**policy_observation(observation), "action": action}.items():
+        if not still:
+            seen = policy_observation(observation) if sees else {}
+            for key, value in {**seen, "action": action}.items():
                 rows[key].append(value)
         gripper = action[6]
         fresh = rng.normal(0.0, noise, size=3)

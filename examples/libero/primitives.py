@@ -23,6 +23,9 @@ OPEN, CLOSE = -1.0, 1.0
 STEP = 0.05  # metres that an action of 1 asks for
 TURN = 0.5  # radians that an action of 1 asks for
 UPRIGHT = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand when an episode starts
+REACHED = (
+    0.01  # metres from its goal at which the hand closes: flat things slip out of fingers that close too high
+)
 GAIN = 2.0  # the controller covers about a third of what one step asks for
 
 
@@ -140,7 +143,7 @@ def pick_and_place(
         to_grasp = here + grasp - scene.hand
         if scene.holds(name):
             return descend_on(scene, goal + scene.hand - here, CLOSE, clearance)
-        if np.linalg.norm(to_grasp[:2]) < 0.015 and abs(to_grasp[2]) < 0.02:
+        if np.linalg.norm(to_grasp[:2]) < REACHED and abs(to_grasp[2]) < REACHED:
             return move(scene, here + grasp, CLOSE)
         return descend_on(scene, here + grasp, OPEN, clearance=0.08)
 

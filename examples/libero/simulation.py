@@ -40,28 +40,35 @@ class BlindLiberoEnv(LiberoEnv):
         return {}
 
 
-def make_env(suite: str, name: str, image_size: int | None) -> LiberoEnv:
-    """Return LeRobot's environment of one task, which starts from random placements.
+def task_number(suite: str, name: str) -> int:
+    """Return LIBERO's number of a task, which `lerobot-eval --env.task_ids` takes."""
+    number: int = benchmark.get_benchmark_dict()[suite]().get_task_names().index(name)
+    return number
 
-    `init_states=False`: LIBERO's own samplers place every object anew at each reset, from the reset's seed. Evaluation
-    uses the benchmark's 50 fixed states in their place, so no policy is tested on a start it was trained on
-    (`compare_with_fixed_starts` checks it).
+
+def make_env(suite: str, name: str, image_size: int | None, fixed_starts: bool = False) -> LiberoEnv:
+    """Return LeRobot's environment of one task.
+
+    It starts from random placements: LIBERO's own samplers place every object anew at each reset, from the reset's
+    seed. Evaluation uses the benchmark's 50 fixed states in their place, so no policy is tested on a start it was
+    trained on (`compare_with_fixed_starts` checks it).
 
     Args:
         suite: LIBERO's name of the suite, such as `libero_goal`.
         name: LIBERO's name of the task, such as `turn_on_the_stove`.
         image_size: Edge of both cameras' pictures in pixels; None renders nothing, which is many times faster.
+        fixed_starts: Whether episode after episode starts from the fixed states instead, as in evaluation.
     """
     tasks = benchmark.get_benchmark_dict()[suite]()
     kind = BlindLiberoEnv if image_size is None else LiberoEnv
     return kind(
         task_suite=tasks,
-        task_id=tasks.get_task_names().index(name),
+        task_id=task_number(suite, name),
         task_suite_name=suite,
         obs_type="pixels_agent_pos",
         observation_height=image_size or 1,
         observation_width=image_size or 1,
-        init_states=False,
+        init_states=fixed_starts,
     )
 
 

@@ -1,10 +1,15 @@
-"""Which primitive solves which task of LIBERO. Names of tasks, objects and regions are LIBERO's own."""
+"""Which primitive solves which task of LIBERO. Names of tasks, objects and regions are LIBERO's own.
+
+python tasks.py NAME      prints the task's suite and its number there, for lerobot-eval
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from primitives import Expert, pick_and_place, push_plate, turn_knob
+from simulation import task_number
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,17 @@ TASKS = {
     "KITCHEN_SCENE1_put_the_black_bowl_on_the_plate": Task("libero_90", bowl_to("plate_1")),
     "KITCHEN_SCENE3_turn_on_the_stove": Task("libero_90", KNOB),
 }
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    if len(arguments) != 1 or arguments[0] not in TASKS:
+        print(f"{__doc__}\nNames: {', '.join(TASKS)}", file=sys.stderr)
+        return 2
+    suite = TASKS[arguments[0]].suite
+    print(suite, task_number(suite, arguments[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,12 +19,6 @@ seed=${DEMO_SEED:-200000}                 # the first of them; demonstrations ha
 eval_batch=${DEMO_EVAL_BATCH:-4}          # environments at once: each is a process that renders
 config=configs/metaworld_tiny.yaml
 here=examples/metaworld
-python=${PYTHON:-python}
-
-# Nothing is downloaded or uploaded, and nothing needs a screen. Variables that are set already win.
-export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} HF_DATASETS_OFFLINE=${HF_DATASETS_OFFLINE:-1}
-export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false} MUJOCO_GL=${MUJOCO_GL:-egl}
-export SVT_LOG=${SVT_LOG:-1}   # the video encoder would print a page per episode
 
 # What the policy has to see, as fractions (left, top, right, bottom) of the frame, measured over 30 start positions.
 # The configuration's own box is for its own task; an unmeasured task gets the whole frame.
@@ -35,32 +29,9 @@ case $task in
   *)                       crop=null ;;
 esac
 
-mkdir -p "$dir"
 settings="task=$task episodes=$episodes noise=$noise steps=$steps eval_episodes=$eval_episodes seed=$seed"
-if [ -f "$dir/settings.txt" ] && [ "$(cat "$dir/settings.txt")" != "$settings" ]; then
-  echo "error: $dir was started with other settings: choose another DEMO_DIR, or repeat these." >&2
-  echo "  started with: $(cat "$dir/settings.txt")" >&2
-  echo "  asked for:    $settings" >&2
-  exit 2
-fi
-echo "$settings" > "$dir/settings.txt"
-
-# ---- stages: run a function once, and keep its wall time even if it is interrupted -------------------------------
-running=""
-trap '[ -z "$running" ] || "$python" "$here/stages.py" "$dir/stages.json" add "$running" "$((SECONDS - begin))"' EXIT
-number=0
-stage() { # NAME, function of the same name
-  number=$((number + 1))
-  if "$python" "$here/stages.py" "$dir/stages.json" done "$1"; then
-    printf '\n== %d/5 %s: done before\n' "$number" "$1"
-    return
-  fi
-  printf '\n== %d/5 %s\n' "$number" "$1"
-  running=$1 begin=$SECONDS
-  "$1"
-  running=""
-  "$python" "$here/stages.py" "$dir/stages.json" finish "$1" "$((SECONDS - begin))"
-}
+n_stages=5
+source examples/demo/stages.sh
 
 record() {
   "$python" "$here/record.py" --task "$task" --episodes "$episodes" --noise "$noise" --root "$dir/dataset" \
@@ -68,19 +39,9 @@ record() {
 }
 
 train() {
-  local last=$dir/train/checkpoints/last/pretrained_model
-  if [ -f "$last/train_config.json" ]; then
-    echo "going on from $(readlink -f "$dir/train/checkpoints/last")"
-    lerobot-train --config_path="$last/train_config.json" --resume=true 2>&1 | tee -a "$dir/train.log"
-    return
-  fi
-  if [ -d "$dir/train" ]; then # stopped before its first checkpoint
-    mv "$dir/train" "$dir/train.stopped.$(date +%s)"
-  fi
   # The report plots the logged loss: even the shortest training logs once.
-  lerobot-train --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
-    --output_dir="$dir/train" --steps="$steps" --log_freq=$((steps < 50 ? steps : 50)) --policy.crop_box="$crop" 2>&1 |
-    tee "$dir/train.log"
+  train_policy --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
+    --steps="$steps" --log_freq=$((steps < 50 ? steps : 50)) --policy.crop_box="$crop"
 }
 
 baselines() {
@@ -102,5 +63,4 @@ stage record
 stage train
 stage baselines
 stage evaluate
-printf '\n== 5/5 report\n'
-"$python" "$here/report.py" --run "$dir"
+report 80

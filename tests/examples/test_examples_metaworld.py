@@ -163,68 +163,6 @@ def test_the_kept_episodes_of_every_task_are_in_the_order_of_tasks_and_seeds() -
     assert plan.settled() == [("a", 1), ("a", 2), ("b", 0), ("b", 1)]
 
 
-@pytest.fixture
-def demo(tmp_path: Path) -> Any:
-    """Run demo.sh with stand-ins that note their arguments; training stops after a checkpoint at first."""
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    calls = tmp_path / "calls.txt"
-    note = f'echo "${{0##*/}} $*" >> {calls}\n'
-    scripts = {
-        "python": f'case $1 in *stages.py) exec {sys.executable} "$@";; esac\n' + note,
-        "lerobot-eval": note,
-        "lerobot-train": note
-        + f"""
-            last={tmp_path}/run/train/checkpoints/last/pretrained_model
-            if [ -d $last ]; then exit 0; fi
-            mkdir -p $last; touch $last/train_config.json; exit 3
-        """,
-    }
-    for name, text in scripts.items():
-        (binaries / name).write_text("#!/bin/bash\n" + text)
-        (binaries / name).chmod(0o755)
-
-    def run(**settings: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        calls.write_text("")
-        environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", **settings}
-        environment |= {"DEMO_DIR": str(tmp_path / "run"), "PYTHON": str(binaries / "python")}
-        result = subprocess.run(
-            ["bash", EXAMPLES / "demo.sh"], env=environment, capture_output=True, text=True, check=False
-        )
-        return result, calls.read_text().splitlines()
-
-    return run
-
-
-def test_the_demo_skips_what_is_done_and_resumes_what_is_not(demo: Any, tmp_path: Path) -> None:
-    stopped, calls = demo(DEMO_STEPS="7", DEMO_EPISODES="9")
-    assert stopped.returncode == 3
-    assert [call.split()[0] for call in calls] == ["python", "lerobot-train"]
-    assert "--task button-press-topdown-v3 --episodes 9" in calls[0]
-    assert "--config_path=configs/metaworld_tiny.yaml" in calls[1] and "--steps=7" in calls[1]
-    assert "--log_freq=7" in calls[1]  # a training without a logged loss has no curve to report
-    measured = json.loads((tmp_path / "run" / "stages.json").read_text())
-    assert (measured["record"]["done"], measured["train"]["done"]) == (True, False)
-
-    finished, calls = demo(DEMO_STEPS="7", DEMO_EPISODES="9")
-    assert finished.returncode == 0
-    assert "== 1/5 record: done before" in finished.stdout
-    assert [call.split()[0] for call in calls] == ["lerobot-train", "python", "lerobot-eval", "python"]
-    assert "--resume=true" in calls[0] and "--steps" not in calls[0]
-    assert "baselines.py" in calls[1] and "--seeds 200000 --episodes 20" in calls[1]
-    assert "--seed=200000" in calls[2] and "--eval.n_episodes=20" in calls[2]
-    assert "report.py --run" in calls[3]
-
-    again, calls = demo(DEMO_STEPS="7", DEMO_EPISODES="9")
-    assert again.returncode == 0
-    assert len(calls) == 1 and "report.py" in calls[0]
-
-    refused, calls = demo(DEMO_STEPS="8", DEMO_EPISODES="9")
-    assert refused.returncode == 2 and calls == []
-    assert "was started with other settings" in refused.stderr
-    assert "steps=7" in refused.stderr and "steps=8" in refused.stderr
-
-
 # ---- with rendering ------------------------------------------------------------------------------------------
 
 

@@ -4,13 +4,14 @@ Programs get arguments, environment, folder, files and signals as in a process o
 they do not show is whether they import what they need: every command of LeRobot also runs somewhere in a fresh process.
 Nothing is done here before a fork but imports. `commands.preloaded` starts this and says how to use it.
 
-A client connects, sends its three standard files with the length of a request, and the request as JSON. Later it sends
-a byte for each signal. It is answered with the exit status. When it goes away, its program is killed.
+A client connects, sends its files with the length of a request, and the request as JSON. Later it sends a byte for each
+signal. It is answered with the exit status. When it goes away, its program is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -39,6 +40,8 @@ MODULES = (
 )
 #: What libraries read while they are imported begins with one of these.
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH", "OMP_", "MKL_", "PYTHONHASHSEED")
+MAX_FILES = 16  # that a program inherits
+UNUSED = 500  # no file of this process has this number, or one above
 
 
 def main() -> None:
@@ -78,17 +81,18 @@ def main() -> None:
 
 def watch(connection: socket.socket) -> dict[str, Any] | None:
     """Fork, and return the request in the fork. Here, pass signals on and the status back, and return None."""
-    head, files, _, _ = socket.recv_fds(connection, 4, 3)
+    head, files, _, _ = socket.recv_fds(connection, 4, MAX_FILES)
     wanted, data = struct.unpack("I", head)[0], b""
     while len(data) < wanted:
         data += connection.recv(wanted - len(data))
+    request: dict[str, Any] = json.loads(data)
     child = os.fork()
+    if request["leads"]:  # set in both, whichever is first
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.setpgid(child, 0)
     if child == 0:
         connection.close()
-        for number, file in enumerate(files):
-            os.dup2(file, number)
-            os.close(file)
-        request: dict[str, Any] = json.loads(data)
+        place(files, [0, 1, 2, *request["files"]])
         return request
     for file in (0, 1, 2, *files):
         os.close(file)
@@ -99,11 +103,27 @@ def watch(connection: socket.socket) -> dict[str, Any] | None:
             number = connection.recv(1)
         except ConnectionError:
             number = b""
-        os.kill(child, number[0] if number else signal.SIGKILL)
+        if number:
+            os.kill(child, number[0])
+        else:
+            (os.killpg if request["leads"] else os.kill)(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(ConnectionError):
         connection.sendall(struct.pack("i", status))
     return None
+
+
+def place(files: list[int], numbers: list[int]) -> None:
+    """Give the received files the numbers that they had in the client."""
+    away = [fcntl.fcntl(file, fcntl.F_DUPFD, UNUSED) for file in files]
+    for file in files:
+        os.close(file)
+    taken = {int(name) for name in os.listdir("/proc/self/fd")} & set(numbers[3:])
+    for file, number in zip(away, numbers, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    if taken:
+        sys.exit(f"the files {sorted(taken)} are the fork server's: run this in a fresh process")
 
 
 def run(request: dict[str, Any], started_with: dict[str, str]) -> None:

@@ -69,6 +69,29 @@ def test_a_program_does_not_outlive_what_stands_for_it() -> None:
     wait_until(lambda: has_ended(program))
 
 
+def test_an_inherited_file_keeps_its_number_and_a_group_ends_as_a_whole(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys, time\n"
+        "helper = subprocess.Popen(['sleep', '3600'])\n"
+        "number = int(sys.argv[1])\n"
+        "print(os.read(number, 5).decode(), os.getpgrp() == os.getpid(), helper.pid, flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    reading, writing = os.pipe()
+    os.write(writing, b"hello")
+    command = preloaded("-c", code, str(reading))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, pass_fds=(reading,), start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        said, leads, helper = process.stdout.readline().split()
+        assert (said, leads) == ("hello", "True")
+        process.kill()
+    wait_until(lambda: has_ended(int(helper)))
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.parametrize("process", [preloaded, fresh])
 def test_lerobot_waits_longer_for_an_arm(process: type[list[str]], tmp_path: Path) -> None:
     pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")

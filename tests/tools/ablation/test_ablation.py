@@ -27,6 +27,7 @@ from lerobot_policy_vla0.tools.ablation.plan import Training, read_plan
 from lerobot_policy_vla0.tools.ablation.report import read_factor
 from lerobot_policy_vla0.tools.ablation.training import finished_policy, train
 from lerobot_policy_vla0.tools.commands import main
+from lerobot_policy_vla0.tools.evaluation import shards
 
 CONFIGS = REPO / "configs" / "ablations"
 
@@ -307,6 +308,9 @@ def test_it_trains_evaluates_and_compares(
 ) -> None:
     paths = [str(REPO / "src"), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    # What comes after the interpreter runs in forks that have imported LeRobot.
+    monkeypatch.setattr(training, "_COMMAND", tuple(preloaded(*training._COMMAND[1:])))
+    monkeypatch.setattr(shards, "WORKER", tuple(preloaded(*shards.WORKER[1:])))
     out = tmp_path / "out"
     command = ["ablate", str(small_plan), "--out", str(out)]
     assert main([*command, "--report-only"]) == 2

@@ -17,6 +17,8 @@ from report_data import ReportError, TrainingLog, read_json
 from lerobot_policy_vla0.tools.reporting import plots as plotting
 from lerobot_policy_vla0.tools.reporting.plots import BLUE, GREY, ORANGE
 
+FILM_FPS = 20  # steps that the film shows per second
+
 
 def plot_loss(log: TrainingLog) -> bytes:
     """Draw training and validation loss, and the accuracies that were logged, over training steps; returns a PNG."""
@@ -128,9 +130,9 @@ def plot_actions(result: dict[str, Any]) -> tuple[bytes, list[float]]:
 
 
 def make_film(videos: dict[int, Path], success: dict[int, bool], path: Path, limit: int = 6) -> list[int]:
-    """Put the first evaluated episodes side by side, as H.264 that browsers play, at a quarter of real speed.
+    """Put the first evaluated episodes side by side, as H.264 that browsers play, `FILM_FPS` steps per second.
 
-    A green frame is a success, a red one a failure. An episode of 65 steps lasts 0.8 s in reality.
+    A green frame is a success, a red one a failure.
 
     Returns:
         The seeds shown, row by row; empty (and no file) if there are no videos.
@@ -151,7 +153,7 @@ def make_film(videos: dict[int, Path], success: dict[int, bool], path: Path, lim
     while len(clips) % columns:
         clips.append([np.full_like(clips[0][0], 255)])
     with av.open(str(path), mode="w") as container:
-        stream = container.add_stream("libx264", rate=20)
+        stream = container.add_stream("libx264", rate=FILM_FPS)
         stream.width, stream.height = 240 * columns, 240 * (len(clips) // columns)
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "26", "movflags": "+faststart"}

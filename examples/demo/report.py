@@ -1,6 +1,6 @@
 """Write the report of a demo run: what the policy solves, beside two baselines that see nothing.
 
-    python examples/metaworld/report.py --run outputs/demo/button-press-topdown-v3
+    python examples/demo/report.py --run outputs/demo/button-press-topdown-v3 --hz 80
 
 Reads DIR/eval_seed*/eval_info.json, DIR/baselines.json, DIR/train.log, DIR/stages.json, the last checkpoint
 and the dataset; writes DIR/report/ (index.html, which needs no other file, report.md, report.json, pictures,
@@ -33,20 +33,24 @@ table.seeds, table.stages { font-size: .85rem; }
 """
 
 
-def film_html(film: Path, seeds: list[int]) -> str:
-    """Return the film, embedded if it is small, with a caption."""
+def film_html(film: Path, seeds: list[int], speed: float) -> str:
+    """Return the film, embedded if it is small, with a caption. `speed` 1 is real time."""
     if not seeds:
         return html_text("not measured: the evaluation wrote no videos.")
     source = data_url(film.read_bytes(), "video/mp4") if film.stat().st_size < EMBED_LIMIT else film.name
     return (
         f'<figure><video src="{source}" controls autoplay loop muted playsinline></video><figcaption>'
-        f"Seeds {', '.join(map(str, seeds))}, at a quarter of real speed; green: solved, red: not solved."
+        f"Seeds {', '.join(map(str, seeds))}, at {speed:g} of real speed; green: solved, red: not solved."
         "</figcaption></figure>"
     )
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, hz: float) -> Path:
     """Write the report of the run in `run`; returns the path of the page.
+
+    Args:
+        run: Folder of the run, as a demo fills it.
+        hz: Actions per second in the simulation.
 
     Raises:
         ReportError: names the file that is missing or does not fit the others.
@@ -111,7 +115,7 @@ def write_report(run: Path) -> Path:
     (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
     sections = [
         ("Success", html_table(success, "success") + html_text(sentence, name="result")),
-        ("Evaluation", film_html(film, shown)),
+        ("Evaluation", film_html(film, shown, plots.FILM_FPS / hz)),
         ("Training", html_image(loss, losses)),
         ("Predicted and recorded actions", html_image(action_plot, actions)),
         ("Wall time", html_table(times, "stages")),
@@ -130,10 +134,11 @@ def write_report(run: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run, as demo.sh fills it")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, as a demo fills it")
+    parser.add_argument("--hz", type=float, required=True, help="actions per second in the simulation")
     options = parser.parse_args(arguments)
     try:
-        page = write_report(options.run)
+        page = write_report(options.run, options.hz)
     except data.ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from helpers.tiny import make_config, make_dataset, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 
-sys.path.insert(0, str(REPO / "examples" / "metaworld"))
+sys.path.insert(0, str(REPO / "examples" / "demo"))
 
 import report
 import report_data
@@ -122,7 +122,7 @@ def test_a_seed_without_baseline_is_an_error(tmp_path: Path) -> None:
 def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path)
     (tmp_path / "baselines.json").unlink()
-    assert report.main(["--run", str(tmp_path)]) == 2
+    assert report.main(["--run", str(tmp_path), "--hz", "80"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path / 'baselines.json'} is missing\n"
 
 
@@ -141,7 +141,7 @@ def test_the_page_is_one_file_with_the_numbers(
         "names": ["dx", "dy", "dz", "gripper"],
     }
     monkeypatch.setattr(report_plots, "predict_episode", lambda *_: prediction)
-    assert report.main(["--run", str(tmp_path)]) == 0
+    assert report.main(["--run", str(tmp_path), "--hz", "80"]) == 0
     page = tmp_path / "report" / "index.html"
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())

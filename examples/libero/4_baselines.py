@@ -1,0 +1,131 @@
+"""Step 4: play two policies that see nothing on the starts of `lerobot-eval`, to know what a success rate is worth.
+
+    python examples/libero/4_baselines.py --task put_the_cream_cheese_in_the_bowl --root outputs/libero/cheese/dataset \
+        --seed 1000 --episodes 50 --output outputs/libero/cheese/baselines.json
+
+*constant*: the mean action of the demonstrations, until the benchmark's limit of steps. *blind replay*: the actions of
+one undisturbed demonstration, then its last action for one second. Episode i starts from the benchmark's fixed state i
+with seed S + i, as in `lerobot-eval --seed=S`. Nothing is rendered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from episodes import run_expert
+from simulation import make_env
+from tasks import TASKS
+from tqdm import tqdm
+
+from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE
+from lerobot_policy_vla0.tools.workers import spawned_pool
+
+AFTER = 20  # steps that a replay's last action is repeated: one second, for what still falls or slides
+
+
+@dataclass(frozen=True)
+class Blind:
+    """One policy that sees nothing, and the episodes it plays.
+
+    Attributes:
+        task: LIBERO's name.
+        demonstration: Seed of the demonstration to replay; None for the constant action.
+        action: The constant action, (7,).
+        seed: Of the first episode.
+        episodes: Number of episodes.
+    """
+
+    task: str
+    demonstration: int | None
+    action: tuple[float, ...]
+    seed: int
+    episodes: int
+
+
+def play(policy: Blind) -> dict[str, Any]:
+    """Play one policy; returns success and steps of every episode."""
+    suite = TASKS[policy.task].suite
+    actions = [np.array(policy.action, np.float32)]
+    if policy.demonstration is not None:
+        # Played again without disturbance: what was recorded with --noise is not what moved the arm.
+        placed = make_env(suite, policy.task, None)
+        episode = run_expert(placed, policy.task, policy.demonstration)
+        placed.close()
+        actions = list(episode.frames["action"])
+    env = make_env(suite, policy.task, None, fixed_starts=True)
+    limit = env._max_episode_steps if policy.demonstration is None else len(actions) + AFTER
+    successes, lengths = [], []
+    for index in range(policy.episodes):
+        env.init_state_id = index
+        env.reset(seed=policy.seed + index)
+        solved, steps = False, 0
+        while not solved and steps < limit:
+            _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
+            steps += 1
+        successes.append(bool(solved))
+        lengths.append(steps)
+    env.close()
+    return {"n_success": sum(successes), "success": successes, "steps": lengths}
+
+
+def mean_action(root: Path, task: str) -> tuple[float, ...]:
+    """Return the mean action of a task's recorded episodes, (7,)."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    recorded = json.loads((root / SETTINGS_FILE).read_text())["episodes"]
+    wanted = [index for index, (name, _) in enumerate(recorded) if name == task]
+    rows = LeRobotDataset("local/baselines", root=root).hf_dataset.with_format("numpy")
+    mine = np.isin(np.asarray(rows["episode_index"][:]), wanted)
+    return tuple(np.stack(rows["action"][:])[mine].mean(axis=0).tolist())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--task", required=True, choices=TASKS, metavar="NAME", help="LIBERO's name of the task")
+    add("--root", type=Path, required=True, help="folder of its demonstrations")
+    add("--seed", type=int, default=1000, help="lerobot-eval's --seed")
+    add("--episodes", type=int, default=50, help="its --eval.n_episodes")
+    add("--replays", type=int, default=5, help="demonstrations to replay, from the first recorded on")
+    add("--workers", type=int, default=2, help="processes")
+    add("--output", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    recorded = json.loads((options.root / SETTINGS_FILE).read_text())["episodes"]
+    mine = [(index, seed) for index, (name, seed) in enumerate(recorded) if name == options.task]
+    chosen = mine[: options.replays]
+    if not chosen:
+        parser.error(f"{options.root} has no episode of {options.task}")
+    mean = mean_action(options.root, options.task)
+    players = [None, *(seed for _, seed in chosen)]
+    policies = [Blind(options.task, seed, mean, options.seed, options.episodes) for seed in players]
+    results = {}
+    with spawned_pool(options.workers) as pool:
+        futures = {pool.submit(play, policy): policy.demonstration for policy in policies}
+        for done in tqdm(as_completed(futures), total=len(futures), unit="policy"):
+            results[futures[done]] = done.result()
+    replays = [{"episode_index": index, "seed": seed, **results[seed]} for index, seed in chosen]
+    replays.sort(key=lambda replay: -replay["n_success"])  # stable
+    report = {
+        "task": options.task,
+        "seeds": list(range(options.seed, options.seed + options.episodes)),
+        "constant": {"action": [round(value, 6) for value in mean], **results[None]},
+        "blind_replays": replays,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"constant mean action: {results[None]['n_success']} of {options.episodes}")
+    for replay in replays:
+        print(
+            f"blind replay of demonstration {replay['episode_index']}: {replay['n_success']} of {options.episodes}"
+        )
+
+
+if __name__ == "__main__":
+    main()
