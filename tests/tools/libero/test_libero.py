@@ -16,12 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.commands import preloaded
 from helpers.libero_place import LiberoPlace, libero_place
+from helpers.libero_variants import variant_files, write_wheel
 from helpers.paths import REPO
 
+from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.evaluation.perturbation import camera_direction
 from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, task_files
+from lerobot_policy_vla0.tools.libero.setup import find_package
 
 pytestmark = pytest.mark.sim
 
@@ -200,3 +204,46 @@ def test_a_moved_camera_changes_its_picture_and_nothing_else(place: LiberoPlace)
         assert np.allclose(seen[f"moved_{state}"], seen[f"plain_{state}"], rtol=0, atol=1e-12)
     for what in ("physics", "bodies", "rewards"):
         assert np.allclose(seen[f"moved_{what}"], seen[f"plain_{what}"], rtol=0, atol=1e-12)
+
+
+# ---- other start positions -------------------------------------------------------------------------------------
+
+
+def test_an_episode_starts_where_the_variant_says(place: LiberoPlace, tmp_path: Path) -> None:
+    # A variant made of the suite's own files: bowl and bottle exchange their places, and cheese and stove.
+    suite, task = "libero_goal", "turn_on_the_stove"
+    package = find_package()
+    bowl, cheese, bottle = (slice(column, column + 2) for column in (10, 17, 24))  # x and y in a start state
+    stove = (-0.41, 0.21)  # metres: the middle of its region in the task files
+    files, ordinary = {}, {}
+    for file in (package / "bddl_files" / suite).glob("*.bddl"):
+        text = file.read_text()
+        for one, other in (("akita_black_bowl", "wine_bottle"), ("cream_cheese", "flat_stove")):
+            regions = [f"main_table_{name.removeprefix('flat_')}_region" for name in (one, other)]
+            for name, here, there in ((one, *regions), (other, *reversed(regions))):
+                assert f"(On {name}_1 {here})" in text
+                text = text.replace(f"(On {name}_1 {here})", f"(On {name}_1 {there})")
+        states = torch.load(package / "init_files" / suite / f"{file.stem}.pruned_init", weights_only=False)
+        ordinary[file.stem] = states.copy()
+        states[:, bowl], states[:, bottle] = ordinary[file.stem][:, bottle], ordinary[file.stem][:, bowl]
+        states[:, cheese] = stove
+        files |= variant_files("swap", suite, **{file.stem: (text, states)})
+    wheel, config = write_wheel(tmp_path / "pro.whl", files), tmp_path / "swap"
+    assert main(["libero-setup", "--pro", str(wheel), "--variant", "swap", "--config-dir", str(config)]) == 0
+
+    program = preloaded(REPO / "tests/helpers/libero_start.py", str(tmp_path / "start.npz"), suite, task)
+    path = os.pathsep.join([str(REPO / "examples" / "libero"), os.environ.get("PYTHONPATH", "")])
+    environment = place.environment | {"LIBERO_CONFIG_PATH": str(config), "PYTHONPATH": path}
+    done = subprocess.run(
+        program, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(tmp_path / "start.npz") as arrays:
+        seen = dict(arrays)
+    first = ordinary[task][0]
+    order = ["akita_black_bowl_1", "cream_cheese_1", "wine_bottle_1", "plate_1"]
+    assert seen["free_joints"].tolist() == order
+    for name, expected in zip(order, (first[bottle], stove, first[bowl], first[31:33]), strict=True):
+        assert seen[name][:2] == pytest.approx(expected, abs=0.01), name  # metres, after settling
+    # What stands still is in no start state: its place comes from the task file.
+    assert seen["flat_stove_1"][:2] == pytest.approx(first[cheese], abs=0.05)

@@ -91,7 +91,7 @@ def factor_table(rows: list[Row]) -> Table:
         c, times = row.comparison, row.run.query_times()
         lines.append(
             [
-                row.name,
+                row.run.label,
                 f"{rate.n_success} of {rate.n_episodes} = {percent(rate.rate)}",
                 percent_range(rate.interval),
                 " ".join(row.by_seed),

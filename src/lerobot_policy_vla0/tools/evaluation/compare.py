@@ -74,7 +74,7 @@ def task_name(runs: Sequence[Run], task: tuple[str, int]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two policies on the same starts."""
+    """Two policies on the same starts; if LIBERO's start positions differ, on the same tasks and seeds."""
 
     first: str  # the policies' names
     second: str
@@ -84,6 +84,7 @@ class Comparison:
     only_second: int
     neither: int
     unpaired: tuple[int, int]  # episodes that are left out: the other policy did not play their start
+    other_starts: bool = False  # the start positions of one are not those of the other
 
     @property
     def n(self) -> int:
@@ -113,6 +114,8 @@ class Comparison:
 
 def compare(first: Run, second: Run) -> list[Comparison]:
     """Compare two policies on the starts both played: all together, and by suite if there are several.
+
+    A start is a task and a seed. Where LIBERO's start positions differ, the same task and seed is another scene.
 
     Raises:
         EvaluationError: the seeds of one are not known, or there is no start that both played.
@@ -152,6 +155,7 @@ def compare(first: Run, second: Run) -> list[Comparison]:
                 only_second=pairs[False, True],
                 neither=pairs[False, False],
                 unpaired=(pairs[True, None] + pairs[False, None], pairs[None, True] + pairs[None, False]),
+                other_starts=first.start != second.start,
             )
         )
     return comparisons

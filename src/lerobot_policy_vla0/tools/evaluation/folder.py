@@ -11,8 +11,8 @@
     OUT/eval_info.json              all shards together, in lerobot-eval's own form, once all are finished
 
 Nothing is overwritten except the merged file and the steps, which follow from the shards. A folder is only continued
-with the arguments, policy, versions and perturbation it was begun with, so results that mean different things are never
-mixed.
+with the arguments, policy, versions, perturbation and start positions it was begun with, so results that mean different
+things are never mixed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from lerobot_policy_vla0.output_files import write_json
 from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME, EvalInfo, read_eval_info
 from lerobot_policy_vla0.tools.evaluation.perturbation import Perturbation
 from lerobot_policy_vla0.tools.evaluation.plan import Shard
+from lerobot_policy_vla0.tools.libero.places import Variant
 
 MANIFEST = "evaluation.json"
 LOCK = "lock"
@@ -74,6 +75,14 @@ class ShardedEvaluation:
     versions: dict[str, str]  # of the packages an outcome depends on
     shards: tuple[Shard, ...]
     perturbation: Perturbation | None = None  # of what the policy sees
+    start: Variant | None = None  # start positions of LIBERO that are not its own
+
+    @property
+    def changes(self) -> str:
+        """What is not as the environment has it, such as ``start=swap,noise=4``; empty if nothing is."""
+        start = f"start={self.start.name}" if self.start else ""
+        seen = self.perturbation.label if self.perturbation else ""
+        return ",".join(filter(None, (start, seen)))
 
     def shard_folder(self, shard: Shard) -> Path:
         """Return the folder that holds a shard's attempts."""
@@ -136,18 +145,22 @@ def check_usable(folder: Path) -> None:
 
 
 def open_evaluation(
-    folder: Path, arguments: dict[str, str], shards: list[Shard], perturbation: Perturbation | None = None
+    folder: Path,
+    arguments: dict[str, str],
+    shards: list[Shard],
+    perturbation: Perturbation | None = None,
+    start: Variant | None = None,
 ) -> ShardedEvaluation:
     """Begin an evaluation in a folder that exists and that `check_usable` accepts, or continue the one that is there.
 
     The arguments are those of ``lerobot-eval``, by name, without those that only say where a shard runs.
 
     Raises:
-        EvaluationError: the folder's evaluation was begun with other arguments, another policy, other versions or
-            another perturbation; names every difference.
+        EvaluationError: the folder's evaluation was begun with other arguments, another policy, other versions,
+            another perturbation or other start positions; names every difference.
     """
     policy, versions = describe_policy(arguments["policy.path"]), installed_versions()
-    asked = ShardedEvaluation(folder, arguments, policy, versions, tuple(shards), perturbation)
+    asked = ShardedEvaluation(folder, arguments, policy, versions, tuple(shards), perturbation, start)
     if (folder / MANIFEST).exists():
         begun = read_evaluation(folder)
         if differences := _differences(begun, asked):
@@ -171,8 +184,9 @@ def read_evaluation(folder: Path) -> ShardedEvaluation:
             raise ValueError(f"format {raw['format']}, this version reads {_FORMAT}")
         shards = tuple(Shard(**{**shard, "arguments": tuple(shard["arguments"])}) for shard in raw["shards"])
         perturbation = Perturbation(**raw["perturbation"]) if raw.get("perturbation") else None
+        start = Variant(**raw["start"]) if raw.get("start") else None
         return ShardedEvaluation(
-            folder, raw["arguments"], raw["policy"], raw["versions"], shards, perturbation
+            folder, raw["arguments"], raw["policy"], raw["versions"], shards, perturbation, start
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path} cannot be read as a sharded evaluation: {error}") from None
@@ -251,6 +265,11 @@ def _differences(begun: ShardedEvaluation, asked: ShardedEvaluation) -> list[str
         differences.append(f"--perturb was {labels[0]}, now {labels[1]}")
     elif begun.perturbation != asked.perturbation:
         differences.append(f"the paraphrases in the file of --perturb {labels[0]} have changed")
+    starts = [one.start.name if one.start else "those of the environment" for one in (begun, asked)]
+    if starts[0] != starts[1]:
+        differences.append(f"the start positions were {starts[0]}, now {starts[1]} (LIBERO_CONFIG_PATH)")
+    elif begun.start != asked.start:
+        differences.append(f"the files of the start positions {starts[0]} have changed (LIBERO_CONFIG_PATH)")
     if not differences and begun.policy != asked.policy:
         differences.append(f"the files of the policy in {asked.arguments['policy.path']} have changed")
     if not differences and begun.shards != asked.shards:

@@ -55,8 +55,9 @@ def plot_comparison(comparisons: Sequence[Comparison]) -> bytes:
                     axes.text(x, y, str(count), ha="center", va="center", fontsize=8, color=ink)
             left = [start + count for start, count in zip(left, counts, strict=True)]
         axes.set_yticks(range(len(comparisons)), [c.scope for c in comparisons])
+        same = "task and seed" if comparisons[0].other_starts else "start"
         axes.set(
-            xlabel="episodes with the same start, by who solves them", ylim=(len(comparisons) - 0.5, -0.5)
+            xlabel=f"episodes with the same {same}, by who solves them", ylim=(len(comparisons) - 0.5, -0.5)
         )
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", visible=False)

@@ -148,7 +148,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "written_by": _WRITTEN_BY,
         "policies": [run.label for run in report.runs],
-        "perturbed": {run.label: run.perturbation for run in report.runs},
+        "perturbed": {run.label: run.changes for run in report.runs},
         "success": [
             {"kind": line.kind, "name": line.name, "rates": {name: rate(r) for name, r in line.rates.items()}}
             for line in report.lines
@@ -184,7 +184,8 @@ def as_html(report: Report, folder: Path) -> str:
 
     pictures = {"Success": pages.html_image(plot_success(report.lines), "Success rates with 95 % intervals.")}
     for comparisons in report.comparisons:
-        caption = "Episodes with the same start, by who solves them."
+        same = "task and seed" if comparisons[0].other_starts else "start"
+        caption = f"Episodes with the same {same}, by who solves them."
         pictures[_comparison_title(comparisons)] = pages.html_image(plot_comparison(comparisons), caption)
     sections = []
     if report.skipped:
@@ -301,8 +302,11 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 def _comparison_text(c: Comparison) -> str:
     """Return what a comparison means, in sentences."""
+    pairs = "starts that both played"
+    if c.other_starts:
+        pairs = "pairs of the same task and seed, from different start positions"
     text = (
-        f"{c.n} starts that both played: {c.first} solves {c.only_first} that {c.second} does not, {c.second} "
+        f"{c.n} {pairs}: {c.first} solves {c.only_first} that {c.second} does not, {c.second} "
         f"solves {c.only_second} that {c.first} does not; p = {c.p_value:.3g} (exact McNemar test, two-sided). "
     )
     if c.p_value <= LEVEL:

@@ -60,7 +60,8 @@ class Run:
     """Everything that was read about one policy."""
 
     name: str  # as it was given
-    perturbation: str = ""  # of what the policy saw, as `vla0 eval --perturb` takes it
+    changes: str = ""  # of what the policy saw and of where LIBERO started; see `ShardedEvaluation.changes`
+    start: str = ""  # LIBERO's start positions, if they were not its own
     episodes: list[Episode] = field(default_factory=list)  # sorted by task and seed; at least one
     skipped: list[Skipped] = field(default_factory=list)  # evaluations that were left out, and why
     failures: list[Failure] = field(default_factory=list)  # attempts of `vla0 eval` that hung or died
@@ -72,8 +73,8 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Its name in the report, which says how it was perturbed."""
-        return f"{self.name} ({self.perturbation})" if self.perturbation else self.name
+        """Its name in the report, which says what was changed."""
+        return f"{self.name} ({self.changes})" if self.changes else self.name
 
     def query_times(self) -> dict[str, float | int | None] | None:
         """Return the summary that `queries.summarise` makes of the queries; None if there are none."""
@@ -122,10 +123,10 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
 
     Raises:
         EvaluationError: a folder holds no evaluation, none can be read, an episode is there twice, or some were
-            perturbed in another way than others.
+            perturbed in another way, or started elsewhere, than others.
     """
     run = Run(name)
-    perturbations: dict[str, Path] = {}  # each with the first evaluation that has it
+    changes: dict[str, Path] = {}  # each with the first evaluation that has it
     for folder in folders:
         found = list(_find(folder))
         if not found:
@@ -135,14 +136,14 @@ def read_run(name: str, folders: Iterable[Path], first_seed: int | None = None) 
         for path in found:
             kind = _read_one(run, path, first_seed)
             if kind is not None:
-                perturbations.setdefault(kind, path)
-    if len(perturbations) > 1:
-        where = "; ".join(f"{kind or 'not'} in {path}" for kind, path in perturbations.items())
+                changes.setdefault(kind, path)
+    if len(changes) > 1:
+        where = "; ".join(f"{kind or 'not'} in {path}" for kind, path in changes.items())
         raise EvaluationError(
-            f"{name!r} joins evaluations that were perturbed (--perturb) in different ways: {where}. Give them "
-            "different names, as NAME=FOLDER"
+            f"{name!r} joins evaluations that were perturbed (--perturb), or started, in different ways: {where}. Give "
+            "them different names, as NAME=FOLDER"
         )
-    run.perturbation = next(iter(perturbations), "")
+    run.changes = next(iter(changes), "")
     if not run.episodes:
         reasons = "; ".join(f"{skipped.path}: {skipped.reason}" for skipped in run.skipped)
         raise EvaluationError(f"nothing of {name!r} can be read: {reasons}")
@@ -174,7 +175,7 @@ def _find(folder: Path) -> Iterator[Path]:
 
 
 def _read_one(run: Run, path: Path, first_seed: int | None) -> str | None:
-    """Add one evaluation's episodes to a run, or the reason why it is left out; return how it was perturbed.
+    """Add one evaluation's episodes to a run, or the reason why it is left out; return what was changed.
 
     None means that the evaluation cannot be read.
     """
@@ -199,7 +200,8 @@ def _read_one(run: Run, path: Path, first_seed: int | None) -> str | None:
             continue
         run.queries += read_queries(info.path.with_name(queries.FILE_NAME))
         _add(run, info, shard.seed, shard.first_episode)
-    return evaluation.perturbation.label if evaluation.perturbation else ""
+    run.start = evaluation.start.name if evaluation.start else ""
+    return evaluation.changes
 
 
 def _add(run: Run, info: EvalInfo, first_seed: int | None, first_index: int) -> None:

@@ -34,7 +34,7 @@ from lerobot_policy_vla0.tools.evaluation.perturbation import parse_perturbation
 from lerobot_policy_vla0.tools.evaluation.plan import Shard, parse_arguments, plan_shards
 from lerobot_policy_vla0.tools.evaluation.tracking import Tracker, load_tool, tracking
 from lerobot_policy_vla0.tools.evaluation.watched import WatchOrder
-from lerobot_policy_vla0.tools.libero.setup import check_before_start
+from lerobot_policy_vla0.tools.libero.setup import check_before_start, start_variant
 from lerobot_policy_vla0.tools.reporting.pages import clock
 from lerobot_policy_vla0.tools.workers import last_lines, run_in_places, run_worker
 
@@ -74,7 +74,8 @@ def evaluate(
 ) -> Outcome:
     """Evaluate a policy in shards, skipping those that are finished, and merge the results.
 
-    ``OUT/eval_info.json`` is written if no shard failed. The steps of finished shards are in ``OUT/steps``.
+    ``OUT/eval_info.json`` is written if no shard failed. The steps of finished shards are in ``OUT/steps``. If the
+    environment says that LIBERO has other start positions (see `libero.places`), the evaluation is of these.
 
     Args:
         out: folder of the evaluation; may hold an unfinished one with the same arguments.
@@ -120,8 +121,11 @@ def evaluate(
     check_usable(out)
     if not (out / FILE_NAME).exists():
         check_before_start(values)
+    start = start_variant(values)
+    if start is not None:
+        say(f"start positions: {start} (LIBERO_CONFIG_PATH)")
     with _exclusive(out):
-        evaluation = open_evaluation(out, values, shards, perturbation)
+        evaluation = open_evaluation(out, values, shards, perturbation, start)
         with tracking(track, out, evaluation, say) as tracker:
             outcome = _run_all(evaluation, n_workers, devices, retries, stall_seconds, tracker, say)
         if outcome.complete:

@@ -146,7 +146,7 @@ def tracking(
             "arguments": evaluation.arguments,
             "policy": evaluation.policy,
             "versions": evaluation.versions,
-            "perturb": evaluation.perturbation.label if evaluation.perturbation else "",
+            "perturb": evaluation.changes,
             "parts": len(evaluation.shards),
         }
         project = os.environ.get(f"{name.upper()}_PROJECT") or _PROJECT

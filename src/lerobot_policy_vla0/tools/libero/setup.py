@@ -2,7 +2,7 @@
 
 It follows the order in which hf-libero 0.1.x looks, and finds the assets of the extra `libero-assets` by itself. It
 never imports hf-libero, whose first import asks a question on the terminal, downloads nothing, and replaces nothing
-that exists.
+that exists. The folder of the configuration may be one of other start positions; see `places`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import yaml
 from lerobot_policy_vla0.errors import LiberoError
 from lerobot_policy_vla0.output_files import write_text
 from lerobot_policy_vla0.tools.libero.assets import SUITES, Assets, suite_files, suite_tasks
+from lerobot_policy_vla0.tools.libero.places import Variant, place_folders, place_suites, read_variant
 
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
 HUB_REPO = "lerobot/libero-assets"
@@ -40,6 +41,7 @@ class Setup:
 
     config_file: Path  # LIBERO's configuration
     config_written: bool  # otherwise it existed, and fits
+    variant: Variant | None = None  # of the start positions, unless they are LIBERO's own
     assets: Path | None = None  # the folder from which hf-libero will load assets, if there is one
     linked: Path | None = None  # the link that was made, to the given assets or to those of `libero-assets`
     on_hub: bool = False  # whether the Hub was asked in place of a folder
@@ -81,13 +83,14 @@ def write_config(package: Path, folder: Path) -> bool:
     file = folder / "config.yaml"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump({key: str(path) for key, path in _wanted(package).items()}))
+        write_text(file, config_text(_wanted(package, folder)))
         return True
     _check_config(package, file)
     return False
 
 
-def _wanted(package: Path) -> dict[str, Path]:
+def installed_folders(package: Path) -> dict[str, Path]:
+    """Return what LIBERO's configuration says if it is to load its own files."""
     return {
         "benchmark_root": package,
         "bddl_files": package / "bddl_files",
@@ -97,9 +100,38 @@ def _wanted(package: Path) -> dict[str, Path]:
     }
 
 
+def config_text(folders: Mapping[str, Path]) -> str:
+    """Return the content of LIBERO's configuration file."""
+    text: str = yaml.safe_dump({key: str(path) for key, path in folders.items()})
+    return text
+
+
+def _wanted(package: Path, folder: Path) -> dict[str, Path]:
+    """Return what the configuration in a folder has to say: LIBERO's own files, or those of a place."""
+    place = {} if read_variant(folder) is None else place_folders(folder)
+    return installed_folders(package) | place
+
+
+def _task_files(package: Path, folder: Path, suites: Iterable[str]) -> Path:
+    """Return the folder of task files that the configuration in ``folder`` names.
+
+    Raises:
+        LiberoError: it is a place without one of the suites.
+    """
+    files, variant = _wanted(package, folder)["bddl_files"], read_variant(folder)
+    lacks = [suite for suite in suites if not (files / suite).is_dir()]
+    if variant is not None and lacks:
+        raise LiberoError(
+            f"{', '.join(lacks)} cannot start: the configuration in {folder} is that of the start positions {variant}, "
+            f"for {', '.join(place_suites(folder))} only. Ask for these (--env.task), or set {CONFIG_VARIABLE} to "
+            "another folder (without it: ~/.libero)."
+        )
+    return files
+
+
 def _check_config(package: Path, file: Path) -> None:
     """Refuse a configuration that is unreadable or loads other task files than the installed ones."""
-    wanted = _wanted(package)
+    wanted = _wanted(package, file.parent)
     fix = f"It was left as it is: move it away, or choose another folder (--config-dir DIR, or {CONFIG_VARIABLE})."
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -211,7 +243,7 @@ def hub_files() -> frozenset[str]:
 def set_up(
     assets: Path | None = None,
     config_dir: Path | None = None,
-    suites: tuple[str, ...] = SUITES,
+    suites: tuple[str, ...] | None = None,
     link: bool = False,
 ) -> Setup:
     """Write the configuration and check the assets. Suites that lack files are no error here.
@@ -220,7 +252,7 @@ def set_up(
         assets: a folder with assets; None takes those hf-libero will find, else links those of `libero-assets`, else
             asks the Hub.
         config_dir: folder of the configuration; see `config_folder`.
-        suites: suites to check.
+        suites: suites to check; None takes all that the configuration's folder has.
         link: link hf-libero's cache folder to ``assets``, if it is not.
 
     Raises:
@@ -234,7 +266,10 @@ def set_up(
         )
     package = find_package()
     folder = config_folder(config_dir)
-    setup = Setup(folder / "config.yaml", write_config(package, folder))
+    setup = Setup(folder / "config.yaml", write_config(package, folder), read_variant(folder))
+    if suites is None:
+        suites = SUITES if setup.variant is None else place_suites(folder)
+    tasks = _task_files(package, folder, suites)
     if assets is not None and link:
         setup.linked = link_assets(package, assets)
     elif assets is None and assets_folder(package) is None:
@@ -250,7 +285,7 @@ def set_up(
     setup.on_hub = checked is None
     source = Assets(checked) if checked is not None else Assets(names=hub_files())
     for suite in suites:
-        files = suite_files(package / "bddl_files", suite, source)
+        files = suite_files(tasks, suite, source)
         setup.missing[suite] = [name for name, is_there in files.items() if not is_there]
     return setup
 
@@ -262,7 +297,8 @@ def check_before_start(arguments: Mapping[str, str]) -> None:
     assets it fails at the first reset, after the policy was loaded.
 
     Raises:
-        LiberoError: if LIBERO is not installed or not set up, or lacks assets of the tasks asked for.
+        LiberoError: if LIBERO is not installed or not set up, or lacks assets of the tasks asked for, or its
+            configuration is that of a place without these tasks.
     """
     kind = arguments.get("env.type")
     if kind not in ("libero", "libero_plus"):
@@ -277,13 +313,25 @@ def check_before_start(arguments: Mapping[str, str]) -> None:
         )
     _check_config(package, file)
     if kind == "libero_plus":
+        if read_variant(file.parent) is not None:
+            raise LiberoError(
+                f"--env.type=libero_plus has start positions of its own, and the configuration in {file.parent} is "
+                f"that of others, for --env.type=libero. Set {CONFIG_VARIABLE} to another folder."
+            )
         return  # it has assets of its own, which cannot be checked here
-    for suite in filter(None, map(str.strip, arguments.get("env.task", "").split(","))):
-        if (package / "bddl_files" / suite).is_dir():  # otherwise LeRobot lists the suites
-            _check_assets(package, suite, arguments.get("env.task_ids"))
+    suites = [name for part in arguments.get("env.task", "").split(",") if (name := part.strip())]
+    tasks = _task_files(package, file.parent, suites)
+    for suite in suites:
+        if (tasks / suite).is_dir():  # otherwise LeRobot lists the suites
+            _check_assets(package, tasks, suite, arguments.get("env.task_ids"))
 
 
-def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
+def start_variant(arguments: Mapping[str, str]) -> Variant | None:
+    """Return the start positions that arguments of a LeRobot command would play; None: the environment's own."""
+    return read_variant(config_folder()) if arguments.get("env.type") == "libero" else None
+
+
+def _check_assets(package: Path, bddl_files: Path, suite: str, task_ids: str | None) -> None:
     folder = assets_folder(package)
     installed = installed_assets() if folder is None else None
     if installed is not None:
@@ -292,7 +340,7 @@ def _check_assets(package: Path, suite: str, task_ids: str | None) -> None:
             "download others. Run once: vla0 libero-setup"
         )
     source = Assets(folder) if folder is not None else Assets(names=hub_files())
-    tasks = suite_tasks(package / "bddl_files", suite, source)
+    tasks = suite_tasks(bddl_files, suite, source)
     # Only LIBERO itself knows which file has which task number, so the complete ones are counted.
     complete = sum(all(files.values()) for files in tasks)
     asked = len(tasks) if task_ids is None else _count(task_ids)
