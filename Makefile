@@ -1,8 +1,9 @@
 # The same commands for a person and for CI. `make` alone lists them.
 VENV ?= .venv
 ARGS ?=
-# Processes that share the tests, up to four. A few tests are over before a second process has imported everything.
-JOBS ?= $(if $(ARGS),0,auto)
+# Processes that share the tests, up to four: one more than cores, because some wait for an arm in real time. A few tests
+# are over before a second process has imported everything.
+JOBS ?= $(if $(ARGS),0,$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1))
 PY := $(VENV)/bin/python
 export VENV
 

@@ -12,10 +12,10 @@ cd "$(dirname "$0")/../.."
 
 task=${DEMO_TASK:-put_the_cream_cheese_in_the_bowl}
 dir=${DEMO_DIR:-outputs/libero/$task}
-episodes=${DEMO_EPISODES:-80}             # demonstrations, on random placements
-noise=${DEMO_NOISE:-0.3}                  # disturbance of the expert's motion
+episodes=${DEMO_EPISODES:-60}             # demonstrations, on random placements
+noise=${DEMO_NOISE:-0.2}                  # disturbance of the expert's motion
 size=${DEMO_IMAGE_SIZE:-128}              # edge of both cameras' pictures, in demonstrations and evaluation
-steps=${DEMO_STEPS:-2500}                 # training steps
+steps=${DEMO_STEPS:-1900}                 # training steps
 eval_episodes=${DEMO_EVAL_EPISODES:-50}   # the benchmark's fixed states, from the first one on
 seed=${DEMO_SEED:-1000}                   # of the first: it places the stove and the cabinet
 eval_batch=${DEMO_EVAL_BATCH:-2}          # environments at once: each is a process that renders

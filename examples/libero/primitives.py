@@ -36,11 +36,16 @@ def move(scene: Scene, goal: np.ndarray, gripper: float) -> np.ndarray:
     return np.concatenate([motion, np.zeros(3), [gripper]])
 
 
-def descend_on(scene: Scene, goal: np.ndarray, gripper: float, clearance: float) -> np.ndarray:
-    """To `goal` from above: the hand is `clearance` metres higher while it is far away, and lower the nearer it is."""
+def descend_on(
+    scene: Scene, goal: np.ndarray, gripper: float, clearance: float, slope: float = 2.0
+) -> np.ndarray:
+    """To `goal` from above: the hand is `clearance` metres higher while it is far away, and lower the nearer it is.
+
+    Within a centimetre beside the goal it is as low as the goal, and `slope` times higher than it is further away.
+    """
     away = goal[:2] - scene.hand[:2]
     distance = np.linalg.norm(away)
-    height = goal[2] + np.clip(2.0 * (distance - 0.01), 0.0, clearance)
+    height = goal[2] + np.clip(slope * (distance - 0.01), 0.0, clearance)
     # A hand that is too low rises before it goes sideways: it may have something under or in it.
     too_low = np.clip((height - scene.hand[2]) / 0.04, 0.0, 1.0)
     return move(scene, np.append(scene.hand[:2] + (1.0 - too_low) * away, height), gripper)
@@ -127,6 +132,8 @@ def pick_and_place(
     grasp: tuple[float, float, float],
     place: tuple[float, float, float],
     clearance: float,
+    slope: float = 2.0,
+    tolerance: tuple[float, float] = (0.015, 0.02),
 ) -> Expert:
     """Grasp an object from above and put it down.
 
@@ -136,14 +143,17 @@ def pick_and_place(
         grasp: From the object's origin to where the fingers close, metres. The fingers open along y.
         place: From the target's origin to where the object's origin ends, metres.
         clearance: How much higher the object is carried, metres.
+        slope: How steep it is let down; see `descend_on`.
+        tolerance: How near to the grasp, sideways and in height, the fingers close, metres. Flat things slip out of
+            fingers that close too high.
     """
 
     def act(scene: Scene) -> np.ndarray:
         here, goal = scene.position(name), scene.position(target) + place
         to_grasp = here + grasp - scene.hand
         if scene.holds(name):
-            return descend_on(scene, goal + scene.hand - here, CLOSE, clearance)
-        if np.linalg.norm(to_grasp[:2]) < REACHED and abs(to_grasp[2]) < REACHED:
+            return descend_on(scene, goal + scene.hand - here, CLOSE, clearance, slope)
+        if np.linalg.norm(to_grasp[:2]) < tolerance[0] and abs(to_grasp[2]) < tolerance[1]:
             return move(scene, here + grasp, CLOSE)
         return descend_on(scene, here + grasp, OPEN, clearance=0.08)
 

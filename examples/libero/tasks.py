@@ -60,7 +60,13 @@ TASKS = {
     "put_the_cream_cheese_in_the_bowl": Task(
         "libero_goal",
         pick_and_place(
-            "cream_cheese_1", "akita_black_bowl_1", grasp=(0, 0, 0.01), place=(0, 0, 0.05), clearance=0.08
+            "cream_cheese_1",
+            "akita_black_bowl_1",
+            grasp=(0, 0, 0),  # it is 2 cm high: higher up, the fingers slip off
+            place=(0, 0, 0.05),
+            clearance=0.10,
+            slope=3.0,  # over the rim
+            tolerance=(0.01, 0.01),
         ),
     ),
     # libero_90

@@ -88,7 +88,7 @@ def test_liberos_demo_evaluates_on_the_fixed_states_as_it_recorded(demo: Demo) -
     stopped, calls = demo("libero", DEMO_STEPS="7", DEMO_EPISODES="9", DEMO_IMAGE_SIZE="64")
     assert stopped.returncode == 3, stopped.stderr
     assert [call.split()[0] for call in calls] == ["python", "lerobot-train"]
-    assert "--task put_the_cream_cheese_in_the_bowl --episodes 9 --noise 0.3 --image-size 64" in calls[0]
+    assert "--task put_the_cream_cheese_in_the_bowl --episodes 9 --noise 0.2 --image-size 64" in calls[0]
     assert "--config_path=configs/libero_tiny.yaml" in calls[1] and "--steps=7" in calls[1]
 
     finished, calls = demo("libero", DEMO_STEPS="7", DEMO_EPISODES="9", DEMO_IMAGE_SIZE="64")

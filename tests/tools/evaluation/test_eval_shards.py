@@ -123,17 +123,13 @@ def test_a_killed_and_resumed_evaluation_equals_the_uninterrupted_one(
 
     # The first shard finishes; the second one, with seeds 7 and 8, hangs, and then the whole command is killed.
     monkeypatch.setenv("SCORED_ENV_ACCIDENT", f"hang:8:{reached}")
-    command = [
-        sys.executable,
-        "-m",
-        "lerobot_policy_vla0.tools.commands",
-        "eval",
-        "--shards=2",
-        "--episodes-per-shard=2",
-    ]
-    with subprocess.Popen(
-        [*command, f"--out={out}", "--", *asked], stdout=subprocess.PIPE, text=True
-    ) as parent:
+    program = (
+        "from lerobot_policy_vla0.tools.commands import main\n"
+        "from lerobot_policy_vla0.tools.evaluation import shards\n"
+        f"shards.WORKER = {tuple(preloaded(*shards.WORKER[1:]))!r}\n"
+        f"main(['eval', '--shards=2', '--episodes-per-shard=2', '--out={out}', '--', *{asked!r}])\n"
+    )
+    with subprocess.Popen(preloaded("-c", program), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         first_line = parent.stdout.readline()
         assert first_line.startswith("[1/2] scored_00_episodes0000-0001: ")
