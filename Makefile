@@ -23,7 +23,7 @@ setup: ## environment in .venv with everything tests and demo need (again: does 
 demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, on a CPU, offline
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/metaworld/demo.sh $(ARGS)
 
-libero-demo: setup ## the same on a task of LIBERO with a grasp, on the benchmark's own 50 starts (about two hours)
+libero-demo: setup ## the same on a task of LIBERO with a grasp, on the benchmark's own 50 starts (an hour or more)
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/libero/demo.sh $(ARGS)
 
 test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows; JOBS=0: one process)
