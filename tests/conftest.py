@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Programs for processes of their own; importing them has effects.
-collect_ignore = ["helpers/libero_worker.py", "helpers/libero_expert_worker.py"]
+collect_ignore = ["helpers/libero_worker.py", "helpers/libero_expert_worker.py", "helpers/libero_start.py"]
 
 # The same examples on every run, and none of them too slow: how fast the machine is says nothing about the code.
 hypothesis.settings.register_profile(
