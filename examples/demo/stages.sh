@@ -1,5 +1,6 @@
 # Sourced by the demos: stages that are skipped when done, and a folder that is never mixed with another run.
-# The caller has set `dir` (the run's folder), `settings` (a line of all that the result depends on) and `n_stages`.
+# The caller has set `dir` (the run's folder), `settings` (a line of all that the result depends on), `n_stages`, `task`,
+# `config` and `steps` (of the training).
 
 python=${PYTHON:-python}
 
@@ -35,7 +36,7 @@ stage() { # NAME, function of the same name
 }
 
 # Train into $dir/train, or go on from its last checkpoint; the log grows in $dir/train.log.
-train_policy() { # arguments of lerobot-train
+train_policy() { # more arguments of lerobot-train
   local last=$dir/train/checkpoints/last/pretrained_model
   if [ -f "$last/train_config.json" ]; then
     echo "going on from $(readlink -f "$dir/train/checkpoints/last")"
@@ -45,7 +46,9 @@ train_policy() { # arguments of lerobot-train
   if [ -d "$dir/train" ]; then # stopped before its first checkpoint
     mv "$dir/train" "$dir/train.stopped.$(date +%s)"
   fi
-  lerobot-train --output_dir="$dir/train" "$@" 2>&1 | tee "$dir/train.log"
+  # The report plots the logged loss: even the shortest training logs once.
+  lerobot-train --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
+    --output_dir="$dir/train" --steps="$steps" --log_freq=$((steps < 50 ? steps : 50)) "$@" 2>&1 | tee "$dir/train.log"
 }
 
 report() { # frames that the environment acts on per second

@@ -14,30 +14,17 @@ import json
 from pathlib import Path
 
 import numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from episodes import play_actions
+from recording import episode_actions, recorded_episodes
 from simulation import make_env
 from tasks import TASKS
-
-from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE
-
-
-def episode_actions(root: Path) -> list[np.ndarray]:
-    """Return the actions of every episode of a data set: float32 (T, 7) each."""
-    dataset = LeRobotDataset("local/replay", root=root).hf_dataset
-    rows = dataset.with_format("numpy", columns=["episode_index", "action"])
-    episodes, actions = np.asarray(rows["episode_index"][:]), np.stack(rows["action"][:])
-    return [actions[episodes == episode] for episode in np.unique(episodes)]
 
 
 def replay(task: str, seed: int, actions: np.ndarray, image_size: int | None = None) -> bool:
     """Return whether the actions solve the task from the placements of `seed`."""
     env = make_env(TASKS[task].suite, task, image_size)
     env.reset(seed=seed)
-    solved = False
-    for action in actions:
-        _, _, solved, _, _ = env.step(action)
-        if solved:
-            break
+    solved, _ = play_actions(env, list(actions), limit=len(actions))
     env.close()
     return solved
 
@@ -49,13 +36,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, help="how many; all by default")
     parser.add_argument("--from-next", action="store_true", help="on the placements of the next episode")
     options = parser.parse_args()
-    keys = json.loads((options.root / SETTINGS_FILE).read_text())["episodes"]
+    keys = recorded_episodes(options.root)
     actions = episode_actions(options.root)
     solved = []
     for index, (task, seed) in enumerate(keys[: options.episodes]):
         if options.from_next:
             same = [key for key in keys if key[0] == task]
-            seed = same[(same.index([task, seed]) + 1) % len(same)][1]
+            seed = same[(same.index((task, seed)) + 1) % len(same)][1]
         solved.append(replay(task, seed, actions[index]))
         print(
             f"{'solved' if solved[-1] else 'failed'}  {task}, actions of episode {index}, placements of seed {seed}"

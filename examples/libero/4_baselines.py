@@ -11,19 +11,19 @@ with seed S + i, as in `lerobot-eval --seed=S`. Nothing is rendered.
 from __future__ import annotations
 
 import argparse
-import json
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from episodes import run_expert
+from episodes import play_actions, run_expert
+from recording import episode_actions, recorded_episodes
 from simulation import make_env
 from tasks import TASKS
 from tqdm import tqdm
 
-from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE
+from lerobot_policy_vla0.output_files import write_json
 from lerobot_policy_vla0.tools.workers import spawned_pool
 
 AFTER = 20  # steps that a replay's last action is repeated: one second, for what still falls or slides
@@ -64,25 +64,11 @@ def play(policy: Blind) -> dict[str, Any]:
     for index in range(policy.episodes):
         env.init_state_id = index
         env.reset(seed=policy.seed + index)
-        solved, steps = False, 0
-        while not solved and steps < limit:
-            _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
-            steps += 1
-        successes.append(bool(solved))
+        solved, steps = play_actions(env, actions, limit)
+        successes.append(solved)
         lengths.append(steps)
     env.close()
     return {"n_success": sum(successes), "success": successes, "steps": lengths}
-
-
-def mean_action(root: Path, task: str) -> tuple[float, ...]:
-    """Return the mean action of a task's recorded episodes, (7,)."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    recorded = json.loads((root / SETTINGS_FILE).read_text())["episodes"]
-    wanted = [index for index, (name, _) in enumerate(recorded) if name == task]
-    rows = LeRobotDataset("local/baselines", root=root).hf_dataset.with_format("numpy")
-    mine = np.isin(np.asarray(rows["episode_index"][:]), wanted)
-    return tuple(np.stack(rows["action"][:])[mine].mean(axis=0).tolist())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,12 +83,13 @@ def main(arguments: list[str] | None = None) -> None:
     add("--workers", type=int, default=2, help="processes")
     add("--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)
-    recorded = json.loads((options.root / SETTINGS_FILE).read_text())["episodes"]
+    recorded = recorded_episodes(options.root)
     mine = [(index, seed) for index, (name, seed) in enumerate(recorded) if name == options.task]
-    chosen = mine[: options.replays]
-    if not chosen:
+    if not mine:
         parser.error(f"{options.root} has no episode of {options.task}")
-    mean = mean_action(options.root, options.task)
+    chosen = mine[: options.replays]
+    actions = episode_actions(options.root)
+    mean = tuple(np.concatenate([actions[index] for index, _ in mine]).mean(axis=0).tolist())
     players = [None, *(seed for _, seed in chosen)]
     policies = [Blind(options.task, seed, mean, options.seed, options.episodes) for seed in players]
     results = {}
@@ -119,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         "blind_replays": replays,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.output, report)
     print(f"constant mean action: {results[None]['n_success']} of {options.episodes}")
     for replay in replays:
         print(

@@ -38,8 +38,7 @@ record() {
 }
 
 train() {
-  train_policy --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
-    --steps="$steps" --log_freq=$((steps < 50 ? steps : 50))
+  train_policy
 }
 
 evaluate() {

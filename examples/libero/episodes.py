@@ -83,6 +83,19 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
     return Episode(result, {key: np.stack(values) for key, values in rows.items() if values})
 
 
+def play_actions(env: LiberoEnv, actions: list[np.ndarray], limit: int) -> tuple[bool, int]:
+    """Play actions, (7,) each, after a reset, and repeat the last one, until success or `limit` steps.
+
+    Returns:
+        Whether the task was solved, and the steps executed.
+    """
+    solved, steps = False, 0
+    while not solved and steps < limit:
+        _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
+        steps += 1
+    return bool(solved), steps
+
+
 def write_episode(path: Path, episode: Episode) -> None:
     """Write `episode` to `path` in one step: the file is complete or not there. A failure keeps no frames."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,6 @@ OPEN, CLOSE = -1.0, 1.0
 STEP = 0.05  # metres that an action of 1 asks for
 TURN = 0.5  # radians that an action of 1 asks for
 UPRIGHT = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand when an episode starts
-REACHED = (
-    0.01  # metres from its goal at which the hand closes: flat things slip out of fingers that close too high
-)
 GAIN = 2.0  # the controller covers about a third of what one step asks for
 
 
@@ -41,7 +38,7 @@ def descend_on(
 ) -> np.ndarray:
     """To `goal` from above: the hand is `clearance` metres higher while it is far away, and lower the nearer it is.
 
-    Within a centimetre beside the goal it is as low as the goal, and `slope` times higher than it is further away.
+    It comes down along a cone: `slope` metres higher for each metre to the side, from 1 cm beside the goal on.
     """
     away = goal[:2] - scene.hand[:2]
     distance = np.linalg.norm(away)
@@ -143,7 +140,7 @@ def pick_and_place(
         grasp: From the object's origin to where the fingers close, metres. The fingers open along y.
         place: From the target's origin to where the object's origin ends, metres.
         clearance: How much higher the object is carried, metres.
-        slope: How steep it is let down; see `descend_on`.
+        slope: How steeply it is let down; see `descend_on`.
         tolerance: How near to the grasp, sideways and in height, the fingers close, metres. Flat things slip out of
             fingers that close too high.
     """

@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import datasets
+import numpy as np
 from episodes import read_episode, read_result
 from simulation import IMAGES
 from tasks import TASKS
@@ -152,6 +153,21 @@ def write_dataset(paths: list[Path], root: Path, repo_id: str, settings: dict[st
             dataset.add_frame({**frame, "task": episode.result.instruction})
         dataset.save_episode()
     dataset.finalize()
+
+
+def recorded_episodes(root: Path) -> list[tuple[str, int]]:
+    """Return task and seed of every episode of a data set that was recorded here, in its order."""
+    return [(task, seed) for task, seed in json.loads((root / SETTINGS_FILE).read_text())["episodes"]]
+
+
+def episode_actions(root: Path) -> list[np.ndarray]:
+    """Return the actions of every episode of a data set: float32 (T, 7) each."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    dataset = LeRobotDataset(f"local/{root.name}", root=root).hf_dataset
+    rows = dataset.with_format("numpy", columns=["episode_index", "action"])
+    episodes, actions = np.asarray(rows["episode_index"][:]), np.stack(rows["action"][:])
+    return [actions[episodes == episode] for episode in np.unique(episodes)]
 
 
 def known_tasks(names: list[str]) -> list[str]:

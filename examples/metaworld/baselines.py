@@ -28,6 +28,7 @@ import experts  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from lerobot_policy_vla0.output_files import write_json  # noqa: E402
 from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE  # noqa: E402
 
 
@@ -174,9 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(options.output)
+    write_json(options.output, result)
     print(f"constant mean action: {result['constant']['n_success']} of {len(seeds)}")
     for replay in result["blind_replays"]:
         index, n_success = replay["episode_index"], replay["n_success"]

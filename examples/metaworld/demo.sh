@@ -39,9 +39,7 @@ record() {
 }
 
 train() {
-  # The report plots the logged loss: even the shortest training logs once.
-  train_policy --config_path="$config" --dataset.root="$dir/dataset" --dataset.repo_id="local/$task" \
-    --steps="$steps" --log_freq=$((steps < 50 ? steps : 50)) --policy.crop_box="$crop"
+  train_policy --policy.crop_box="$crop"
 }
 
 baselines() {

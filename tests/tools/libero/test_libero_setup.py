@@ -21,22 +21,11 @@ from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.libero import setup as libero_setup
 from lerobot_policy_vla0.tools.libero.assets import MODEL_PLACES, SUITES, Assets, suite_files, task_files
 
+pytestmark = pytest.mark.usefixtures("home")
 needs_libero = pytest.mark.skipif(
     importlib.util.find_spec("libero") is None, reason="hf-libero is not installed (extra `libero`)"
 )
 MODEL = '<mujoco><asset><mesh file="visual/m.msh" name="m"/></asset></mujoco>'
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own, without a LIBERO in it."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
-    # As if the extra `libero-assets` were not installed.
-    monkeypatch.setattr(libero_setup, "ASSETS_PACKAGES", ("vla0-test-assets-1", "vla0-test-assets-2"))
-    return folder
 
 
 @pytest.fixture

@@ -30,16 +30,7 @@ from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.libero import setup as libero_setup
 from lerobot_policy_vla0.tools.libero.places import Variant, read_variant
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own, without a LIBERO in it."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.delenv("LIBERO_CONFIG_PATH", raising=False)
-    monkeypatch.setattr(libero_setup, "ASSETS_PACKAGES", ("vla0-test-assets-1",))  # not installed
-    return folder
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
