@@ -12,7 +12,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_
 HEADLESS := MUJOCO_GL=$(or $(MUJOCO_GL),egl) TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo libero-demo test check docs format bench gpu freeze clean distclean
+.PHONY: help setup demo libero-demo so101-demo test check docs format bench gpu freeze clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: setup ## train a tiny VLA-0 on simulated demonstrations and watch it act, 
 
 libero-demo: setup ## the same on a task of LIBERO with a grasp, on the benchmark's own 50 starts (an hour or more)
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/libero/demo.sh $(ARGS)
+
+so101-demo: setup ## the same with a simulated SO-101 that lifts a cube
+	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" bash examples/so101/demo.sh $(ARGS)
 
 test: setup ## every test that runs offline, simulation included (ARGS="-k codec" narrows; JOBS=0: one process)
 	$(OFFLINE) $(HEADLESS) PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pytest \

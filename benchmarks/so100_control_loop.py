@@ -75,7 +75,7 @@ def measure(
     folder: Path, policy: Path, inference: str, *, fps: int, seconds: float, warm_up: float, threshold: int
 ) -> dict[str, Any]:
     """Run one rollout and return what the bus saw after the warm-up."""
-    with SO100Emulator(folder, camera=CAMERA) as emulator, BusLog(emulator.followers[0]) as log:
+    with SO100Emulator(folder, cameras=[CAMERA]) as emulator, BusLog(emulator.followers[0]) as log:
         options = [f"--policy.device={'cuda' if torch.cuda.is_available() else 'cpu'}"]
         if inference == "rtc":
             options.append(f"--inference.queue_threshold={threshold}")

@@ -46,7 +46,7 @@ def rollout(
     with (
         tempfile.TemporaryDirectory() as folder,
         SO100Emulator(
-            Path(folder), leaders=(), camera=CAMERA, scene=make_scene(case.ball), start=case.start
+            Path(folder), leaders=(), cameras=[CAMERA], scene=make_scene(case.ball), start=case.start
         ) as emulator,
         BusLog(emulator.followers[0]) as log,
     ):

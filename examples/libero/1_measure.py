@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from episodes import Result
+from episodes import Placed
 from tasks import TASKS
 from tqdm import tqdm
 from workers import Job, play_all
@@ -21,7 +21,7 @@ from workers import Job, play_all
 from lerobot_policy_vla0.tools.evaluation.statistics import wilson_interval
 
 
-def summary(results: list[Result]) -> dict[str, object]:
+def summary(results: list[Placed]) -> dict[str, object]:
     """Return the success rate of one task with its 95 % Wilson interval, and the lengths of its episodes."""
     placed = [result for result in results if not result.thrown]
     solved = [result.steps for result in results if result.success]

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from episodes import play_actions
-from recording import episode_actions, recorded_episodes
 from simulation import make_env
 from tasks import TASKS
+
+from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
 
 
 def replay(task: str, seed: int, actions: np.ndarray, image_size: int | None = None) -> bool:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from episodes import play_actions, run_expert
-from recording import episode_actions, recorded_episodes
 from simulation import make_env
 from tasks import TASKS
 from tqdm import tqdm
 
-from lerobot_policy_vla0.output_files import write_json
+from lerobot_policy_vla0.tools.blind_baselines import write_baselines
+from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
 from lerobot_policy_vla0.tools.workers import spawned_pool
 
 AFTER = 20  # steps that a replay's last action is repeated: one second, for what still falls or slides
@@ -98,20 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         for done in tqdm(as_completed(futures), total=len(futures), unit="policy"):
             results[futures[done]] = done.result()
     replays = [{"episode_index": index, "seed": seed, **results[seed]} for index, seed in chosen]
-    replays.sort(key=lambda replay: -replay["n_success"])  # stable
-    report = {
-        "task": options.task,
-        "seeds": list(range(options.seed, options.seed + options.episodes)),
-        "constant": {"action": [round(value, 6) for value in mean], **results[None]},
-        "blind_replays": replays,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, report)
-    print(f"constant mean action: {results[None]['n_success']} of {options.episodes}")
-    for replay in replays:
-        print(
-            f"blind replay of demonstration {replay['episode_index']}: {replay['n_success']} of {options.episodes}"
-        )
+    seeds = range(options.seed, options.seed + options.episodes)
+    write_baselines(options.output, options.task, seeds, mean, results[None], replays)
 
 
 if __name__ == "__main__":

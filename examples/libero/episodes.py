@@ -1,17 +1,16 @@
-"""One episode of a scripted expert, and the file it is kept in until the data set is written."""
+"""One episode of a scripted expert, or of recorded actions."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from lerobot.envs.libero import LiberoEnv
 from simulation import IMAGES, BlindLiberoEnv, Scene, compare_with_fixed_starts, policy_observation
 from tasks import TASKS
+
+from lerobot_policy_vla0.tools.recorder import Episode, Result
 
 MAX_STEPS = 200  # none of the experts needs as many
 THROWN = 0.05  # metres outside of where the fixed states have an object: it was not placed there
@@ -19,34 +18,20 @@ NOISE_CORRELATION = 0.9  # of the disturbance from step to step: its memory is a
 STILL = 1e-3  # an action below it, with the gripper as before, is standing still: less than 0.05 mm
 
 
-@dataclass
-class Result:
-    """How one episode went."""
-
-    task: str
-    instruction: str
-    seed: int  # given to `env.reset(seed=...)`
-    success: bool  # by LIBERO's predicate
-    steps: int  # executed
-    start_distance: float  # metres to the nearest fixed start: `compare_with_fixed_starts`
-    thrown: bool  # whether the placement threw an object away; then nothing was played
-
-
-@dataclass
-class Episode:
-    """An episode and its frames, each taken BEFORE the action of its row; only actions without a renderer.
+@dataclass(kw_only=True)
+class Placed(Result):
+    """How one episode went, by LIBERO's predicate, and where it started.
 
     Attributes:
-        result: How it went.
-        frames: `observation.images.image` and `.image2`, uint8 (T, H, W, 3); `observation.state`, float32 (T, 8);
-            `action`, float32 (T, 7), as the expert asked for.
+        start_distance: Metres to the nearest fixed start: `compare_with_fixed_starts`.
+        thrown: Whether the placement threw an object away; then nothing was played.
     """
 
-    result: Result
-    frames: dict[str, np.ndarray]
+    start_distance: float
+    thrown: bool
 
 
-def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Episode:
+def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Episode[Placed]:
     """Play the expert of `task` from the placements of `seed` until success or `MAX_STEPS`.
 
     Args:
@@ -57,6 +42,10 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
             action units. Consecutive steps correlate by `NOISE_CORRELATION`, so that the hand really drifts away.
             What is kept is the action the expert asked for, so demonstrations show how to come back (DART, Laskey
             et al. 2017).
+
+    Returns:
+        The episode; its frames are `observation.images.image` and `.image2`, uint8 (T, H, W, 3); `observation.state`,
+        float32 (T, 8); `action`, float32 (T, 7), as the expert asked for. Without a renderer the actions only.
     """
     rng = np.random.default_rng(seed)
     expert, scene, sees = TASKS[task].expert, Scene(env), not isinstance(env, BlindLiberoEnv)
@@ -79,7 +68,20 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
         executed[:3] = np.clip(action[:3] + drift, -1.0, 1.0)
         observation, _, terminated, _, _ = env.step(executed)
         steps += 1
-    result = Result(task, env.task_description, seed, bool(terminated), steps, start_distance, thrown)
+    result = Placed(
+        task=task,
+        instruction=env.task_description,
+        seed=seed,
+        success=bool(terminated),
+        steps=steps,
+        failure=""
+        if terminated
+        else "an object was thrown away at the start"
+        if thrown
+        else "the expert failed",
+        start_distance=start_distance,
+        thrown=thrown,
+    )
     return Episode(result, {key: np.stack(values) for key, values in rows.items() if values})
 
 
@@ -94,26 +96,3 @@ def play_actions(env: LiberoEnv, actions: list[np.ndarray], limit: int) -> tuple
         _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
         steps += 1
     return bool(solved), steps
-
-
-def write_episode(path: Path, episode: Episode) -> None:
-    """Write `episode` to `path` in one step: the file is complete or not there. A failure keeps no frames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    frames = episode.frames if episode.result.success else {}
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, result=np.array(json.dumps(asdict(episode.result))), **frames)
-    temporary.replace(path)
-
-
-def read_result(path: Path) -> Result:
-    """Read how the episode in `path` went, without its frames."""
-    with np.load(path) as data:
-        return Result(**json.loads(str(data["result"])))
-
-
-def read_episode(path: Path) -> Episode:
-    """Read back what `write_episode` wrote."""
-    with np.load(path) as data:
-        frames = {key: data[key] for key in data.files if key != "result"}
-    return Episode(read_result(path), frames)

@@ -9,11 +9,12 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from episodes import Result, run_expert, write_episode
+from episodes import Placed, run_expert
 from lerobot.envs.libero import LiberoEnv
 from simulation import make_env
 from tasks import TASKS
 
+from lerobot_policy_vla0.tools.recorder import write_episode
 from lerobot_policy_vla0.tools.workers import spawned_pool
 
 
@@ -32,7 +33,7 @@ _open: tuple[tuple[str, int | None], LiberoEnv] | None = None  # kept from episo
 _registered = False  # whether it is closed at exit
 
 
-def play(job: Job) -> Result:
+def play(job: Job) -> Placed:
     """Play one episode and write it, if it has a path."""
     global _open, _registered
     key = (job.task, job.image_size)
@@ -58,7 +59,7 @@ def close() -> None:
         gc.collect()  # robosuite frees the renderer only when it is collected, too late at the end of a process
 
 
-def play_all(jobs: list[Job], workers: int) -> Iterator[Result]:
+def play_all(jobs: list[Job], workers: int) -> Iterator[Placed]:
     """Play the jobs in `workers` processes and yield each result as soon as it is there."""
     with spawned_pool(workers) as pool:  # what is finished is on disk whenever this ends
         for done in as_completed([pool.submit(play, job) for job in jobs]):

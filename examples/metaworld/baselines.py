@@ -28,7 +28,7 @@ import experts  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lerobot_policy_vla0.output_files import write_json  # noqa: E402
+from lerobot_policy_vla0.tools.blind_baselines import write_baselines  # noqa: E402
 from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE  # noqa: E402
 
 
@@ -119,18 +119,15 @@ def play(
     return {"n_success": sum(successes), "success": successes, "steps": lengths}
 
 
-def run(task: str, root: Path, seeds: range, n_replays: int) -> dict[str, Any]:
-    """Play both baselines; the result is what `main` writes as JSON.
+def run(task: str, root: Path, seeds: range, n_replays: int, output: Path) -> None:
+    """Play both baselines and write them.
 
     Args:
         task: Task name.
         root: Folder of the demonstrations.
         seeds: Evaluation seeds.
         n_replays: Number of demonstrations to replay, spread evenly over the dataset.
-
-    Returns:
-        `constant` and `blind_replays` (strongest first; ties: the earlier demonstration) with success per
-        seed.
+        output: JSON file.
     """
     check_unseen(root, task, seeds)
     episodes = demonstrations(root, task)
@@ -145,15 +142,8 @@ def run(task: str, root: Path, seeds: range, n_replays: int) -> dict[str, Any]:
             actions = executed_actions(env, root, task, index, episodes[index])
             result = play(env, seeds, lambda step, actions=actions: actions[min(step, len(actions) - 1)], bar)
             replays.append({"episode_index": index, "demonstration_steps": len(actions), **result})
-    replays.sort(key=lambda replay: -replay["n_success"])  # stable
-    return {
-        "task": task,
-        "dataset": str(root),
-        "seeds": list(seeds),
-        "max_steps": experts.MAX_EPISODE_STEPS,
-        "constant": {"action": [round(float(value), 6) for value in mean], **constant},
-        "blind_replays": replays,
-    }
+    about = {"dataset": str(root), "max_steps": experts.MAX_EPISODE_STEPS}
+    write_baselines(output, task, seeds, mean, constant, replays, **about)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,16 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seeds = range(options.seeds, options.seeds + options.episodes)
     try:
-        result = run(options.task, options.root, seeds, options.replays)
+        run(options.task, options.root, seeds, options.replays, options.output)
     except BaselineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, result)
-    print(f"constant mean action: {result['constant']['n_success']} of {len(seeds)}")
-    for replay in result["blind_replays"]:
-        index, n_success = replay["episode_index"], replay["n_success"]
-        print(f"blind replay of demonstration {index}: {n_success} of {len(seeds)}")
     return 0
 
 

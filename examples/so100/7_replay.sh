@@ -2,8 +2,8 @@
 # Send a recorded episode's actions again: EPISODE of the demonstrations, or with DATA=rollout of the policy's own.
 source "$(dirname "$0")/common.sh"
 case ${DATA:-dataset} in
-  dataset) name=local/so100 ;;
-  rollout) name=local/rollout_so100 ;;
+  dataset) name=local/$NAME ;;
+  rollout) name=local/rollout_$NAME ;;
   *) echo "error: DATA is dataset or rollout, not $DATA" >&2; exit 2 ;;
 esac
 

@@ -18,6 +18,7 @@ for option in "${ROBOT[@]}"; do
 done
 
 RUN=${RUN:-outputs/so100/wave}          # everything below is written here
+NAME=${NAME:-so100}                     # of the data sets: local/$NAME and local/rollout_$NAME
 TASK=${TASK:-wave}                      # the instruction the policy is given, in training and rollout
 FPS=${FPS:-30}
 EPISODES=${EPISODES:-2}

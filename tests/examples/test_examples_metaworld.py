@@ -307,8 +307,11 @@ def test_staged_episodes_of_another_size_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.sim
 def test_baselines_are_deterministic_and_know_their_own_seeds(recorded: Path, tmp_path: Path) -> None:
+    written = tmp_path / "b.json"
+
     def play(seeds: range) -> dict[str, Any]:
-        return baselines.run(TASK, recorded, seeds, n_replays=2)
+        baselines.run(TASK, recorded, seeds, 2, written)
+        return json.loads(written.read_text())
 
     result = play(range(20, 22))
     assert result == play(range(20, 22))
@@ -326,7 +329,7 @@ def test_baselines_are_deterministic_and_know_their_own_seeds(recorded: Path, tm
         "--root",
         str(recorded),
         "--output",
-        str(tmp_path / "b.json"),
+        str(written),
         "--episodes",
         "5",
     ]
@@ -336,7 +339,7 @@ def test_baselines_are_deterministic_and_know_their_own_seeds(recorded: Path, tm
         play(range(4, 9))
     assert baselines.main([*options, "--seeds", "4"]) == 2
     with pytest.raises(baselines.BaselineError, match="has no episode of push-v3"):
-        baselines.run("push-v3", recorded, range(20, 21), n_replays=1)
+        baselines.run("push-v3", recorded, range(20, 21), 1, written)
 
 
 @pytest.mark.sim

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import recording
 import workers
-from episodes import run_expert
+from episodes import Placed, run_expert
 from simulation import make_env, policy_observation
 from tasks import TASKS
+
+from lerobot_policy_vla0.tools.recorder import read_result
 
 KNOB, BOWL = "turn_on_the_stove", "put_the_bowl_on_the_plate"
 SETTINGS: dict[str, Any] = {
@@ -59,9 +61,9 @@ def main(output: Path) -> None:
     except KeyboardInterrupt:
         notes["root_after_kill"] = root.exists()
     recording.play_all = play_all
-    first = recording.episode_path(staging, KNOB, SETTINGS["seed"])
+    first = staging / KNOB / f"{SETTINGS['seed']}.npz"
     notes["staged_after_kill"] = sorted(path.name for path in staging.glob("*/*.npz"))
-    notes["first"] = asdict(recording.read_result(first))
+    notes["first"] = asdict(read_result(first, Placed))
     written, played = first.stat().st_mtime_ns, []
 
     def watched(jobs: list[workers.Job], count: int) -> Iterator[Any]:

@@ -108,7 +108,7 @@ class Rollout:
         # LeRobot replaces the root logger's handlers.
         loggers = [logging.getLogger(name) for name in ("lerobot", "lerobot_policy_vla0")]
         with (
-            SO100Emulator(self._folder, camera=camera or CameraSettings("top", 64, 48, 30)) as emulator,
+            SO100Emulator(self._folder, cameras=[camera or CameraSettings("top", 64, 48, 30)]) as emulator,
             BusLog(emulator.followers[0]) as self.log,
             pytest.MonkeyPatch.context() as patch,
         ):

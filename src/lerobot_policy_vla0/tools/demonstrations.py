@@ -63,7 +63,12 @@ def _check_same(found: Mapping[str, Any], asked: Mapping[str, Any], where: Path)
 
 
 def add_recording_arguments(
-    parser: argparse.ArgumentParser, *, episodes: int, image_size: int, image_help: str
+    parser: argparse.ArgumentParser,
+    *,
+    episodes: int,
+    image_size: int,
+    image_help: str,
+    noise_help: str = "std of the disturbance of the expert's motion, action units",
 ) -> None:
     """Add what all recorders take, with these defaults."""
     add = parser.add_argument
@@ -73,8 +78,7 @@ def add_recording_arguments(
     add("--workers", type=int, default=2, help="rendering processes; one per core is best")
     add("--image-size", type=int, default=image_size, help=image_help)
     add("--seed", type=int, default=100_000, help="first seed; evaluation must use others")
-    noise = "std of the disturbance of the expert's motion, action units"
-    add("--noise", type=float, default=0.0, help=noise)
+    add("--noise", type=float, default=0.0, help=noise_help)
 
 
 def recording_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:

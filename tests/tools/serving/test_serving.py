@@ -388,7 +388,7 @@ def test_the_robot_client_drives_the_arm_through_the_server(checkpoint: Path, tm
     pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")
     pytest.importorskip("zmq", reason="pip install pyzmq")
     server = start_server(tmp_path / "server", preloaded(), "127.0.0.1", port := free_port())
-    with SO100Emulator(tmp_path / "arms", camera=CameraSettings("top", 64, 48, 30)) as emulator:
+    with SO100Emulator(tmp_path / "arms", cameras=[CameraSettings("top", 64, 48, 30)]) as emulator:
         log = BusLog(emulator.followers[0])
         try:
             drive(tmp_path / "client", emulator, log, port, checkpoint)

@@ -344,7 +344,7 @@ def test_names_and_ports_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="arms need different names"):
         SO100Emulator(tmp_path, followers=("a/b",))
     with pytest.raises(ConfigError, match="looks at the first follower"):
-        SO100Emulator(tmp_path, followers=(), camera=CameraSettings())
+        SO100Emulator(tmp_path, followers=(), cameras=[CameraSettings()])
     (tmp_path / "ports").mkdir(exist_ok=True)
     (tmp_path / "ports" / "follower").write_text("mine")
     with pytest.raises(ConfigError, match="is no link to a port"):
@@ -478,9 +478,8 @@ def test_lerobots_camera_reads_the_picture_and_notices_a_stall(tmp_path: Path) -
 
     be_patient()
     settings = CameraSettings("top", 160, 120, 30)
-    with SO100Emulator(tmp_path, leaders=(), camera=settings) as emulator:
-        assert emulator.camera is not None
-        options = dict(emulator.camera.lerobot_config())
+    with SO100Emulator(tmp_path, leaders=(), cameras=[settings]) as emulator:
+        options = dict(emulator.cameras["top"].lerobot_config())
         assert options.pop("type") == "zmq"
         camera = ZMQCamera(ZMQCameraConfig(**options))
         camera.connect()

@@ -71,7 +71,7 @@ def test_questions_are_answered_while_the_arm_goes_on(policy: Path, tmp_path: Pa
     pytest.importorskip("scservo_sdk", reason="pip install 'lerobot[feetech]'")
     pytest.importorskip("zmq", reason="pip install pyzmq")
     with (
-        SO100Emulator(tmp_path, camera=CameraSettings("top", 64, 48, 30)) as emulator,
+        SO100Emulator(tmp_path, cameras=[CameraSettings("top", 64, 48, 30)]) as emulator,
         BusLog(emulator.followers[0]) as log,
     ):
         terminal = Terminal(

@@ -31,7 +31,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--folder", type=Path, default=Path("outputs/so100"), help=folder)
     add("--followers", nargs="*", default=["follower"], metavar="NAME", help="(default: follower)")
     add("--leaders", nargs="*", default=["leader"], metavar="NAME", help="(default: leader)")
-    add("--camera", default="top", metavar="NAME", help="name of the camera (default top)")
+    body = "what moves the first follower: the servos' law of motion (default), or an SO-101 with physics and a cube"
+    add("--body", choices=("kinematic", "mujoco"), default="kinematic", help=body)
+    add("--seed", type=int, default=0, help="where the cube lies (with --body mujoco)")
+    add(
+        "--model",
+        choices=("so100", "so101"),
+        help="LeRobot's name of the arms (default so100; so101 with physics)",
+    )
+    cameras = (
+        "names of the cameras (default top; with physics wrist and overhead, which are the names there are)"
+    )
+    add("--camera", nargs="+", metavar="NAME", help=cameras)
     add("--no-camera", action="store_true", help="arms only; needs no pyzmq")
     add("--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
     add("--fps", type=int, default=30, help="pictures per second (default 30)")
@@ -45,15 +56,29 @@ def run(arguments: argparse.Namespace) -> None:
     """Start the arms, print LeRobot's options, and serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     width, height = arguments.size
-    camera = CameraSettings(arguments.camera, width, height, arguments.fps, arguments.camera_port)
+    body = None
+    if arguments.body == "mujoco":
+        from lerobot_policy_vla0.tools.so101.body import PhysicalArm  # needs so101-nexus
+
+        body = PhysicalArm(arguments.seed)
+    names = arguments.camera or (["top"] if body is None else list(body.views))
+    cameras = [
+        # The first camera is on the port asked for, the others on the next ones.
+        CameraSettings(
+            name, width, height, arguments.fps, arguments.camera_port and arguments.camera_port + index
+        )
+        for index, name in enumerate(names)
+    ]
     with (
         until_interrupted() as done,
         SO100Emulator(
             arguments.folder,
             followers=arguments.followers,
             leaders=arguments.leaders,
-            camera=None if arguments.no_camera else camera,
+            cameras=() if arguments.no_camera else cameras,
             scene=Scene(ball=tuple(arguments.ball)),
+            body=body,
+            model=arguments.model or ("so100" if body is None else "so101"),
         ) as emulator,
         options_file(emulator, arguments.options) if arguments.options else nullcontext(),
     ):

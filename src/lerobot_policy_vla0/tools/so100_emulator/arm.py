@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.tools.so100_emulator.body import Body
 from lerobot_policy_vla0.tools.so100_emulator.bus import BusFaults, ServoBus
 from lerobot_policy_vla0.tools.so100_emulator.calibration import (
     JOINTS,
@@ -39,6 +40,7 @@ class Arm:
         trajectory: what moves the arm while its torque is off (a leader's script); None leaves it where it is.
         start: pose to begin in, without a trajectory.
         clock: returns seconds that never decrease.
+        body: what moves the arm in place of the servos' own law of motion; it begins where it is, and not in ``start``.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class Arm:
         trajectory: Trajectory | None = None,
         start: Pose = REST,
         clock: Callable[[], float] = time.monotonic,
+        body: Body | None = None,
     ) -> None:
         self.name = name
         self.calibration_dir = folder / "calibration"
         self.calibration: Calibration = load_or_write(self.calibration_dir / f"{name}.json")
-        self.bus = build_bus(self.calibration, start, trajectory=trajectory, clock=clock)
+        self.bus = build_bus(self.calibration, start, trajectory=trajectory, clock=clock, body=body)
         self.port = SerialPort(self.bus, folder / "ports" / name)
 
     @property
@@ -147,16 +150,19 @@ def build_bus(
     *,
     trajectory: Trajectory | None = None,
     clock: Callable[[], float] = time.monotonic,
+    body: Body | None = None,
 ) -> ServoBus:
     """Return the six servos of an arm on one bus. `Arm` describes the arguments."""
 
     def shaft(index: int, pose: Pose) -> float:
         return to_steps(pose, calibration)[index] + calibration[JOINTS[index]].homing_offset
 
+    shafts = [None] * len(JOINTS) if body is None else body.shafts(calibration)
     servos = []
     for index, joint in enumerate(calibration[name] for name in JOINTS):
         hand = None if trajectory is None else lambda t, i=index, script=trajectory: shaft(i, script(t))
-        servo = Servo(joint.id, position=shaft(index, start) % RESOLUTION, hand=hand, clock=clock)
+        position = shaft(index, start) % RESOLUTION
+        servo = Servo(joint.id, position=position, hand=hand, clock=clock, body=shafts[index])
         servo.memory.set_word(Register.HOMING_OFFSET, joint.homing_offset)
         servo.memory.set_word(Register.MIN_POSITION_LIMIT, joint.range_min)
         servo.memory.set_word(Register.MAX_POSITION_LIMIT, joint.range_max)

@@ -1,4 +1,4 @@
-"""Commands in words: one line of text switches a fault of an emulator on or off, or moves the ball."""
+"""Commands in words: one line of text switches a fault of an emulator on or off, or moves things."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ WORDS = (
     "stall",
     "resume",
 )
-HELP = f"Faults: {'; '.join(WORDS)}. The ball: ball X Y (metres ahead, metres to the left)"
+HELP = (
+    f"Faults: {'; '.join(WORDS)}. The ball: ball X Y (metres ahead, metres to the left). "
+    "An arm with physics begins again: reset SEED"
+)
 
 
 def obey(emulator: SO100Emulator, line: str) -> None:
@@ -43,9 +46,14 @@ def _carry_out(emulator: SO100Emulator, *words: str) -> None:
         case "ball", x, y:
             emulator.place_ball(float(x), float(y))
         case (("stall" | "resume") as verb,):
-            if emulator.camera is None:
+            if not emulator.cameras:
                 raise ConfigError(f"cannot do {verb!r}: there is no camera")
-            (emulator.camera.stall if verb == "stall" else emulator.camera.resume)()
+            for camera in emulator.cameras.values():
+                (camera.stall if verb == "stall" else camera.resume)()
+        case "reset", seed:
+            if emulator.body is None:
+                raise ConfigError("cannot do 'reset': only an arm with physics (--body mujoco) begins again")
+            emulator.body.reset(int(seed))
         case "silence", arm, servo:
             arms[arm].faults.silence(int(servo))
         case "error", arm, servo, bits:

@@ -1,15 +1,17 @@
-"""Emulated arms and a camera together, and the options with which LeRobot's commands use them."""
+"""Emulated arms and cameras together, and the options with which LeRobot's commands use them."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator.arm import Arm
+from lerobot_policy_vla0.tools.so100_emulator.body import Body
 from lerobot_policy_vla0.tools.so100_emulator.camera import CameraSettings, SceneCamera
 from lerobot_policy_vla0.tools.so100_emulator.scene import Picture, Scene
 from lerobot_policy_vla0.tools.so100_emulator.trajectory import REST, Pose, Trajectory, wave
@@ -18,20 +20,23 @@ _MARK = "# Written by vla0 emulate-so100, and gone when it ends."
 
 
 class SO100Emulator:
-    """SO-100 arms, and a camera that looks at the first follower. A context manager that runs until `close`.
+    """SO-100 arms, and cameras that look at the first follower. A context manager that runs until `close`.
 
     Args:
         folder: ports and calibration files are made here; existing calibration files are used as they are.
         followers: names of the arms that are told where to go.
         leaders: names of the arms that follow ``trajectory``, pose over seconds.
         trajectory: of the leaders.
-        camera: None for no camera.
-        scene: what the camera looks at.
+        cameras: of different names.
+        scene: what the cameras look at, without a ``body``.
         start: pose the followers begin in.
+        body: the first follower's, in place of the servos' own law of motion. It draws the pictures too: cameras have
+            the names of its views.
+        model: LeRobot's name of the arms: so100 or so101.
 
     Raises:
         ConfigError: if names repeat or are no file names, there is no arm, a camera has no follower to look at,
-            or a part cannot be made.
+            the body has no such view, or a part cannot be made.
     """
 
     def __init__(
@@ -41,9 +46,11 @@ class SO100Emulator:
         followers: Sequence[str] = ("follower",),
         leaders: Sequence[str] = ("leader",),
         trajectory: Trajectory = wave,
-        camera: CameraSettings | None = None,
+        cameras: Sequence[CameraSettings] = (),
         scene: Scene | None = None,
         start: Pose = REST,
+        body: Body | None = None,
+        model: str = "so100",
     ) -> None:
         names = [*followers, *leaders]
         if (
@@ -52,21 +59,31 @@ class SO100Emulator:
             or any(Path(n).name != n or n in ("", "..") for n in names)
         ):
             raise ConfigError(f"arms need different names that can be file names, got {names}")
-        if camera is not None and not followers:
-            raise ConfigError(f"camera {camera.name!r} looks at the first follower, and there is none")
+        seen = [camera.name for camera in cameras]
+        if seen and not followers:
+            raise ConfigError(f"camera {seen[0]!r} looks at the first follower, and there is none")
+        if len(set(seen)) != len(seen):
+            raise ConfigError(f"cameras need different names, got {seen}")
+        if body is not None and (unknown := set(seen) - set(body.views)):
+            raise ConfigError(
+                f"the arm's cameras are {', '.join(body.views)}, not {', '.join(sorted(unknown))}"
+            )
+        self.body, self.model = body, model
         self.folder = folder.absolute()
         self.scene = scene or Scene()
         self.arms: dict[str, Arm] = {}
-        self.camera: SceneCamera | None = None
+        self.cameras: dict[str, SceneCamera] = {}
         self._followers, self._leaders = tuple(followers), tuple(leaders)
         with ExitStack() as made:
             for name in names:
-                arm = Arm(name, self.folder, trajectory=trajectory if name in leaders else None, start=start)
+                script, moved_by = trajectory if name in leaders else None, body if name == names[0] else None
+                arm = Arm(name, self.folder, trajectory=script, start=start, body=moved_by)
                 made.callback(arm.close)
                 self.arms[name] = arm
-            if camera is not None:
-                self.camera = SceneCamera(camera, lambda: self.render(camera.width, camera.height))
-                made.callback(self.camera.close)
+            for camera in cameras:
+                take = partial(self.render, camera.width, camera.height, camera.name)
+                self.cameras[camera.name] = SceneCamera(camera, take)
+                made.callback(self.cameras[camera.name].close)
             self._parts = made.pop_all()
 
     @property
@@ -79,8 +96,10 @@ class SO100Emulator:
         """The arms that follow the script."""
         return [self.arms[name] for name in self._leaders]
 
-    def render(self, width: int, height: int) -> Picture:
-        """Return what the camera sees now: ``(height, width, 3)`` uint8 RGB."""
+    def render(self, width: int, height: int, view: str = "top") -> Picture:
+        """Return what a camera sees now: ``(height, width, 3)`` uint8 RGB. Without a body all see the same."""
+        if self.body is not None:
+            return self.body.render(view, width, height)
         return self.scene.render(self.followers[0].pose(), width, height)
 
     def place_ball(self, x: float, y: float) -> None:
@@ -88,17 +107,20 @@ class SO100Emulator:
         self.scene.place_ball(x, y)
 
     def robot_options(self, follower: str | None = None) -> list[str]:
-        """Return the options of LeRobot's commands for a follower (default: the first), camera included."""
+        """Return the options of LeRobot's commands for a follower (default: the first), cameras included."""
         arm = self.arms[follower] if follower else self.followers[0]
-        options = _options("robot", "so100_follower", arm)
-        if self.camera is not None and arm is self.followers[0]:
-            entries = ", ".join(f"{key}: {value}" for key, value in self.camera.lerobot_config().items())
-            options.append(f"--robot.cameras={{{self.camera.settings.name}: {{{entries}}}}}")
+        options = _options("robot", f"{self.model}_follower", arm)
+        if self.cameras and arm is self.followers[0]:
+            described = (
+                f"{name}: {{{', '.join(f'{key}: {value}' for key, value in camera.lerobot_config().items())}}}"
+                for name, camera in self.cameras.items()
+            )
+            options.append(f"--robot.cameras={{{', '.join(described)}}}")
         return options
 
     def teleop_options(self, leader: str | None = None) -> list[str]:
         """Return the options of LeRobot's commands for a leader (default: the first)."""
-        return _options("teleop", "so100_leader", self.arms[leader] if leader else self.leaders[0])
+        return _options("teleop", f"{self.model}_leader", self.arms[leader] if leader else self.leaders[0])
 
     def close(self) -> None:
         """Remove ports and camera. Calibration files stay."""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 
+from lerobot_policy_vla0.tools.so100_emulator.body import Shaft
+
 SIZE = 256
 #: Addresses below this are EEPROM; the rest is lost when power goes.
 EEPROM_END = 40
@@ -203,6 +205,7 @@ class Servo:
     """A servo on a bus, which serialises access: a servo is not safe for several threads.
 
     The shaft starts at ``position``, in encoder steps before the homing offset. While torque is off, ``hand`` moves it.
+    If there is a ``body``, it alone says where the shaft is, and is told where to go.
     The clock returns seconds that never decrease.
     """
 
@@ -213,10 +216,12 @@ class Servo:
         position: float = RESOLUTION / 2,
         hand: Hand | None = None,
         clock: Callable[[], float] = time.monotonic,
+        body: Shaft | None = None,
     ) -> None:
         self.memory = Memory(id)
         self.hand = hand
-        self._shaft = position
+        self._body = body
+        self._shaft = position if body is None else body.position()
         self._speed = 0.0
         self._clock = clock
         self._started = self._time = clock()
@@ -255,6 +260,7 @@ class Servo:
             elif torque and Register.GOAL_POSITION not in touched:
                 # We assume that the firmware holds the position.
                 self.memory.set_word(Register.GOAL_POSITION, round(self._present()))
+        self._aim()
         self._measure()
 
     def prepare(self, address: int, data: bytes) -> None:
@@ -272,6 +278,7 @@ class Servo:
         self.advance()
         self.memory.power_cycle()
         self._pending = None
+        self._aim()
         self._measure()
 
     def advance(self) -> None:
@@ -279,13 +286,20 @@ class Servo:
         now = self._clock()
         seconds, self._time = now - self._time, now
         before = self._shaft
-        if self.memory.byte(Register.TORQUE_ENABLE):
+        if self._body is not None:
+            self._shaft = self._body.position()
+        elif self.memory.byte(Register.TORQUE_ENABLE):
             self._shaft += (error := self._error()) - approach(error, self._gain(), self._limit(), seconds)
         elif self.hand is not None:
             self._shaft = self.hand(now - self._started)
         if seconds > 0.0:
             self._speed = (self._shaft - before) / seconds
         self._measure()
+
+    def _aim(self) -> None:
+        if self._body is not None:
+            torque = self.memory.byte(Register.TORQUE_ENABLE)
+            self._body.aim(self._shaft + self._error() if torque else None)
 
     def _present(self) -> float:
         position = self._shaft - self.memory.word(Register.HOMING_OFFSET)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Record demonstrations: of a leader where TELEOP names one (real arms), or else of the scripted expert.
+#   LEADER=/dev/ttyACM1 bash examples/so101/1_record.sh     a real SO-101 leader moves the simulated arm
+export SO100_OPTIONS=${SO101_OPTIONS:-examples/so101/simulation.sh}
+source "$(dirname "$0")/../so100/common.sh"
+
+if [ ${#TELEOP[@]} -gt 0 ]; then
+  exec bash examples/so100/1_record.sh "$@"
+fi
+"${PYTHON:-python}" examples/so101/record.py --episodes "$EPISODES" --image-size "$SIZE" --noise "${NOISE:-2}" \
+  --root "$RUN/dataset" --repo-id "local/$NAME" "$@"

@@ -1,0 +1,116 @@
+"""Record the scripted expert as a LeRobot data set, in the layout of `lerobot-record --robot.type=sim_so_follower`.
+
+    python examples/so101/record.py --episodes 200 --noise 2 --root outputs/so101/lift/dataset --repo-id local/so101
+
+It can be killed at any time and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import sys
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+from episodes import TASK, run_expert
+
+from lerobot_policy_vla0.tools import recorder
+from lerobot_policy_vla0.tools.demonstrations import (
+    RecordingError,
+    add_recording_arguments,
+    recording_settings,
+)
+from lerobot_policy_vla0.tools.recorder import Result
+from lerobot_policy_vla0.tools.so101.arm import SimulatedArm
+from lerobot_policy_vla0.tools.so101.scene import CAMERAS
+from lerobot_policy_vla0.tools.workers import spawned_pool
+
+FPS = 30
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+
+_arm: SimulatedArm | None = None  # a process's own, kept from episode to episode
+
+
+def features(image_size: int, video: bool) -> dict[str, dict[str, Any]]:
+    """Return the features of the data set, as `lerobot-record` names them."""
+    joints = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
+    picture = {
+        "dtype": "video" if video else "image",
+        "shape": (image_size, image_size, 3),
+        "names": ["height", "width", "channels"],
+    }
+    pictures = dict.fromkeys((f"observation.images.{name}" for name in CAMERAS), picture)
+    return {**pictures, "observation.state": joints, "action": joints}
+
+
+def play(seed: int, image_size: int, noise: float, path: Path | None) -> Result:
+    """Play one episode and write it, if it has a path."""
+    global _arm
+    if _arm is None:
+        _arm = SimulatedArm(image_size, FPS)
+        _arm.observe()
+        atexit.register(_arm.close)  # after the first picture: MuJoCo registers the end of EGL with it
+    episode = run_expert(_arm, seed, noise, look=path is not None)
+    if path is not None:
+        recorder.write_episode(path, episode)
+    return episode.result
+
+
+def play_all(
+    todo: list[tuple[int, Path | None]], image_size: int, noise: float, workers: int
+) -> Iterator[Result]:
+    """Play the episodes in processes and yield each result as soon as it is there."""
+    with spawned_pool(workers) as pool:
+        for done in as_completed([pool.submit(play, seed, image_size, noise, path) for seed, path in todo]):
+            yield done.result()
+
+
+def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> Path:
+    """Record, or reuse, the data set described by `settings` at `root`; see `recorder.record`."""
+
+    def play_missing(todo: list[tuple[recorder.Key, Path]]) -> Iterator[Result]:
+        jobs: list[tuple[int, Path | None]] = [(key[1], path) for key, path in todo]
+        return play_all(jobs, settings["image_size"], settings["noise"], workers)
+
+    return recorder.record(
+        settings,
+        root,
+        repo_id,
+        kind=Result,
+        play=play_missing,
+        fps=FPS,
+        features=features(settings["image_size"], settings["video"]),
+        robot_type="sim_so_follower",
+        use_videos=settings["video"],
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add_recording_arguments(
+        parser,
+        episodes=200,
+        image_size=128,
+        image_help="edge of both pictures, pixels, as in evaluation",
+        noise_help="std of the disturbance of the joints' goals, degrees",
+    )
+    parser.add_argument(
+        "--video", action="store_true", help="store video: smaller, faster to read, not exact"
+    )
+    parser.set_defaults(task=[TASK])
+    options = parser.parse_args(arguments)
+    settings = {**recording_settings(parser, options), "video": options.video}
+    try:
+        record(settings, options.root, options.repo_id, options.workers)
+    except RecordingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+# The options of the simulated arm, for the numbered scripts here and in examples/so100.
+SIZE=${SIZE:-128}    # edge of both pictures, pixels
+FPS=${FPS:-30}
+SEED=${SEED:-0}      # where the cube lies
+RUN=${RUN:-outputs/so101/lift}
+NAME=${NAME:-so101}
+TASK=${TASK:-Pick up the red cube.}
+EPISODES=${EPISODES:-200}
+EPISODE_S=${EPISODE_S:-5}
+CONFIG=${CONFIG:-configs/so101_tiny.yaml}
+CHUNK=${CHUNK:-8}
+STEPS=${STEPS:-2000}
+SAVE=${SAVE:-500}
+
+camera() { echo "{type: sim, source: ${1}_camera, width: $SIZE, height: $SIZE, fps: $FPS}"; }
+ROBOT=(
+  --robot.discover_packages_path=lerobot_policy_vla0.tools.so101
+  --robot.type=sim_so_follower
+  --robot.id=simulated
+  --robot.calibration_dir=examples/so101/calibration
+  --robot.env_id=vla0/SO101PickLift-v0
+  --robot.env_kwargs="{image_size: $SIZE, fps: $FPS, log: $RUN/steps.jsonl}"
+  --robot.seed="$SEED"
+  --robot.cameras="{wrist: $(camera wrist), overhead: $(camera overhead)}"
+)

@@ -1,0 +1,44 @@
+"""What policies that see nothing reach, as the demos' report reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lerobot_policy_vla0.output_files import write_json
+
+#: ``n_success``, and ``success`` and ``steps`` of every episode.
+Played = dict[str, Any]
+
+
+def write_baselines(
+    path: Path,
+    task: str,
+    seeds: Sequence[int],
+    mean: Iterable[float],
+    constant: Played,
+    replays: list[Played],
+    **about: Any,
+) -> None:
+    """Write both baselines and print them, the strongest replay first.
+
+    Args:
+        path: JSON file; its folder is made.
+        task: its name.
+        seeds: of the episodes, in order.
+        mean: the action that is repeated, ``(D,)``.
+        constant: how it did.
+        replays: how each demonstration did, with its ``episode_index``.
+        **about: what else the file says.
+    """
+    replays = sorted(replays, key=lambda replay: -replay["n_success"])  # stable: ties in the order recorded
+    action = [round(float(value), 6) for value in mean]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {"task": task, "seeds": list(seeds), **about, "constant": {"action": action, **constant}}
+    write_json(path, {**report, "blind_replays": replays})
+    print(f"constant mean action: {constant['n_success']} of {len(seeds)}")
+    for replay in replays:
+        print(
+            f"blind replay of demonstration {replay['episode_index']}: {replay['n_success']} of {len(seeds)}"
+        )

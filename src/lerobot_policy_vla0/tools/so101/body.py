@@ -1,0 +1,160 @@
+"""The simulated arm as a body of the emulated one: servos and wire are the emulator's, motion and pictures MuJoCo's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mujoco
+import numpy as np
+from so101_nexus.camera_utils import compute_overhead_camera_params
+from so101_nexus.config import SO101_JOINT_NAMES
+
+from lerobot_policy_vla0.errors import ConfigError
+from lerobot_policy_vla0.tools.so100_emulator.calibration import Calibration, JointCalibration
+from lerobot_policy_vla0.tools.so101.scene import CAMERAS, CENTER, RADIUS, TIMESTEP, blind_scene
+
+_STEPS_PER_TURN = 4095  # LeRobot divides by the resolution minus one
+_LONGEST = (
+    0.5  # seconds that are made up for at once: a host waits 50 ms for an answer, so what is late is lost
+)
+
+
+class PhysicalArm:
+    """An SO-101 and a cube that moves as time passes, from construction on.
+
+    The motors are MuJoCo's: a servo's gains and speeds, which its registers hold, change nothing.
+
+    Args:
+        seed: of the cube's place.
+        clock: returns seconds that never decrease.
+    """
+
+    views: tuple[str, ...] = CAMERAS
+
+    def __init__(self, seed: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scene = blind_scene()
+        self._model, self._data = self._scene.model, self._scene.data
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._own = threading.local()  # a renderer belongs to the thread that made it
+        self._joints = [self._model.joint(name) for name in SO101_JOINT_NAMES]
+        self._motors = [self._model.actuator(name).id for name in SO101_JOINT_NAMES]
+        self._gains = self._model.actuator_gainprm[self._motors, 0].copy()
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Put the arm into its rest pose, and the cube where ``seed`` puts it."""
+        with self._lock:
+            self._scene.reset(seed=seed)
+            self._height = self._cube_height()
+            self._time = self._clock()
+
+    @property
+    def lift_height(self) -> float:
+        """How far above its first place the cube is, metres."""
+        with self._lock:
+            self._advance()
+            return self._cube_height() - self._height
+
+    def shafts(self, calibration: Calibration) -> Sequence[JointShaft]:
+        """Return the six joints, for servos that are calibrated like this."""
+        return [JointShaft(self, index, calibration[name]) for index, name in enumerate(SO101_JOINT_NAMES)]
+
+    def angle(self, index: int) -> float:
+        """Return where a joint is now, radians."""
+        with self._lock:
+            self._advance()
+            return float(self._data.qpos[self._joints[index].qposadr[0]])
+
+    def aim(self, index: int, goal: float | None) -> None:
+        """Send a joint to ``goal``, radians; None lets it hang."""
+        with self._lock:
+            self._advance()
+            motor = self._motors[index]
+            gain = self._gains[index] if goal is not None else 0.0
+            self._model.actuator_gainprm[motor, 0] = gain
+            self._model.actuator_biasprm[motor, 1] = -gain
+            if goal is not None:
+                self._data.ctrl[motor] = np.clip(goal, *self._joints[index].range)
+
+    def limits(self, index: int) -> tuple[float, float]:
+        """Return a joint's range, radians."""
+        low, high = self._joints[index].range
+        return float(low), float(high)
+
+    def render(self, view: str, width: int, height: int) -> np.ndarray[Any, Any]:
+        """Return what a camera sees now: ``(height, width, 3)`` uint8 RGB."""
+        if view not in self.views:
+            raise ConfigError(f"the simulated arm has the cameras {', '.join(self.views)}, not {view!r}")
+        drawers = self._own.__dict__.setdefault("drawers", {})
+        if (key := (view, width, height)) not in drawers:
+            renderer = mujoco.Renderer(self._model, height, width)
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+            drawers[key] = renderer, mujoco.MjData(self._model), _camera(view, width / height)
+        renderer, data, camera = drawers[key]
+        with self._lock:
+            self._advance()
+            data.qpos[:] = self._data.qpos
+        mujoco.mj_forward(self._model, data)
+        renderer.update_scene(data, camera=camera)
+        picture: np.ndarray[Any, Any] = renderer.render()
+        return picture
+
+    def _advance(self) -> None:
+        now = self._clock()
+        self._time = max(self._time, now - _LONGEST)
+        steps = int((now - self._time) / TIMESTEP)
+        if steps:
+            mujoco.mj_step(self._model, self._data, nstep=steps)
+            self._time += steps * TIMESTEP
+
+    def _cube_height(self) -> float:
+        return float(self._data.body("pick_slot_0").xpos[2])
+
+
+class JointShaft:
+    """One joint in encoder steps of a servo, before its homing offset."""
+
+    def __init__(self, arm: PhysicalArm, index: int, calibration: JointCalibration) -> None:
+        self._arm, self._index, self._calibration = arm, index, calibration
+        self._low, self._high = arm.limits(index)
+        self._is_gripper = SO101_JOINT_NAMES[index] == "gripper"
+
+    def aim(self, goal: float | None) -> None:
+        """Go to ``goal`` from now on; None: no torque."""
+        self._arm.aim(self._index, None if goal is None else self._radians(goal))
+
+    def position(self) -> float:
+        """Return where the joint is now."""
+        angle, joint = self._arm.angle(self._index), self._calibration
+        if self._is_gripper:
+            share = (angle - self._low) / (self._high - self._low)
+            present = joint.range_min + share * (joint.range_max - joint.range_min)
+        else:
+            present = (joint.range_min + joint.range_max) / 2 + angle * _STEPS_PER_TURN / (2 * np.pi)
+        return present + joint.homing_offset
+
+    def _radians(self, shaft: float) -> float:
+        joint = self._calibration
+        present = shaft - joint.homing_offset
+        if self._is_gripper:
+            share = (present - joint.range_min) / (joint.range_max - joint.range_min)
+            return self._low + share * (self._high - self._low)
+        return (present - (joint.range_min + joint.range_max) / 2) * 2 * np.pi / _STEPS_PER_TURN
+
+
+def _camera(view: str, aspect: float) -> Any:
+    """Return the camera that so101-nexus's scene has under this name."""
+    if view == "wrist":
+        return "wrist_cam"
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    for name, value in compute_overhead_camera_params(CENTER, RADIUS, aspect=aspect).items():
+        if name == "lookat":
+            camera.lookat[:] = value
+        else:
+            setattr(camera, name, value)
+    return camera
