@@ -93,8 +93,8 @@ def wrong_options(path: Path, defaults: dict[str, str]) -> list[str]:
 
 def unknown_targets(path: Path) -> list[str]:
     """Return a line for each `make x` in a document that the Makefile does not have."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    used = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", visible(path), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    used = set(re.findall(r"`make ([a-z0-9-]+)|^make ([a-z0-9-]+)", visible(path), flags=re.MULTILINE))
     return [f"no target `make {name}`" for name in sorted({a or b for a, b in used} - targets)]
 
 
