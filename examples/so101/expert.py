@@ -1,6 +1,7 @@
 """A scripted expert that lifts the cube: where the gripper has to be, and the joint angles that bring it there.
 
-It reads where everything is from the simulator, and remembers nothing: the same state always gives the same action.
+It reads where everything is from the simulator, and remembers nothing: the same state always gives the same goal. A
+goal is a pose to go to, however far: the arm's own limit (`max_relative_target`) makes it a motion.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ CUBE, FINGERS = (
 )  # so101-nexus's names of the cube's body and of the point between the fingers
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 OPEN, CLOSED = np.radians(60.0), np.radians(-10.0)
-STEP = np.radians(4.0)  # the farthest that a joint is told to go from where it is
-GAIN = 0.6  # of the way that is left
 HOVER = 0.07  # metres above the cube, while the hand is beside it
 SLOPE = 3.0  # metres higher for each metre to the side
 LIFT = 0.12  # metres above the table
@@ -49,11 +48,7 @@ class Expert:
             goal[2] = LIFT
         elif not near:
             goal[2] += min(HOVER, SLOPE * max(0.0, sideways - SIDEWAYS / 2))
-        here = self._data.qpos[self._positions]
-        wanted = np.append(self._reach(goal, cube.xmat.reshape(3, 3)), CLOSED if near or grasped else OPEN)
-        step = np.clip(GAIN * (wanted - here), -STEP, STEP)
-        step[5] = np.clip(wanted[5] - here[5], -4 * STEP, 4 * STEP)
-        return np.clip(here + step, self._low, self._high)
+        return np.append(self._reach(goal, cube.xmat.reshape(3, 3)), CLOSED if near or grasped else OPEN)
 
     def _reach(self, goal: np.ndarray, cube: np.ndarray) -> np.ndarray:
         """Return the five joint angles that bring the fingers to `goal`, pointing down, along a side of the cube."""

@@ -5,12 +5,12 @@ SEED=${SEED:-0}      # where the cube lies
 RUN=${RUN:-outputs/so101/lift}
 NAME=${NAME:-so101}
 TASK=${TASK:-Pick up the red cube.}
-EPISODES=${EPISODES:-200}
+EPISODES=${EPISODES:-300}
 EPISODE_S=${EPISODE_S:-5}
 CONFIG=${CONFIG:-configs/so101_tiny.yaml}
-CHUNK=${CHUNK:-8}
-STEPS=${STEPS:-2000}
-SAVE=${SAVE:-500}
+CHUNK=${CHUNK:-4}
+STEPS=${STEPS:-2400}
+SAVE=${SAVE:-600}
 
 camera() { echo "{type: sim, source: ${1}_camera, width: $SIZE, height: $SIZE, fps: $FPS}"; }
 ROBOT=(
@@ -21,5 +21,6 @@ ROBOT=(
   --robot.env_id=vla0/SO101PickLift-v0
   --robot.env_kwargs="{image_size: $SIZE, fps: $FPS, log: $RUN/steps.jsonl}"
   --robot.seed="$SEED"
+  --robot.max_relative_target=6
   --robot.cameras="{wrist: $(camera wrist), overhead: $(camera overhead)}"
 )

@@ -25,7 +25,7 @@ def test_the_scripts_run_in_their_order(tmp_path: Path) -> None:
     scripts = preloaded_scripts(
         tmp_path / "bin", "vla0", *(f"lerobot-{name}" for name in ("train", "eval", "rollout", "replay"))
     )
-    settings = {"EPISODES": 3, "NOISE": 0, "SIZE": 32, "STEPS": 2, "EPISODE_S": 1, "EVAL_EPISODES": 2}
+    settings = {"EPISODES": 3, "NOISE": 0, "SIZE": 32, "STEPS": 2, "EPISODE_S": 2, "EVAL_EPISODES": 2}
     environment = {
         **os.environ,
         "PATH": f"{scripts}:{BIN}:{os.environ['PATH']}",
@@ -77,7 +77,7 @@ def test_the_scripts_run_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.sim
 def test_the_expert_lifts_the_cube_in_spite_of_disturbances() -> None:
     pytest.importorskip("so101_nexus", reason="pip install 'lerobot_policy_vla0[so101]'")
-    command = [sys.executable, EXAMPLES / "measure.py", "--episodes", "4", "--noise", "2", "--workers", "1"]
+    command = [sys.executable, EXAMPLES / "measure.py", "--episodes", "4", "--noise", "1", "--workers", "1"]
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert (report["lifted"], report["episodes"], report["failed_seeds"]) == (4, 4, [])
     assert 15 < report["mean_steps"] < 100

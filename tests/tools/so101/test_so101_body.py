@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -136,3 +138,37 @@ def shaft_steps(shaft: object, radians: float) -> float:
     convert = shaft._radians  # type: ignore[attr-defined]
     low, high = convert(0.0), convert(1000.0)
     return (radians - low) / (high - low) * 1000.0
+
+
+def test_the_command_gives_lerobot_an_so101_with_two_cameras(tmp_path: Path) -> None:
+    pytest.importorskip("zmq", reason="pip install pyzmq")
+    command = ["emulate-so100", "--body", "mujoco", "--folder", tmp_path, "--leaders", "--size", "64", "48"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lerobot_policy_vla0.tools.commands", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    shown = []
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+        shown.append(line)
+    process.stdin.write("reset 5\ndance\n")
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert out.endswith("# ended\n") and "Traceback" not in errors
+    options = "".join(shown)
+    assert "--robot.type=so101_follower" in options
+    assert "{wrist: {type: zmq" in options and "overhead: {type: zmq" in options
+
+
+def test_emulated_arms_without_physics_can_be_so101s_too(tmp_path: Path) -> None:
+    with SO100Emulator(tmp_path, model="so101") as emulator:
+        assert emulator.robot_options()[0] == "--robot.type=so101_follower"
+        assert emulator.teleop_options()[0] == "--teleop.type=so101_leader"
+        with pytest.raises(ConfigError, match=r"only an arm with physics \(--body mujoco\) begins again"):
+            obey(emulator, "reset 1")

@@ -11,7 +11,14 @@ from so101_nexus.lerobot_adapter import SimCameraConfig, SimSOFollower, SimSOFol
 from so101_nexus.lerobot_adapter.normalization import normalize_ticks, sim_rad_to_motor_ticks
 from so101_nexus.lerobot_adapter.synthetic_calibration import build_synthetic_calibration
 
-from lerobot_policy_vla0.tools.so101.scene import CAMERAS, ENV_ID, PickLift, cameras, register
+from lerobot_policy_vla0.tools.so101.scene import (
+    CAMERAS,
+    ENV_ID,
+    MAX_RELATIVE_TARGET,
+    PickLift,
+    cameras,
+    register,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -37,6 +44,7 @@ class SimulatedArm:
                     id="simulated",
                     calibration_dir=Path(folder),
                     env_id=ENV_ID,
+                    max_relative_target=MAX_RELATIVE_TARGET,
                     env_kwargs={"image_size": image_size, "fps": fps, "made": self._keep},
                     cameras={name: SimCameraConfig(**camera) for name, camera in described.items()},
                 )
@@ -65,7 +73,7 @@ class SimulatedArm:
         return state, {name: seen[name] for name in CAMERAS}
 
     def send(self, goal: Array) -> Array:
-        """Go towards ``goal`` for one control step; return it as the arm was given it, within the joints' limits."""
+        """Go towards ``goal`` for one control step; return what LeRobot's limits left of it."""
         sent = self._robot.send_action(dict(zip(self.keys, map(float, goal), strict=True)))
         return np.array([sent[key] for key in self.keys], dtype=np.float32)
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from so101_nexus.camera_utils import compute_overhead_camera_params
 from so101_nexus.config import SO101_JOINT_NAMES
 
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator.calibration import Calibration, JointCalibration
-from lerobot_policy_vla0.tools.so101.scene import CAMERAS, CENTER, RADIUS, TIMESTEP, blind_scene
+from lerobot_policy_vla0.tools.so101.scene import CAMERAS, TIMESTEP, blind_scene, overhead_camera
 
 _STEPS_PER_TURN = 4095  # LeRobot divides by the resolution minus one
 _LONGEST = (
@@ -93,7 +92,11 @@ class PhysicalArm:
         if (key := (view, width, height)) not in drawers:
             renderer = mujoco.Renderer(self._model, height, width)
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-            drawers[key] = renderer, mujoco.MjData(self._model), _camera(view, width / height)
+            drawers[key] = (
+                renderer,
+                mujoco.MjData(self._model),
+                overhead_camera() if view == "overhead" else "wrist_cam",
+            )
         renderer, data, camera = drawers[key]
         with self._lock:
             self._advance()
@@ -144,17 +147,3 @@ class JointShaft:
             share = (present - joint.range_min) / (joint.range_max - joint.range_min)
             return self._low + share * (self._high - self._low)
         return (present - (joint.range_min + joint.range_max) / 2) * 2 * np.pi / _STEPS_PER_TURN
-
-
-def _camera(view: str, aspect: float) -> Any:
-    """Return the camera that so101-nexus's scene has under this name."""
-    if view == "wrist":
-        return "wrist_cam"
-    camera = mujoco.MjvCamera()
-    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-    for name, value in compute_overhead_camera_params(CENTER, RADIUS, aspect=aspect).items():
-        if name == "lookat":
-            camera.lookat[:] = value
-        else:
-            setattr(camera, name, value)
-    return camera

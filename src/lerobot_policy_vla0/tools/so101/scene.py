@@ -27,6 +27,11 @@ ENV_ID = "vla0/SO101PickLift-v0"
 #: Where the cube lies: within this distance of this place, metres ahead and to the left of the arm's base.
 CENTER, RADIUS = (0.22, 0.0), 0.08
 CAMERAS = ("wrist", "overhead")
+#: LeRobot's limit on how far a joint goes in a control step: degrees, percent for the gripper. 180 degrees a second.
+MAX_RELATIVE_TARGET = 6.0
+#: The overhead camera: straight down at this place, from this far, so that the picture is 32 cm of the table, 2.5 mm
+#: per pixel of 128. so101-nexus's own shows the whole arm, and the cube at half the size.
+LOOK_AT, DISTANCE = (0.22, 0.0, 0.0), 0.386
 #: The wrist camera on its mount: degrees of view and of pitch, metres. so101-nexus draws these anew for every episode,
 #: in ranges around these; on an arm they are screwed down.
 FIELD_OF_VIEW, PITCH, MOUNT = 75.0, -17.2, (0.0, 0.04, -0.04)
@@ -84,6 +89,7 @@ class PickLift(PickLiftEnv):
             render_mode=render_mode,
             control_mode=control_mode,
         )
+        self._overhead_obs_cam = overhead_camera()
         if not meshes:
             draw_collision_shapes(self.model)
         self._log = None if log is None else Path(log)
@@ -125,6 +131,15 @@ def settings(fps: int, **options: Any) -> PickConfig:
         physics=physics(fps),
         **options,
     )
+
+
+def overhead_camera() -> mujoco.MjvCamera:
+    """Return the camera that looks down on the table, the arm's front upwards."""
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat[:] = LOOK_AT
+    camera.distance, camera.elevation, camera.azimuth = DISTANCE, -90.0, 0.0
+    return camera
 
 
 def blind_scene() -> PickLiftEnv:
