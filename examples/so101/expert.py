@@ -1,7 +1,7 @@
 """A scripted expert that lifts the cube: where the gripper has to be, and the joint angles that bring it there.
 
 It reads where everything is from the simulator, and remembers nothing: the same state always gives the same goal. A
-goal is a pose to go to, however far: the arm's own limit (`max_relative_target`) makes it a motion.
+goal is a pose to go to, however far: the motors' speed makes it a motion.
 """
 
 from __future__ import annotations

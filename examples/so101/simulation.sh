@@ -21,6 +21,5 @@ ROBOT=(
   --robot.env_id=vla0/SO101PickLift-v0
   --robot.env_kwargs="{image_size: $SIZE, fps: $FPS, log: $RUN/steps.jsonl}"
   --robot.seed="$SEED"
-  --robot.max_relative_target=6
   --robot.cameras="{wrist: $(camera wrist), overhead: $(camera overhead)}"
 )

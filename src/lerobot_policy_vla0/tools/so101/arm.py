@@ -14,7 +14,6 @@ from so101_nexus.lerobot_adapter.synthetic_calibration import build_synthetic_ca
 from lerobot_policy_vla0.tools.so101.scene import (
     CAMERAS,
     ENV_ID,
-    MAX_RELATIVE_TARGET,
     PickLift,
     cameras,
     register,
@@ -44,7 +43,6 @@ class SimulatedArm:
                     id="simulated",
                     calibration_dir=Path(folder),
                     env_id=ENV_ID,
-                    max_relative_target=MAX_RELATIVE_TARGET,
                     env_kwargs={"image_size": image_size, "fps": fps, "made": self._keep},
                     cameras={name: SimCameraConfig(**camera) for name, camera in described.items()},
                 )
@@ -73,7 +71,7 @@ class SimulatedArm:
         return state, {name: seen[name] for name in CAMERAS}
 
     def send(self, goal: Array) -> Array:
-        """Go towards ``goal`` for one control step; return what LeRobot's limits left of it."""
+        """Go towards ``goal`` for one control step; return it as the arm was given it, within the joints' limits."""
         sent = self._robot.send_action(dict(zip(self.keys, map(float, goal), strict=True)))
         return np.array([sent[key] for key in self.keys], dtype=np.float32)
 

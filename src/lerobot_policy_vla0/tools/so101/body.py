@@ -13,9 +13,10 @@ from so101_nexus.config import SO101_JOINT_NAMES
 
 from lerobot_policy_vla0.errors import ConfigError
 from lerobot_policy_vla0.tools.so100_emulator.calibration import Calibration, JointCalibration
-from lerobot_policy_vla0.tools.so101.scene import CAMERAS, TIMESTEP, blind_scene, overhead_camera
+from lerobot_policy_vla0.tools.so101.scene import CAMERAS, SPEED, TIMESTEP, blind_scene, overhead_camera
 
 _STEPS_PER_TURN = 4095  # LeRobot divides by the resolution minus one
+HOLD = 7  # steps of the physics between two looks at how far a joint may be told to go
 _LONGEST = (
     0.5  # seconds that are made up for at once: a host waits 50 ms for an answer, so what is late is lost
 )
@@ -49,6 +50,8 @@ class PhysicalArm:
         with self._lock:
             self._scene.reset(seed=seed)
             self._height = self._cube_height()
+            self._goals = np.array([self._data.qpos[joint.qposadr[0]] for joint in self._joints])
+            self._step = 0
             self._time = self._clock()
 
     @property
@@ -77,7 +80,7 @@ class PhysicalArm:
             self._model.actuator_gainprm[motor, 0] = gain
             self._model.actuator_biasprm[motor, 1] = -gain
             if goal is not None:
-                self._data.ctrl[motor] = np.clip(goal, *self._joints[index].range)
+                self._goals[index] = np.clip(goal, *self._joints[index].range)
 
     def limits(self, index: int) -> tuple[float, float]:
         """Return a joint's range, radians."""
@@ -110,9 +113,14 @@ class PhysicalArm:
         now = self._clock()
         self._time = max(self._time, now - _LONGEST)
         steps = int((now - self._time) / TIMESTEP)
-        if steps:
-            mujoco.mj_step(self._model, self._data, nstep=steps)
-            self._time += steps * TIMESTEP
+        self._time += steps * TIMESTEP
+        for _ in range(steps):
+            if self._step % HOLD == 0:
+                here = np.array([self._data.qpos[joint.qposadr[0]] for joint in self._joints])
+                reach = np.radians(SPEED) * HOLD * TIMESTEP
+                self._data.ctrl[self._motors] = here + np.clip(self._goals - here, -reach, reach)
+            mujoco.mj_step(self._model, self._data)
+            self._step += 1
 
     def _cube_height(self) -> float:
         return float(self._data.body("pick_slot_0").xpos[2])
