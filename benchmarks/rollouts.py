@@ -1,4 +1,4 @@
-"""LeRobot's own `lerobot-rollout` on an emulated arm, in a process of its own, for the benchmarks that need one."""
+"""LeRobot's own `lerobot-rollout` on an arm that exists in software, a process each, for benchmarks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lerobot_policy_vla0.tools.so100_emulator import SO100Emulator
-
 
 def run_rollout(
-    emulator: SO100Emulator,
+    robot: Sequence[str],
     policy: Path,
     *,
     inference: str,
@@ -23,7 +21,7 @@ def run_rollout(
     """Let a policy drive an arm; it stays where the policy leaves it.
 
     Args:
-        emulator: of the arm and its camera.
+        robot: the options ``--robot...`` of the arm and its cameras.
         policy: a checkpoint.
         inference: ``sync`` or ``rtc``.
         task: the instruction.
@@ -37,7 +35,7 @@ def run_rollout(
     finished = subprocess.run(
         [
             Path(sys.executable).with_name("lerobot-rollout"),
-            *emulator.robot_options(),
+            *robot,
             f"--policy.path={policy}",
             "--strategy.type=base",
             f"--inference.type={inference}",

@@ -81,7 +81,7 @@ def measure(
             options.append(f"--inference.queue_threshold={threshold}")
         try:
             run_rollout(
-                emulator,
+                emulator.robot_options(),
                 policy,
                 inference=inference,
                 task="wave",

@@ -51,7 +51,7 @@ def rollout(
         BusLog(emulator.followers[0]) as log,
     ):
         run_rollout(
-            emulator,
+            emulator.robot_options(),
             policy,
             inference=inference,
             task=INSTRUCTION,
