@@ -35,11 +35,12 @@ train() {
 }
 
 evaluate() {
+  # In one process: a picture takes less than the processes would to start.
   lerobot-eval \
     --policy.path="$dir/train/checkpoints/last/pretrained_model" --policy.device=cpu --policy.dtype=float32 \
     --env.discover_packages_path=lerobot_policy_vla0.tools.so101 --env.type=so101_pick_lift \
     --env.image_size="$size" --seed="$seed" --output_dir="$dir/eval_seed$seed" \
-    --eval.n_episodes="$eval_episodes" --eval.batch_size="$eval_batch"
+    --eval.n_episodes="$eval_episodes" --eval.batch_size="$eval_batch" --eval.use_async_envs=false
 }
 
 baselines() {
