@@ -42,7 +42,9 @@ class Expert:
         cube, fingers = self._data.body(CUBE), self._data.site(FINGERS)
         away = cube.xpos - fingers.xpos
         sideways, height = float(np.linalg.norm(away[:2])), abs(float(away[2]))
-        near = sideways < SIDEWAYS and height < HEIGHT
+        # Fingers that have begun to close go on: disturbed ones would otherwise open and push the cube away.
+        slack = 2.0 if self._data.qpos[self._positions[5]] < 0.8 * OPEN else 1.0
+        near = sideways < slack * SIDEWAYS and height < slack * HEIGHT
         goal = cube.xpos.copy()
         if grasped:
             goal[2] = LIFT
