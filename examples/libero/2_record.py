@@ -14,8 +14,8 @@ import sys
 import recording
 
 from lerobot_policy_vla0.tools.demonstrations import (
-    RecordingError,
     add_recording_arguments,
+    exit_status,
     recording_settings,
 )
 
@@ -33,17 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--video", action="store_true", help="store video: smaller, faster to read, not exact"
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def record() -> None:
         settings = {
             **recording_settings(parser, options),
             "tasks": recording.known_tasks(options.task),
             "video": options.video,
         }
         recording.record(settings, options.root, options.repo_id, options.workers)
-    except RecordingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(record)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from episodes import play_actions
 from simulation import make_env
 from tasks import TASKS
 
+from lerobot_policy_vla0.tools.blind_baselines import play_actions
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from episodes import play_actions, run_expert
+from episodes import run_expert
 from simulation import make_env
 from tasks import TASKS
 from tqdm import tqdm
 
-from lerobot_policy_vla0.tools.blind_baselines import write_baselines
+from lerobot_policy_vla0.tools.blind_baselines import play_actions, write_baselines
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
 from lerobot_policy_vla0.tools.workers import spawned_pool
 

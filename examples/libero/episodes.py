@@ -1,8 +1,7 @@
-"""One episode of a scripted expert, or of recorded actions."""
+"""One episode of a scripted expert."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +9,10 @@ from lerobot.envs.libero import LiberoEnv
 from simulation import IMAGES, BlindLiberoEnv, Scene, compare_with_fixed_starts, policy_observation
 from tasks import TASKS
 
-from lerobot_policy_vla0.tools.recorder import Episode, Result
+from lerobot_policy_vla0.tools.recorder import Episode, Result, disturbance
 
 MAX_STEPS = 200  # none of the experts needs as many
 THROWN = 0.05  # metres outside of where the fixed states have an object: it was not placed there
-NOISE_CORRELATION = 0.9  # of the disturbance from step to step: its memory is about ten steps
 STILL = 1e-3  # an action below it, with the gripper as before, is standing still: less than 0.05 mm
 
 
@@ -39,7 +37,7 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
         task: A name in `TASKS`.
         seed: Seed of the placements and of the noise: an episode depends on nothing but its arguments.
         noise: Standard deviation of the disturbance added to the hand's motion along x, y and z before it is executed,
-            action units. Consecutive steps correlate by `NOISE_CORRELATION`, so that the hand really drifts away.
+            action units. It drifts (`disturbance`), so that the hand really leaves its path.
             What is kept is the action the expert asked for, so demonstrations show how to come back (DART, Laskey
             et al. 2017).
 
@@ -47,13 +45,13 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
         The episode; its frames are `observation.images.image` and `.image2`, uint8 (T, H, W, 3); `observation.state`,
         float32 (T, 8); `action`, float32 (T, 7), as the expert asked for. Without a renderer the actions only.
     """
-    rng = np.random.default_rng(seed)
+    disturbed = disturbance(seed, noise, size=3)
     expert, scene, sees = TASKS[task].expert, Scene(env), not isinstance(env, BlindLiberoEnv)
     observation, _ = env.reset(seed=seed)
     start_distance, outside = compare_with_fixed_starts(env)
     thrown = outside > THROWN
     rows: dict[str, list[np.ndarray]] = {key: [] for key in (*IMAGES, "observation.state", "action")}
-    drift, gripper, terminated, steps = rng.normal(0.0, noise, size=3), 0.0, False, 0
+    gripper, terminated, steps = 0.0, False, 0
     while not thrown and not terminated and steps < MAX_STEPS:
         action = expert(scene).astype(np.float32)
         still = np.abs(action[:6]).max() < STILL and action[6] == gripper
@@ -62,10 +60,8 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
             for key, value in {**seen, "action": action}.items():
                 rows[key].append(value)
         gripper = action[6]
-        fresh = rng.normal(0.0, noise, size=3)
-        drift = NOISE_CORRELATION * drift + math.sqrt(1 - NOISE_CORRELATION**2) * fresh
         executed = action.copy()
-        executed[:3] = np.clip(action[:3] + drift, -1.0, 1.0)
+        executed[:3] = np.clip(action[:3] + next(disturbed), -1.0, 1.0)
         observation, _, terminated, _, _ = env.step(executed)
         steps += 1
     result = Placed(
@@ -83,16 +79,3 @@ def run_expert(env: LiberoEnv, task: str, seed: int, noise: float = 0.0) -> Epis
         thrown=thrown,
     )
     return Episode(result, {key: np.stack(values) for key, values in rows.items() if values})
-
-
-def play_actions(env: LiberoEnv, actions: list[np.ndarray], limit: int) -> tuple[bool, int]:
-    """Play actions, (7,) each, after a reset, and repeat the last one, until success or `limit` steps.
-
-    Returns:
-        Whether the task was solved, and the steps executed.
-    """
-    solved, steps = False, 0
-    while not solved and steps < limit:
-        _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
-        steps += 1
-    return bool(solved), steps

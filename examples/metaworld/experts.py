@@ -7,7 +7,6 @@ and the experts are those of the installed packages: the subclasses below only k
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import cv2
 import numpy as np
 from lerobot.envs.metaworld import MetaworldEnv
 
-NOISE_CORRELATION = 0.9  # of the disturbance from step to step: its memory is about ten steps
+from lerobot_policy_vla0.tools.recorder import disturbance
+
 MAX_EPISODE_STEPS = 500  # Meta-World's own limit; LeRobot's --env.episode_length does not change it
 FPS = 80  # `MetaworldEnv.metadata["render_fps"]`
 
@@ -88,20 +88,19 @@ def run_expert(env: RawEnv, seed: int, image_size: int | None, noise: float = 0.
         image_size: Edge of the stored square frames, pixels, 1 to 480; None draws no frames (rendering is nearly
             all of the time).
         noise: Standard deviation of the disturbance added to the expert's motion before it is executed, action
-            units (range [-1, 1]); the gripper is left alone. Consecutive steps correlate by `NOISE_CORRELATION`,
-            so that the arm really drifts away. What is stored is the action the expert asked for, so the
+            units (range [-1, 1]); the gripper is left alone. It drifts (`disturbance`),
+            so that the arm really leaves its path. What is stored is the action the expert asked for, so the
             demonstrations show how to come back (DART, Laskey et al. 2017).
 
     Returns:
         The episode. Frames are only drawn up to the last action: the frame after success is never stored.
     """
-    rng = np.random.default_rng(seed)
+    disturbed = disturbance(seed, noise, size=4)
     images: list[bytes] = []
     states: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     raw, _ = env.reset(seed=seed)
     success = False
-    drift = rng.normal(0.0, noise, size=4)
     for _ in range(MAX_EPISODE_STEPS):
         if image_size is not None:
             images.append(encode_frame(env.render(), image_size))
@@ -109,9 +108,7 @@ def run_expert(env: RawEnv, seed: int, image_size: int | None, noise: float = 0.
         # The environment clips to [-1, 1] before moving; store that, not the larger number asked for.
         action = np.clip(env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
         actions.append(action)
-        step = rng.normal(0.0, noise, size=4)
-        drift = NOISE_CORRELATION * drift + math.sqrt(1.0 - NOISE_CORRELATION**2) * step
-        drift[3] = 0.0  # the gripper
+        drift = next(disturbed) * [1, 1, 1, 0]  # the gripper is left alone
         executed = np.clip(action + drift, -1.0, 1.0).astype(np.float32)
         raw, _, terminated, truncated, info = env.step(executed)
         success = bool(info["is_success"])

@@ -35,6 +35,7 @@ from tqdm import tqdm  # noqa: E402
 from lerobot_policy_vla0.tools.demonstrations import (  # noqa: E402
     RecordingError,
     add_recording_arguments,
+    exit_status,
     open_recording,
     recording_settings,
 )
@@ -232,13 +233,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     options = parse_arguments(arguments)
-    try:
+
+    def work() -> None:
         check_instructions(options.task)
         record(options.settings, options.root, options.repo_id, options.workers)
-    except RecordingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

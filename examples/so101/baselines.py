@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from episodes import TASK, play_actions, run_expert
+from episodes import TASK, run_expert
 from record import FPS
 from tqdm import tqdm
 
-from lerobot_policy_vla0.tools.blind_baselines import write_baselines
+from lerobot_policy_vla0.tools.blind_baselines import play_actions, write_baselines
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
-from lerobot_policy_vla0.tools.so101.arm import SimulatedArm
+from lerobot_policy_vla0.tools.so101.environment import PickLiftEnv
 
 
-def play(arm: SimulatedArm, actions: list[np.ndarray], limit: int, seeds: range) -> dict[str, Any]:
+def play(env: PickLiftEnv, actions: list[np.ndarray], limit: int, seeds: range) -> dict[str, Any]:
     """Play the same goals from every start; returns success and steps of every episode."""
-    played = [play_actions(arm, seed, actions, limit) for seed in seeds]
+    played = []
+    for seed in seeds:
+        env.reset(seed=seed)
+        played.append(play_actions(env, actions, limit))
     successes, steps = [lifted for lifted, _ in played], [steps for _, steps in played]
     return {"n_success": sum(successes), "success": successes, "steps": steps}
 
@@ -44,14 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = range(options.seed, options.seed + options.episodes)
     recorded = recorded_episodes(options.root)[: options.replays]
     mean = np.concatenate(episode_actions(options.root)).mean(axis=0)
-    arm = SimulatedArm(image_size=8, fps=FPS)
-    constant = play(arm, [mean], options.max_steps, seeds)
+    env = PickLiftEnv(image_size=8, fps=FPS, max_steps=options.max_steps)
+    constant = play(env, [mean], options.max_steps, seeds)
     replays = []
     for index, (_, seed) in enumerate(tqdm(recorded, unit="replay")):
-        actions = list(run_expert(arm, seed, look=False).frames["action"])
+        actions = list(run_expert(env.arm, seed, look=False).frames["action"])
         limit = min(options.max_steps, len(actions) + FPS)
-        replays.append({"episode_index": index, "seed": seed, **play(arm, actions, limit, seeds)})
-    arm.close()
+        replays.append({"episode_index": index, "seed": seed, **play(env, actions, limit, seeds)})
+    env.close()
     write_baselines(options.output, TASK, seeds, mean, constant, replays)
 
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import mujoco
 import numpy as np
+from so101_nexus.config import SO101_JOINT_NAMES
 from so101_nexus.kinematics import ee_ik_delta_q
 
-from lerobot_policy_vla0.tools.so101.scene import PickLift
+from lerobot_policy_vla0.tools.so101.scene import CUBE, FINGERS, PickLift
 
-CUBE, FINGERS = (
-    "pick_slot_0",
-    "gripperframe",
-)  # so101-nexus's names of the cube's body and of the point between the fingers
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 OPEN, CLOSED = np.radians(60.0), np.radians(-10.0)
 HOVER = 0.07  # metres above the cube, while the hand is beside it
 SLOPE = 3.0  # metres higher for each metre to the side
@@ -32,7 +28,7 @@ class Expert:
     def __init__(self, scene: PickLift) -> None:
         self._model, self._data = scene.model, scene.data
         self._scratch = mujoco.MjData(self._model)
-        joints = [self._model.joint(name) for name in JOINTS]
+        joints = [self._model.joint(name) for name in SO101_JOINT_NAMES]
         self._positions = np.array([joint.qposadr[0] for joint in joints])
         self._arm = np.array([joint.dofadr[0] for joint in joints[:5]])
         self._low, self._high = scene.action_space.low.astype(float), scene.action_space.high.astype(float)

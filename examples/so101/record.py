@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from episodes import TASK, run_expert
+from so101_nexus.config import SO101_JOINT_NAMES
 
 from lerobot_policy_vla0.tools import recorder
 from lerobot_policy_vla0.tools.demonstrations import (
-    RecordingError,
     add_recording_arguments,
+    exit_status,
     recording_settings,
 )
 from lerobot_policy_vla0.tools.recorder import Result
@@ -29,14 +30,13 @@ from lerobot_policy_vla0.tools.so101.scene import CAMERAS
 from lerobot_policy_vla0.tools.workers import spawned_pool
 
 FPS = 30
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 
 _arm: SimulatedArm | None = None  # a process's own, kept from episode to episode
 
 
 def features(image_size: int, video: bool) -> dict[str, dict[str, Any]]:
     """Return the features of the data set, as `lerobot-record` names them."""
-    joints = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
+    joints = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in SO101_JOINT_NAMES]}
     picture = {
         "dtype": "video" if video else "image",
         "shape": (image_size, image_size, 3),
@@ -104,12 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.set_defaults(task=[TASK])
     options = parser.parse_args(arguments)
     settings = {**recording_settings(parser, options), "video": options.video}
-    try:
-        record(settings, options.root, options.repo_id, options.workers)
-    except RecordingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: record(settings, options.root, options.repo_id, options.workers))
 
 
 if __name__ == "__main__":

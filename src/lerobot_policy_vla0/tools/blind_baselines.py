@@ -6,10 +6,28 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
+
 from lerobot_policy_vla0.output_files import write_json
 
 #: ``n_success``, and ``success`` and ``steps`` of every episode.
 Played = dict[str, Any]
+
+
+def play_actions(
+    env: gymnasium.Env[Any, Any], actions: Sequence[np.ndarray[Any, Any]], limit: int
+) -> tuple[bool, int]:
+    """Play actions, ``(D,)`` each, after a reset, and repeat the last one, until success or ``limit`` steps.
+
+    Returns:
+        Whether the environment ended in success, which it calls terminated, and the steps executed.
+    """
+    solved, steps = False, 0
+    while not solved and steps < limit:
+        _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
+        steps += 1
+    return bool(solved), steps
 
 
 def write_baselines(

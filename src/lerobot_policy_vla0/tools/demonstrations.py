@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def add_recording_arguments(
     add("--image-size", type=int, default=image_size, help=image_help)
     add("--seed", type=int, default=100_000, help="first seed; evaluation must use others")
     add("--noise", type=float, default=0.0, help=noise_help)
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Do a command's work and return its exit status; a `RecordingError` is one line on stderr, and status 2."""
+    try:
+        work()
+    except RecordingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def recording_settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:

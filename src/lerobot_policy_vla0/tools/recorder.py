@@ -8,10 +8,11 @@ interruption can be seen in it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tqdm import tqdm
 
 from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE, open_recording
 
+#: Of a disturbance from step to step: its memory is about ten steps.
+NOISE_CORRELATION = 0.9
 #: A task and a seed: what an episode depends on, beside the settings.
 Key = tuple[str, int]
 
@@ -76,6 +79,19 @@ def read_result[R: Result](path: Path, kind: type[R]) -> R:
     """Read how the episode in a file went, without its frames."""
     with np.load(path) as data:
         return kind(**json.loads(str(data["result"])))
+
+
+def disturbance(seed: int, std: float, size: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the disturbance of one step after the other, ``(size,)``, of standard deviation ``std``.
+
+    Consecutive steps correlate by `NOISE_CORRELATION`.
+    """
+    rng = np.random.default_rng(seed)
+    drift = rng.normal(0.0, std, size)
+    while True:
+        fresh = rng.normal(0.0, std, size)
+        drift = NOISE_CORRELATION * drift + math.sqrt(1 - NOISE_CORRELATION**2) * fresh
+        yield drift
 
 
 def record(

@@ -85,7 +85,7 @@ def test_an_episode_ends_when_the_cube_is_lifted_or_time_is_up() -> None:
         assert env.render().shape == (16, 32, 3)
         # Held by nobody's fingers: high up, it still counts as nothing.
         env.reset(seed=1)
-        env._arm.scene.data.qpos[env._arm.scene._slots[0].qpos_addr + 2] += 0.2
+        env.arm.scene.data.qpos[env.arm.scene._slots[0].qpos_addr + 2] += 0.2
         assert env.step(rest)[4] == {"is_success": False}
     finally:
         env.close()
@@ -93,6 +93,8 @@ def test_an_episode_ends_when_the_cube_is_lifted_or_time_is_up() -> None:
         PickLiftEnv(image_size=16, fps=30, max_steps=0)
     with pytest.raises(ConfigError, match=r"image_size=0 and fps=30"):
         PickLift(image_size=0)
+    with pytest.raises(ConfigError, match=r"control_mode=pd_ee_pose is not for this scene"):
+        PickLift(control_mode="pd_ee_pose")
 
 
 def test_the_options_describe_what_the_environment_gives() -> None:

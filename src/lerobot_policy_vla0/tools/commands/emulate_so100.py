@@ -62,12 +62,12 @@ def run(arguments: argparse.Namespace) -> None:
 
         body = PhysicalArm(arguments.seed)
     names = arguments.camera or (["top"] if body is None else list(body.views))
+    first = arguments.camera_port
+    # The first camera is on the port asked for, the others on the next ones; or each on a free one.
+    ports = range(first, first + len(names)) if first else [0] * len(names)
     cameras = [
-        # The first camera is on the port asked for, the others on the next ones.
-        CameraSettings(
-            name, width, height, arguments.fps, arguments.camera_port and arguments.camera_port + index
-        )
-        for index, name in enumerate(names)
+        CameraSettings(name, width, height, arguments.fps, port)
+        for name, port in zip(names, ports, strict=True)
     ]
     with (
         until_interrupted() as done,

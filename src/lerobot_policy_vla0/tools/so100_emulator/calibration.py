@@ -79,22 +79,28 @@ def to_steps(pose: Sequence[float], calibration: Calibration) -> list[float]:
         raise ConfigError(f"a pose has {len(JOINTS)} numbers ({', '.join(JOINTS)}), got {len(pose)}")
     steps = []
     for joint, value in zip(JOINTS, pose, strict=True):
-        low, high = calibration[joint].range_min, calibration[joint].range_max
-        if joint == "gripper":
-            step = low + value / 100 * (high - low)
-        else:
-            step = (low + high) / 2 + value * _STEPS_PER_TURN / 360
-        steps.append(min(float(high), max(float(low), step)))
+        numbers = calibration[joint]
+        step = to_step(joint, value, numbers)
+        steps.append(min(float(numbers.range_max), max(float(numbers.range_min), step)))
     return steps
 
 
 def from_steps(steps: Sequence[float], calibration: Calibration) -> list[float]:
     """Return a pose; the inverse of `to_steps` within the joints' ranges."""
-    pose = []
-    for joint, step in zip(JOINTS, steps, strict=True):
-        low, high = calibration[joint].range_min, calibration[joint].range_max
-        if joint == "gripper":
-            pose.append((step - low) / (high - low) * 100)
-        else:
-            pose.append((step - (low + high) / 2) * 360 / _STEPS_PER_TURN)
-    return pose
+    return [from_step(joint, step, calibration[joint]) for joint, step in zip(JOINTS, steps, strict=True)]
+
+
+def to_step(joint: str, value: float, numbers: JointCalibration) -> float:
+    """Return one joint's position, degrees or percent, in encoder steps; not clamped."""
+    low, high = numbers.range_min, numbers.range_max
+    if joint == "gripper":
+        return low + value / 100 * (high - low)
+    return (low + high) / 2 + value * _STEPS_PER_TURN / 360
+
+
+def from_step(joint: str, step: float, numbers: JointCalibration) -> float:
+    """Return one joint's position in degrees or percent; the inverse of `to_step`."""
+    low, high = numbers.range_min, numbers.range_max
+    if joint == "gripper":
+        return (step - low) / (high - low) * 100
+    return (step - (low + high) / 2) * 360 / _STEPS_PER_TURN

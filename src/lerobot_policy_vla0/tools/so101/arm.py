@@ -34,9 +34,6 @@ class SimulatedArm:
 
     def __init__(self, image_size: int = 128, fps: int = 30) -> None:
         register()
-        described = {name: dict(camera) for name, camera in cameras(image_size, fps).items()}
-        for camera in described.values():
-            del camera["type"]
         with TemporaryDirectory() as folder:  # LeRobot reads a calibration file there; ours is in memory
             self._robot = SimSOFollower(
                 SimSOFollowerConfig(
@@ -44,7 +41,10 @@ class SimulatedArm:
                     calibration_dir=Path(folder),
                     env_id=ENV_ID,
                     env_kwargs={"image_size": image_size, "fps": fps, "made": self._keep},
-                    cameras={name: SimCameraConfig(**camera) for name, camera in described.items()},
+                    cameras={
+                        name: SimCameraConfig(**{key: camera[key] for key in camera if key != "type"})
+                        for name, camera in cameras(image_size, fps).items()
+                    },
                 )
             )
         self._robot.calibration = build_synthetic_calibration()

@@ -12,14 +12,24 @@ import numpy as np
 from so101_nexus.config import SO101_JOINT_NAMES
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.tools.so100_emulator.calibration import Calibration, JointCalibration
-from lerobot_policy_vla0.tools.so101.scene import CAMERAS, SPEED, TIMESTEP, blind_scene, overhead_camera
-
-_STEPS_PER_TURN = 4095  # LeRobot divides by the resolution minus one
-HOLD = 7  # steps of the physics between two looks at how far a joint may be told to go
-_LONGEST = (
-    0.5  # seconds that are made up for at once: a host waits 50 ms for an answer, so what is late is lost
+from lerobot_policy_vla0.tools.so100_emulator.calibration import (
+    Calibration,
+    JointCalibration,
+    from_step,
+    to_step,
 )
+from lerobot_policy_vla0.tools.so101.scene import (
+    CAMERAS,
+    CUBE,
+    TIMESTEP,
+    blind_scene,
+    overhead_camera,
+    within_speed,
+)
+
+HOLD = 7  # steps of the physics between two looks at how far a joint may be told to go
+#: Seconds that are made up for at once. What is later is lost: a host waits 50 ms for an answer.
+_LONGEST = 0.5
 
 
 class PhysicalArm:
@@ -41,6 +51,7 @@ class PhysicalArm:
         self._lock = threading.RLock()
         self._own = threading.local()  # a renderer belongs to the thread that made it
         self._joints = [self._model.joint(name) for name in SO101_JOINT_NAMES]
+        self._positions = [joint.qposadr[0] for joint in self._joints]
         self._motors = [self._model.actuator(name).id for name in SO101_JOINT_NAMES]
         self._gains = self._model.actuator_gainprm[self._motors, 0].copy()
         self.reset(seed)
@@ -50,7 +61,7 @@ class PhysicalArm:
         with self._lock:
             self._scene.reset(seed=seed)
             self._height = self._cube_height()
-            self._goals = np.array([self._data.qpos[joint.qposadr[0]] for joint in self._joints])
+            self._goals = self._angles()
             self._step = 0
             self._time = self._clock()
 
@@ -69,7 +80,7 @@ class PhysicalArm:
         """Return where a joint is now, radians."""
         with self._lock:
             self._advance()
-            return float(self._data.qpos[self._joints[index].qposadr[0]])
+            return float(self._angles()[index])
 
     def aim(self, index: int, goal: float | None) -> None:
         """Send a joint to ``goal``, radians; None lets it hang."""
@@ -116,14 +127,16 @@ class PhysicalArm:
         self._time += steps * TIMESTEP
         for _ in range(steps):
             if self._step % HOLD == 0:
-                here = np.array([self._data.qpos[joint.qposadr[0]] for joint in self._joints])
-                reach = np.radians(SPEED) * HOLD * TIMESTEP
-                self._data.ctrl[self._motors] = here + np.clip(self._goals - here, -reach, reach)
+                self._data.ctrl[self._motors] = within_speed(self._angles(), self._goals, HOLD * TIMESTEP)
             mujoco.mj_step(self._model, self._data)
             self._step += 1
 
+    def _angles(self) -> np.ndarray[Any, Any]:
+        angles: np.ndarray[Any, Any] = self._data.qpos[self._positions]
+        return angles
+
     def _cube_height(self) -> float:
-        return float(self._data.body("pick_slot_0").xpos[2])
+        return float(self._data.body(CUBE).xpos[2])
 
 
 class JointShaft:
@@ -132,7 +145,7 @@ class JointShaft:
     def __init__(self, arm: PhysicalArm, index: int, calibration: JointCalibration) -> None:
         self._arm, self._index, self._calibration = arm, index, calibration
         self._low, self._high = arm.limits(index)
-        self._is_gripper = SO101_JOINT_NAMES[index] == "gripper"
+        self._name = SO101_JOINT_NAMES[index]
 
     def aim(self, goal: float | None) -> None:
         """Go to ``goal`` from now on; None: no torque."""
@@ -140,18 +153,13 @@ class JointShaft:
 
     def position(self) -> float:
         """Return where the joint is now."""
-        angle, joint = self._arm.angle(self._index), self._calibration
-        if self._is_gripper:
-            share = (angle - self._low) / (self._high - self._low)
-            present = joint.range_min + share * (joint.range_max - joint.range_min)
-        else:
-            present = (joint.range_min + joint.range_max) / 2 + angle * _STEPS_PER_TURN / (2 * np.pi)
-        return present + joint.homing_offset
+        angle = self._arm.angle(self._index)
+        share = (angle - self._low) / (self._high - self._low)
+        value = 100 * share if self._name == "gripper" else np.degrees(angle)
+        return to_step(self._name, value, self._calibration) + self._calibration.homing_offset
 
     def _radians(self, shaft: float) -> float:
-        joint = self._calibration
-        present = shaft - joint.homing_offset
-        if self._is_gripper:
-            share = (present - joint.range_min) / (joint.range_max - joint.range_min)
-            return self._low + share * (self._high - self._low)
-        return (present - (joint.range_min + joint.range_max) / 2) * 2 * np.pi / _STEPS_PER_TURN
+        value = from_step(self._name, shaft - self._calibration.homing_offset, self._calibration)
+        if self._name == "gripper":
+            return self._low + value / 100 * (self._high - self._low)
+        return float(np.radians(value))

@@ -41,31 +41,31 @@ class PickLiftEnv(gymnasium.Env[dict[str, Any], Array]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.render_mode = "rgb_array"
         self._max_episode_steps = max_steps
-        self._arm = SimulatedArm(image_size, fps)
+        self.arm = SimulatedArm(image_size, fps)
         self._steps = 0
         self._frame: Array | None = None
         picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        joints = gymnasium.spaces.Box(-np.inf, np.inf, (len(self._arm.keys),), np.float32)
+        joints = gymnasium.spaces.Box(-np.inf, np.inf, (len(self.arm.keys),), np.float32)
         pixels = gymnasium.spaces.Dict(dict.fromkeys(CAMERAS, picture))
         self.observation_space = gymnasium.spaces.Dict({"agent_pos": joints, "pixels": pixels})
         self.action_space = joints
-        self.task_description = self.task = self._arm.scene.task_description
+        self.task_description = self.task = self.arm.scene.task_description
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin an episode with the cube where ``seed`` puts it."""
         super().reset(seed=seed)
-        self._arm.reset(seed)
+        self.arm.reset(seed)
         self._steps = 0
-        self.task_description = self.task = self._arm.scene.task_description
+        self.task_description = self.task = self.arm.scene.task_description
         return self._observe(), {"is_success": False}
 
     def step(self, action: Array) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Give the arm its next goal; the episode ends when the cube is lifted."""
-        self._arm.send(action)
+        self.arm.send(action)
         self._steps += 1
-        lifted = bool(self._arm.info["success"])
+        lifted = bool(self.arm.info["success"])
         late = self._steps >= self._max_episode_steps
         return self._observe(), float(lifted), lifted, late and not lifted, {"is_success": lifted}
 
@@ -78,10 +78,10 @@ class PickLiftEnv(gymnasium.Env[dict[str, Any], Array]):
 
     def close(self) -> None:
         """Free the simulation."""
-        self._arm.close()
+        self.arm.close()
 
     def _observe(self) -> dict[str, Any]:
-        state, pictures = self._arm.observe()
+        state, pictures = self.arm.observe()
         self._frame = np.concatenate([pictures[name] for name in CAMERAS], axis=1)
         return {"agent_pos": state, "pixels": pictures}
 

@@ -27,6 +27,8 @@ ENV_ID = "vla0/SO101PickLift-v0"
 #: Where the cube lies: within this distance of this place, metres ahead and to the left of the arm's base.
 CENTER, RADIUS = (0.22, 0.0), 0.08
 CAMERAS = ("wrist", "overhead")
+#: so101-nexus's names of the cube's body, and of the point between the fingers.
+CUBE, FINGERS = "pick_slot_0", "gripperframe"
 #: How fast a joint turns towards its goal, degrees a second; an STS3215 without load does 270. MuJoCo's motors alone
 #: would be there at once.
 SPEED = 180.0
@@ -48,7 +50,7 @@ class PickLift(PickLiftEnv):
 
     Args:
         render_mode: gymnasium's; only ``rgb_array`` and None.
-        control_mode: so101-nexus's; actions are joint positions in radians with the default.
+        control_mode: so101-nexus's name of joint positions; no other, because goals are limited to a servo's speed.
         image_size: edge of both cameras' pictures, pixels.
         fps: control steps per second.
         meshes: draw the arm as it was constructed (348,000 triangles), not by its collision shapes, which takes a CPU
@@ -58,7 +60,7 @@ class PickLift(PickLiftEnv):
         made: called with the new scene, for who has LeRobot make it.
 
     Raises:
-        ConfigError: a size or rate below 1.
+        ConfigError: a size or rate below 1, or another control mode.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class PickLift(PickLiftEnv):
     ) -> None:
         if image_size < 1 or fps < 1:
             raise ConfigError(f"image_size={image_size} and fps={fps} have to be 1 or more")
+        if control_mode != "pd_joint_pos":
+            raise ConfigError(f"control_mode={control_mode} is not for this scene: give pd_joint_pos")
         overhead = OverheadCamera(width=image_size, height=image_size)
         wrist = WristCamera(
             width=image_size,
@@ -109,11 +113,8 @@ class PickLift(PickLiftEnv):
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Move towards the goal ``action``, (6,) radians, for one control step."""
-        here = self._get_current_qpos()
-        reach = np.radians(SPEED) * self.control_dt
-        observation, reward, terminated, truncated, info = super().step(
-            here + np.clip(np.asarray(action) - here, -reach, reach)
-        )
+        goal = within_speed(self._get_current_qpos(), np.asarray(action), self.control_dt)
+        observation, reward, terminated, truncated, info = super().step(goal)
         told = {"lift_height": info["lift_height"], "is_grasped": bool(info["is_grasped"] > 0.5)}
         self._write({"time": time.monotonic(), **told, "success": bool(info["success"])})
         return observation, reward, terminated, truncated, info
@@ -122,6 +123,15 @@ class PickLift(PickLiftEnv):
         if self._log is not None:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def within_speed(
+    here: np.ndarray[Any, Any], goal: np.ndarray[Any, Any], seconds: float
+) -> np.ndarray[Any, Any]:
+    """Return how far towards ``goal`` joints get in so many seconds, radians."""
+    reach = np.radians(SPEED) * seconds
+    nearer: np.ndarray[Any, Any] = here + np.clip(goal - here, -reach, reach)
+    return nearer
 
 
 def settings(fps: int, **options: Any) -> PickConfig:
@@ -161,7 +171,7 @@ def draw_collision_shapes(model: Any) -> None:
     """Have MuJoCo draw the arm by its collision shapes, not by its meshes."""
     arm = model.geom_bodyid != 0
     solid = model.geom_contype != 0
-    cube = np.array([model.geom(i).name.startswith("pick_slot") for i in range(model.ngeom)])
+    cube = np.array([model.geom(i).name.startswith(CUBE) for i in range(model.ngeom)])
     model.geom_group[arm & ~solid] = HIDDEN
     model.geom_group[arm & solid] = SHOWN
     model.geom_rgba[arm & solid & ~cube] = YELLOW
