@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from helpers.fsdp_worker import NO_JITTER, train_on_share
+from helpers.fsdp_worker import NO_JITTER, end, train_on_share
 from helpers.tiny import make_config
 from lerobot_policy_vla0 import VLA0Policy
 
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     if dist.get_rank() == 0:
         result = {"losses": losses, "units": units, "without_weights_at_first": without}
         (folder / "result.json").write_text(json.dumps(result))
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

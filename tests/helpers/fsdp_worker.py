@@ -7,8 +7,10 @@ Takes a few steps, gathers the weights, and writes a checkpoint and its losses. 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -66,7 +68,19 @@ def main(folder: Path) -> None:
         policy.save_pretrained(folder, state_dict=weights)
         units = sorted({type(m.module).__name__ for m in FullyShardedDataParallel.fsdp_modules(sharded)})
         (folder / "result.json").write_text(json.dumps({"losses": losses, "units": units}))
-    dist.destroy_process_group()
+    end()
+
+
+def end() -> NoReturn:
+    """Wait until all processes have done their work, and end this one without taking the group down.
+
+    A process that takes gloo's group down may abort ("terminate called without an active exception") or wait for ever,
+    and torchrun then stops the other one, which may still be writing.
+    """
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
