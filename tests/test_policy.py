@@ -219,6 +219,25 @@ def test_actions_are_queued_and_reset_forgets_them() -> None:
     assert len(policy.executor.queue) == 0
 
 
+def test_a_query_takes_as_long_as_asked_for_and_answers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("lerobot_policy_vla0.modeling_vla0.time.sleep", slept.append)
+    torch.manual_seed(0)
+    policy = VLA0Policy(make_config()).eval()
+    batch = make_batch(policy.config)
+    chunk = policy.predict_action_chunk(batch)
+    assert slept == []
+    policy.config.min_query_ms = 1e6
+    assert torch.equal(policy.predict_action_chunk(batch), chunk)
+    policy.select_action(batch), policy.select_action(batch)  # two steps of one query
+    assert len(slept) == 2 and all(900 < seconds < 1000 for seconds in slept)
+    policy.config.min_query_ms = 1e-3  # over before it has begun
+    policy.predict_action_chunk(batch)
+    assert slept[2:] == [0.0]
+    with pytest.raises(ConfigError, match="min_query_ms=-1 must be"):
+        make_config(min_query_ms=-1)
+
+
 def test_ensembling_averages_what_successive_queries_predict() -> None:
     torch.manual_seed(0)
     policy = VLA0Policy(make_config(n_action_steps=1, ensemble_n_chunks=3, ensemble_old_weight=0.5)).eval()

@@ -26,7 +26,7 @@ def run_expert(arm: SimulatedArm, seed: int, noise: float = 0.0, look: bool = Tr
         look: Whether pictures are kept.
 
     Returns:
-        The episode; its frames are `observation.images.wrist` and `.overhead`, uint8 (T, H, W, 3); `observation.state`
+        The episode; its frames are `observation.images.wrist` and `.side`, uint8 (T, H, W, 3); `observation.state`
         and `action`, float32 (T, 6), in LeRobot's units.
     """
     disturbed = disturbance(seed, noise, size=5)

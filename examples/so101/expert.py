@@ -14,10 +14,22 @@ from so101_nexus.kinematics import ee_ik_delta_q
 from lerobot_policy_vla0.tools.so101.scene import CUBE, FINGERS, PickLift
 
 OPEN, CLOSED = np.radians(60.0), np.radians(-10.0)
-HOVER = 0.07  # metres above the cube, while the hand is beside it
-SLOPE = 3.0  # metres higher for each metre to the side
-LIFT = 0.12  # metres above the table
-SIDEWAYS, HEIGHT = 0.011, 0.008  # metres from the cube's middle at which the fingers close
+#: The fingers' point, at the finger that does not move, goes this far before the cube's middle, so that the cube lies
+#: in the middle between open fingers; and this far under it. Metres.
+INWARDS, UNDER = 0.015, 0.004
+#: The fingers close where the cube is at most so far from there: along the arm, to the side, in height. Measured: it is
+#: lifted from 20, 8 and 8 mm.
+ALONG, ASIDE, HIGH = 0.015, 0.008, 0.008
+#: They go down beside a cube that is at most so far to the side, which they then have between them, and do not touch.
+SWEEP = 0.015
+HOVER = 0.045  # metres above the cube, while the hand is further away
+SLOPE = 3.0  # metres higher for each metre further
+LIFT = 0.1  # metres above the table
+#: The fingers point down at the table, and outwards above it, so much for each metre: straight down, the wrist's limit
+#: would be in the way there; outwards at the table, the gripper's motor would.
+TILT = np.radians(250.0)
+#: The five joints where the search for a pose begins. Always the same, so that a goal depends only on the cube.
+START = np.radians([0.0, 0.0, 0.0, 75.0, 0.0])
 ITERATIONS = 30
 TURN_WEIGHT = 0.2  # of a radian beside a metre
 
@@ -35,17 +47,18 @@ class Expert:
 
     def act(self, grasped: bool) -> np.ndarray:
         """Return the next goal of the six joints, radians."""
-        cube, fingers = self._data.body(CUBE), self._data.site(FINGERS)
-        away = cube.xpos - fingers.xpos
-        sideways, height = float(np.linalg.norm(away[:2])), abs(float(away[2]))
+        cube, fingers = self._data.body(CUBE).xpos, self._data.site(FINGERS).xpos
+        ahead = cube[:2] / np.linalg.norm(cube[:2])
+        openness = np.clip(self._data.qpos[self._positions[5]] / OPEN, 0.0, 1.0)
+        goal = cube - np.append(INWARDS * openness * ahead, UNDER)
+        along, aside = np.abs(np.array([ahead, [-ahead[1], ahead[0]]]) @ (goal - fingers)[:2])
         # Fingers that have begun to close go on: disturbed ones would otherwise open and push the cube away.
-        slack = 2.0 if self._data.qpos[self._positions[5]] < 0.8 * OPEN else 1.0
-        near = sideways < slack * SIDEWAYS and height < slack * HEIGHT
-        goal = cube.xpos.copy()
+        slack = 2.0 if openness < 0.8 else 1.0
+        near = max(along / ALONG, aside / ASIDE, abs(goal[2] - fingers[2]) / HIGH) < slack
         if grasped:
             goal[2] = LIFT
         elif not near:
-            goal[2] += min(HOVER, SLOPE * max(0.0, sideways - SIDEWAYS / 2))
+            goal[2] += min(HOVER, SLOPE * max(0.0, along - ALONG, aside - SWEEP))
         return np.append(self._reach(goal), CLOSED if near or grasped else OPEN)
 
     def _reach(self, goal: np.ndarray) -> np.ndarray:
@@ -57,11 +70,14 @@ class Expert:
         ahead = np.arctan2(goal[1], goal[0])
         c, s = np.cos(ahead), np.sin(ahead)
         frame = np.array([[-c, -s, 0.0], [-s, c, 0.0], [0.0, 0.0, -1.0]])
+        tilt = TILT * goal[2]
+        down, out = np.cos(tilt), np.sin(tilt)
+        frame = frame @ np.array([[down, 0.0, -out], [0.0, 1.0, 0.0], [out, 0.0, down]])
         target = np.zeros(4)
         mujoco.mju_mat2Quat(target, frame.ravel())
         model, scratch = self._model, self._scratch
         scratch.qpos[:] = self._data.qpos
-        angles = scratch.qpos[self._positions[:5]].copy()
+        angles = START
         moves, turns = np.zeros((3, model.nv)), np.zeros((3, model.nv))
         site, quaternion = model.site(FINGERS).id, np.zeros(4)
         for _ in range(ITERATIONS):

@@ -5,7 +5,7 @@ ROBOT=(
   --robot.type=so101_follower
   --robot.port=/dev/ttyACM0
   --robot.id=follower
-  --robot.cameras='{wrist: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}, overhead: {type: opencv, index_or_path: 2, width: 640, height: 480, fps: 30}}'
+  --robot.cameras='{wrist: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}, side: {type: opencv, index_or_path: 2, width: 640, height: 480, fps: 30}}'
 )
 TELEOP=(
   --teleop.type=so101_leader

@@ -12,7 +12,7 @@ CHUNK=${CHUNK:-4}
 STEPS=${STEPS:-2400}
 SAVE=${SAVE:-600}
 
-camera() { echo "{type: sim, source: ${1}_camera, width: $SIZE, height: $SIZE, fps: $FPS}"; }
+camera() { echo "{type: sim, source: $1_camera, width: $SIZE, height: $SIZE, fps: $FPS}"; }
 ROBOT=(
   --robot.discover_packages_path=lerobot_policy_vla0.tools.so101
   --robot.type=sim_so_follower
@@ -21,5 +21,5 @@ ROBOT=(
   --robot.env_id=vla0/SO101PickLift-v0
   --robot.env_kwargs="{image_size: $SIZE, fps: $FPS, log: $RUN/steps.jsonl}"
   --robot.seed="$SEED"
-  --robot.cameras="{wrist: $(camera wrist), overhead: $(camera overhead)}"
+  --robot.cameras="{wrist: $(camera wrist), side: $(camera overhead)}"
 )

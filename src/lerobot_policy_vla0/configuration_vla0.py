@@ -185,6 +185,8 @@ class VLA0Config(PreTrainedConfig):
         max_action_step_unit: With ``range``, ``max_action_step`` is in fractions of the dimension's range in the
             training data, below 1; with ``robot``, it is in the robot's units (SO-100: degrees, percent for the
             gripper).
+        min_query_ms: A query takes at least this many milliseconds; what is left of them is slept. This shows on any
+            machine what a robot would do with a slower one (``vla0 latency``). 0 adds nothing.
 
     Decoding:
         decoder: ``reference`` is Hugging Face's ``generate``. ``fast`` uses a static cache and reads tokens that the
@@ -269,6 +271,7 @@ class VLA0Config(PreTrainedConfig):
     binary_action_indices: list[int] = field(default_factory=list)
     max_action_step: float | list[float | None] | None = None
     max_action_step_unit: str = "range"
+    min_query_ms: float = 0.0
 
     decoder: str = "auto"
     draft_width: int | None = None
@@ -434,6 +437,8 @@ class VLA0Config(PreTrainedConfig):
                 f"ensemble_old_weight={self.ensemble_old_weight} has no effect with ensemble_n_chunks=1. "
                 "Raise ensemble_n_chunks or leave ensemble_old_weight at 1.0."
             )
+        if not 0 <= self.min_query_ms < math.inf:
+            raise ConfigError(f"min_query_ms={self.min_query_ms} must be finite and at least 0 milliseconds.")
         self._check_max_action_step()
 
     def _check_max_action_step(self) -> None:

@@ -445,8 +445,11 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
+        end = time.perf_counter() + self.config.min_query_ms / 1000
         with self._autocast(), self._evaluating():
             ids = self.decoder.decode(self._request(batch, committed))
+        if self.config.min_query_ms:
+            time.sleep(max(0.0, end - time.perf_counter()))
         return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self._device)
 
     def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:

@@ -36,4 +36,4 @@ def test_the_arms_options_are_lerobots(tmp_path: Path) -> None:
     options = so101_realtime.robot_options(3, 64, tmp_path / "log")
     assert "--robot.seed=3" in options and any("image_size: 64" in option for option in options)
     described = json.loads(options[-1].removeprefix("--robot.cameras="))
-    assert described["wrist"]["source"] == "wrist_camera" and described["overhead"]["width"] == 64
+    assert described["wrist"]["source"] == "wrist_camera" and described["side"]["width"] == 64

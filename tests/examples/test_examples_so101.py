@@ -66,7 +66,7 @@ def test_the_scripts_run_in_their_order(tmp_path: Path) -> None:
     assert evaluated["overall"]["n_episodes"] == 2
 
     # What the expert records is what LeRobot records with this arm: the same keys, names, shapes and units.
-    for key in ("observation.state", "action", "observation.images.wrist", "observation.images.overhead"):
+    for key in ("observation.state", "action", "observation.images.wrist", "observation.images.side"):
         ours, theirs = (data.meta.features[key] for data in (recorded, rolled_out))
         assert (tuple(ours["shape"]), ours["names"]) == (tuple(theirs["shape"]), theirs["names"]), key
     shown, done = (np.stack(d.hf_dataset.with_format("numpy")["action"]) for d in (recorded, rolled_out))

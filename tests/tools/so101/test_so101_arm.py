@@ -37,7 +37,7 @@ def test_positions_and_goals_are_in_lerobots_units(arm: SimulatedArm) -> None:
     assert state == pytest.approx(REST, abs=1.5)  # degrees: the start is a little disturbed
     assert {name: picture.shape for name, picture in pictures.items()} == {
         "wrist": (32, 32, 3),
-        "overhead": (32, 32, 3),
+        "side": (32, 32, 3),
     }
     goal = np.array([20, -60, 60, 50, -10, 40], np.float32)
     before = state[:5]
@@ -59,7 +59,7 @@ def test_positions_and_goals_are_in_lerobots_units(arm: SimulatedArm) -> None:
 def test_a_seed_is_a_place_and_nothing_else(arm: SimulatedArm) -> None:
     def start(seed: int) -> tuple[np.ndarray, np.ndarray]:
         arm.reset(seed)
-        return arm.scene.data.body("pick_slot_0").xpos.copy(), arm.observe()[1]["overhead"]
+        return arm.scene.data.body("pick_slot_0").xpos.copy(), arm.observe()[1]["side"]
 
     (place, picture), (other, _) = start(5), start(6)
     again, same = start(5)

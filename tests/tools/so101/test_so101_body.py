@@ -25,7 +25,7 @@ from lerobot_policy_vla0.tools.so100_emulator.emulator import SO100Emulator
 from lerobot_policy_vla0.tools.so100_emulator.servo import Register
 from lerobot_policy_vla0.tools.so100_emulator.trajectory import REST
 from lerobot_policy_vla0.tools.so101.body import PhysicalArm
-from lerobot_policy_vla0.tools.so101.scene import PickLift
+from lerobot_policy_vla0.tools.so101.scene import CAMERAS, PickLift
 
 pytestmark = pytest.mark.sim
 
@@ -74,9 +74,9 @@ def test_the_pictures_are_the_scenes() -> None:
     mujoco.mj_forward(scene.model, scene.data)
     seen = scene._get_obs()
     for view in body.views:
-        assert np.array_equal(body.render(view, 48, 48), seen[f"{view}_camera"]), view
+        assert np.array_equal(body.render(view, 48, 48), seen[CAMERAS[view]]), view
     scene.close()
-    with pytest.raises(ConfigError, match=r"cameras wrist, overhead, not 'top'"):
+    with pytest.raises(ConfigError, match=r"cameras wrist, side, not 'top'"):
         body.render("top", 48, 48)
 
 
@@ -129,7 +129,7 @@ def test_so101_follower_lifts_the_cube_over_the_wire(tmp_path: Path) -> None:
         obey(emulator, "reset 2")
         assert abs(body.lift_height) < 0.005
         robot.disconnect()
-    with pytest.raises(ConfigError, match=r"cameras are wrist, overhead, not top"):
+    with pytest.raises(ConfigError, match=r"cameras are wrist, side, not top"):
         SO100Emulator(tmp_path, cameras=[CameraSettings("top", 64, 48)], body=body)
 
 
@@ -163,7 +163,7 @@ def test_the_command_gives_lerobot_an_so101_with_two_cameras(tmp_path: Path) -> 
     assert out.endswith("# ended\n") and "Traceback" not in errors
     options = "".join(shown)
     assert "--robot.type=so101_follower" in options
-    assert "{wrist: {type: zmq" in options and "overhead: {type: zmq" in options
+    assert "{wrist: {type: zmq" in options and "side: {type: zmq" in options
 
 
 def test_emulated_arms_without_physics_can_be_so101s_too(tmp_path: Path) -> None:

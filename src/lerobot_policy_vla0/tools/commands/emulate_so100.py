@@ -39,9 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("so100", "so101"),
         help="LeRobot's name of the arms (default so100; so101 with physics)",
     )
-    cameras = (
-        "names of the cameras (default top; with physics wrist and overhead, which are the names there are)"
-    )
+    cameras = "names of the cameras (default top; with physics wrist and side, which are the names there are)"
     add("--camera", nargs="+", metavar="NAME", help=cameras)
     add("--no-camera", action="store_true", help="arms only; needs no pyzmq")
     add("--size", type=int, nargs=2, default=(640, 480), metavar=("WIDTH", "HEIGHT"))

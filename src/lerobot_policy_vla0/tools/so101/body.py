@@ -23,7 +23,7 @@ from lerobot_policy_vla0.tools.so101.scene import (
     CUBE,
     TIMESTEP,
     blind_scene,
-    overhead_camera,
+    side_camera,
     within_speed,
 )
 
@@ -42,7 +42,7 @@ class PhysicalArm:
         clock: returns seconds that never decrease.
     """
 
-    views: tuple[str, ...] = CAMERAS
+    views: tuple[str, ...] = tuple(CAMERAS)
 
     def __init__(self, seed: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._scene = blind_scene()
@@ -109,7 +109,7 @@ class PhysicalArm:
             drawers[key] = (
                 renderer,
                 mujoco.MjData(self._model),
-                overhead_camera() if view == "overhead" else "wrist_cam",
+                side_camera() if view == "side" else "wrist_cam",
             )
         renderer, data, camera = drawers[key]
         with self._lock:

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 class PickLiftEnv(gymnasium.Env[dict[str, Any], Array]):
     """One arm that has to lift the cube.
 
-    An observation is ``{"agent_pos": (6,) float32, "pixels": {"wrist", "overhead": (H, W, 3) uint8}}``; an action is
+    An observation is ``{"agent_pos": (6,) float32, "pixels": {"wrist", "side": (H, W, 3) uint8}}``; an action is
     the next goal, ``(6,)``, in the units of ``agent_pos``: degrees, and percent open for the gripper.
 
     Args:

@@ -26,18 +26,21 @@ from lerobot_policy_vla0.errors import ConfigError
 ENV_ID = "vla0/SO101PickLift-v0"
 #: Where the cube lies: within this distance of this place, metres ahead and to the left of the arm's base.
 CENTER, RADIUS = (0.22, 0.0), 0.08
-CAMERAS = ("wrist", "overhead")
+#: The cameras' names, and so101-nexus's names of their pictures.
+CAMERAS = {"wrist": "wrist_camera", "side": "overhead_camera"}
 #: so101-nexus's names of the cube's body, and of the point between the fingers.
 CUBE, FINGERS = "pick_slot_0", "gripperframe"
 #: How fast a joint turns towards its goal, degrees a second; an STS3215 without load does 270. MuJoCo's motors alone
 #: would be there at once.
 SPEED = 180.0
-#: The overhead camera: straight down at this place, from this far, so that the picture is 32 cm of the table, 2.5 mm
-#: per pixel of 128. so101-nexus's own shows the whole arm, and the cube at half the size.
-LOOK_AT, DISTANCE = (0.22, 0.0, 0.0), 0.386
+#: The side camera: it looks at this place from this far, degrees around the vertical and below the horizontal, so that
+#: the arm hides neither the cube nor the fingers. so101-nexus's own looks straight down: the arm hides the cube while
+#: it grasps.
+LOOK_AT, DISTANCE, AZIMUTH, ELEVATION = (0.21, 0.0, 0.04), 0.34, 115.0, -50.0
 #: The wrist camera on its mount: degrees of view and of pitch, metres. so101-nexus draws these anew for every episode,
-#: in ranges around these; on an arm they are screwed down.
-FIELD_OF_VIEW, PITCH, MOUNT = 75.0, -17.2, (0.0, 0.04, -0.04)
+#: in ranges around these; on an arm they are screwed down. The pitch is the lowest, at which the cube between the
+#: fingers is in the middle of the picture.
+FIELD_OF_VIEW, PITCH, MOUNT = 75.0, -34.4, (0.0, 0.04, -0.04)
 #: Seconds of one step of the physics, at most.
 TIMESTEP = 0.005
 #: Colour of the arm where it is drawn by its collision shapes, some of which are red, as the cube is.
@@ -94,7 +97,7 @@ class PickLift(PickLiftEnv):
             render_mode=render_mode,
             control_mode=control_mode,
         )
-        self._overhead_obs_cam = overhead_camera()
+        self._overhead_obs_cam = side_camera()
         if not meshes:
             draw_collision_shapes(self.model)
         self._log = None if log is None else Path(log)
@@ -148,12 +151,12 @@ def settings(fps: int, **options: Any) -> PickConfig:
     )
 
 
-def overhead_camera() -> mujoco.MjvCamera:
-    """Return the camera that looks down on the table, the arm's front upwards."""
+def side_camera() -> mujoco.MjvCamera:
+    """Return the camera at the right of the table, ahead of the arm."""
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE
     camera.lookat[:] = LOOK_AT
-    camera.distance, camera.elevation, camera.azimuth = DISTANCE, -90.0, 0.0
+    camera.distance, camera.elevation, camera.azimuth = DISTANCE, ELEVATION, AZIMUTH
     return camera
 
 
@@ -204,10 +207,10 @@ def cameras(image_size: int, fps: int) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "type": "sim",
-            "source": f"{name}_camera",
+            "source": source,
             "width": image_size,
             "height": image_size,
             "fps": fps,
         }
-        for name in CAMERAS
+        for name, source in CAMERAS.items()
     }
