@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Record demonstrations: of a leader where TELEOP names one (real arms), or else of the scripted expert.
+# Record demonstrations of the scripted expert, or of you:
 #   LEADER=/dev/ttyACM1 bash examples/so101/1_record.sh     a real SO-101 leader moves the simulated arm
+#   KEYBOARD=1 EPISODE_S=30 bash examples/so101/1_record.sh     keys in this terminal do
+# Real arms have a leader (hardware.sh).
 export SO100_OPTIONS=${SO101_OPTIONS:-examples/so101/simulation.sh}
 source "$(dirname "$0")/../so100/common.sh"
 

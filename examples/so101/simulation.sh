@@ -23,3 +23,9 @@ ROBOT=(
   --robot.seed="$SEED"
   --robot.cameras="{wrist: $(camera wrist), side: $(camera overhead)}"
 )
+# Who shows how, in place of the scripted expert: a real SO-101 leader, or keys in this terminal.
+if [ -n "${LEADER:-}" ]; then
+  TELEOP=(--teleop.type=so101_leader --teleop.port="$LEADER" --teleop.id="${LEADER_ID:-leader}")
+elif [ -n "${KEYBOARD:-}" ]; then
+  TELEOP=(--teleop.discover_packages_path=lerobot_policy_vla0.tools.so101 --teleop.type=keyboard_hand --teleop.id=keyboard)
+fi

@@ -185,6 +185,10 @@ class VLA0Config(PreTrainedConfig):
         max_action_step_unit: With ``range``, ``max_action_step`` is in fractions of the dimension's range in the
             training data, below 1; with ``robot``, it is in the robot's units (SO-100: degrees, percent for the
             gripper).
+        min_gripper_height: The point between the fingertips of an SO-101 is sent to no place lower than this, metres
+            above the table that the arm stands on. It needs ``max_action_step``, so that the way between two goals is
+            short, absolute actions in degrees, and the extra ``so101``. None turns it off. The way to the first goal
+            after a reset is not limited.
         min_query_ms: A query takes at least this many milliseconds; what is left of them is slept. This shows on any
             machine what a robot would do with a slower one (``vla0 latency``). 0 adds nothing.
 
@@ -271,6 +275,7 @@ class VLA0Config(PreTrainedConfig):
     binary_action_indices: list[int] = field(default_factory=list)
     max_action_step: float | list[float | None] | None = None
     max_action_step_unit: str = "range"
+    min_gripper_height: float | None = None
     min_query_ms: float = 0.0
 
     decoder: str = "auto"
@@ -440,6 +445,20 @@ class VLA0Config(PreTrainedConfig):
         if not 0 <= self.min_query_ms < math.inf:
             raise ConfigError(f"min_query_ms={self.min_query_ms} must be finite and at least 0 milliseconds.")
         self._check_max_action_step()
+        self._check_min_gripper_height()
+
+    def _check_min_gripper_height(self) -> None:
+        height = self.min_gripper_height
+        if height is None:
+            return
+        if not math.isfinite(height):
+            raise ConfigError(f"min_gripper_height={height} must be a number of metres, or None.")
+        if self.max_action_step is None or self.use_relative_actions:
+            raise ConfigError(
+                f"min_gripper_height={height} needs max_action_step (without it the arm may go lower on its way to a "
+                "goal that is far away) and use_relative_actions=False. Set max_action_step, or min_gripper_height to "
+                "None."
+            )
 
     def _check_max_action_step(self) -> None:
         value, unit = self.max_action_step, self.max_action_step_unit

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,21 +40,34 @@ RECOMPUTE = "lerobot-edit-dataset --repo_id=NAME --new_repo_id=NAME_stats --oper
 _ADD_QUANTILES = "python -m lerobot.scripts.augment_dataset_quantile_stats"
 
 
-def check_stats(config: VLA0Config, stats: Stats | None) -> Tensor:
+@dataclass(frozen=True)
+class ActionRange:
+    """The robot's actions that are normalised to -1 and to 1, ``(D,)`` float32 each, in the robot's units."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def span(self) -> Tensor:
+        """Width of the range, at least 0."""
+        return self.high - self.low
+
+
+def check_stats(config: VLA0Config, stats: Stats | None) -> ActionRange:
     """Check every statistic the options need; for the result see `check_action_stats`.
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, out of order, or of absolute
             actions with ``use_relative_actions``.
     """
-    span = check_action_stats(config, stats)
+    actions = check_action_stats(config, stats)
     if config.state_in_prompt:
         check_state_stats(config, stats)
     check_relative_stats(config, stats)
-    return span
+    return actions
 
 
-def check_action_stats(config: VLA0Config, stats: Stats | None, saved_in: Path | None = None) -> Tensor:
+def check_action_stats(config: VLA0Config, stats: Stats | None, saved_in: Path | None = None) -> ActionRange:
     """Check that statistics can normalise actions.
 
     Args:
@@ -62,7 +76,7 @@ def check_action_stats(config: VLA0Config, stats: Stats | None, saved_in: Path |
         saved_in: the file of the checkpoint that has them; None for a data set's.
 
     Returns:
-        ``(D,)`` float32: width of the normalised range [-1, 1] in the robot's units, at least 0.
+        The range that becomes [-1, 1].
 
     Raises:
         StatsError: naming the statistics that are missing, of the wrong shape, NaN, or out of order; or if no
@@ -77,12 +91,12 @@ def check_action_stats(config: VLA0Config, stats: Stats | None, saved_in: Path |
             f"would be sent these numbers whatever the policy answers. {_repair(saved_in)} If they are right, "
             "record data in which the robot moves."
         )
-    return torch.tensor(high) - torch.tensor(low)
+    return ActionRange(torch.tensor(low), torch.tensor(high))
 
 
-def warn_about_constant_actions(config: VLA0Config, span: Tensor) -> None:
-    """Name the dimensions of an action that the policy can never move; ``span`` is that of `check_action_stats`."""
-    if constant := [i for i, width in enumerate(span.tolist()) if width == 0]:
+def warn_about_constant_actions(config: VLA0Config, actions: ActionRange) -> None:
+    """Name the dimensions of an action that the policy can never move."""
+    if constant := [i for i, width in enumerate(actions.span.tolist()) if width == 0]:
         logger.warning(
             "action: dimension(s) %s never change in the training data, so the policy will never move them",
             name_dimensions(constant, config.action_feature_names),

@@ -51,6 +51,7 @@ from lerobot_policy_vla0.checkpoints.saved_normalizers import check_normalizers,
 from lerobot_policy_vla0.checkpoints.saved_policy import load_policy, save_policy
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
 from lerobot_policy_vla0.dataset_stats import (
+    ActionRange,
     check_relative_horizon,
     check_stats,
     warn_about_constant_actions,
@@ -142,7 +143,7 @@ class VLA0Policy(PreTrainedPolicy):
         config.validate_features()
         if dataset_meta is not None:
             check_dataset(config, dataset_stats, dataset_meta)
-        span = None if dataset_stats is None else check_stats(config, dataset_stats)
+        actions = None if dataset_stats is None else check_stats(config, dataset_stats)
         if dataset_stats is not None:
             check_relative_horizon(config, dataset_stats, dataset_meta)
         self._dataset_stats = dataset_stats
@@ -158,15 +159,15 @@ class VLA0Policy(PreTrainedPolicy):
         # It is saved with the weights, so that a resumed run draws the same crops, jitter and masks.
         self.augmentation = AugmentationState()
         self._warned_clipping = False
-        self.executor = ChunkExecutor(config, span)
+        self.executor = ChunkExecutor(config, actions)
         self._guard = ThreadGuard()
         self._gathered: dict[str, Tensor] | None = None  # the weights that `save_pretrained` was given
         self._decoder: Decoder | None = None
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
         self._training_states: TrainingStates | None = None  # until the first observation is compared with it
-        if span is not None:
-            self._learn_ranges(span, dataset_stats, config.normalization_mapping.get("STATE"))
+        if actions is not None:
+            self._learn_ranges(actions, dataset_stats, config.normalization_mapping.get("STATE"))
         self._cold = False  # whether the first reset warms the decoder up
         # Whether the weights without an adapter are the backbone's, and not those of a trained policy.
         self._on_backbone = not (stored_vlm or resumed)
@@ -713,23 +714,24 @@ class VLA0Policy(PreTrainedPolicy):
             if after is not None:
                 warn_about_other_ranges(self.config, after, self._dataset_stats)
             return
-        span = check_normalizers(self.config, before, after)
-        if span is not None:
+        actions = check_normalizers(self.config, before, after)
+        if actions is not None:
             self._learn_ranges(
-                span, before.stats if before else None, before.mode("STATE") if before else None
+                actions, before.stats if before else None, before.mode("STATE") if before else None
             )
         if self.executor.waits_for_statistics:
-            if span is None:
+            if actions is None:
                 raise StatsError(
                     f"{folder} has no {POLICY_POSTPROCESSOR_DEFAULT_NAME}.json, so the range of its actions in the "
                     f"robot's units is not known; it holds {sorted(path.name for path in folder.iterdir())}. Copy the "
-                    "whole checkpoint, or give max_action_step as fractions with max_action_step_unit='range'."
+                    "whole checkpoint, or give max_action_step as fractions with max_action_step_unit='range' and no "
+                    "min_gripper_height."
                 )
-            self.executor.set_limits(span)
+            self.executor.set_limits(actions)
 
-    def _learn_ranges(self, span: Tensor, stats: Any, state_mode: NormalizationMode | None) -> None:
+    def _learn_ranges(self, actions: ActionRange, stats: Any, state_mode: NormalizationMode | None) -> None:
         """Say which dimensions the policy cannot move, and keep the states to compare the first one with."""
-        warn_about_constant_actions(self.config, span)
+        warn_about_constant_actions(self.config, actions)
         self._training_states = TrainingStates.from_stats(
             stats, state_mode or NormalizationMode.IDENTITY, self.config.action_feature_names
         )

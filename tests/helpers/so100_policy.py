@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,14 @@ class Rollout:
     """Runs `lerobot-rollout` in this process on an emulated arm, and keeps what was said and told.
 
     Attributes:
-        log: what the arm was told.
+        log: what the arm was told, the first of two.
+        other: what the second arm was told; None with one.
         said: warnings and news of the policy and of LeRobot, one per line.
         torque: whether the arm was under torque at the end.
     """
 
     log: BusLog
+    other: BusLog | None
     torque: bool
 
     def __init__(self, folder: Path) -> None:
@@ -95,8 +98,12 @@ class Rollout:
         camera: CameraSettings | None = None,
         task: str = "wave",
         goals: int = 3,
+        pair: str | None = None,
     ) -> None:
-        """Run it, and interrupt it after so many goals: how long they take depends on the machine."""
+        """Run it, and interrupt it after so many goals: how long they take depends on the machine.
+
+        With the name of a ``pair`` the robot is two arms.
+        """
         from lerobot.scripts.lerobot_rollout import main
 
         be_patient()
@@ -108,14 +115,19 @@ class Rollout:
         # LeRobot replaces the root logger's handlers.
         loggers = [logging.getLogger(name) for name in ("lerobot", "lerobot_policy_vla0")]
         with (
-            SO100Emulator(self._folder, cameras=[camera or CameraSettings("top", 64, 48, 30)]) as emulator,
+            SO100Emulator(
+                self._folder,
+                cameras=[camera or CameraSettings("top", 64, 48, 30)],
+                followers=(f"{pair}_left", f"{pair}_right") if pair else ("follower",),
+            ) as emulator,
             BusLog(emulator.followers[0]) as self.log,
+            BusLog(emulator.followers[1]) if pair else nullcontext() as self.other,
             pytest.MonkeyPatch.context() as patch,
         ):
             options = [
                 "--strategy.type=base",
                 f"--policy.path={policy}",
-                *emulator.robot_options(),
+                *emulator.robot_options(pair),
                 f"--duration={LONG}",
                 "--fps=10",
                 "--return_to_initial_position=false",

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lerobot_policy_vla0.dataset_stats import ENDS_OF_MODE, check_action_stats, check_state_stats
+from lerobot_policy_vla0.dataset_stats import ENDS_OF_MODE, ActionRange, check_action_stats, check_state_stats
 from lerobot_policy_vla0.errors import CheckpointError, StatsError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _key(entry: dict[str, Any]) -> str:
 
 def check_normalizers(
     config: VLA0Config, before: SavedNormalizer | None, after: SavedNormalizer | None
-) -> Tensor | None:
+) -> ActionRange | None:
     """Check that saved processors convert what this policy needs, the way its options say.
 
     Args:
@@ -108,18 +108,18 @@ def check_normalizers(
         after: the post-processor's un-normaliser.
 
     Returns:
-        ``(D,)`` as `check_action_stats`; None without ``after``.
+        As `check_action_stats`; None without ``after``.
 
     Raises:
         CheckpointError: if a mode is not that of the options, or the processors do not belong together.
         StatsError: if statistics are missing, of another key or another size, or unusable.
     """
-    span = None
+    actions = None
     if after is not None:
         _check_mode(config, after, "ACTION", ACTION)
-        span = check_action_stats(config, after.stats, after.file)
+        actions = check_action_stats(config, after.stats, after.file)
     if before is None:
-        return span
+        return actions
     if config.state_in_prompt:
         _check_mode(config, before, "STATE", OBS_STATE)
         check_state_stats(config, before.stats, before.file)
@@ -137,7 +137,7 @@ def check_normalizers(
                 "use_relative_actions=True needs the same in both. They are of different checkpoints: copy the whole "
                 "checkpoint again."
             )
-    return span
+    return actions
 
 
 def _check_mode(config: VLA0Config, saved: SavedNormalizer, kind: str, key: str) -> None:

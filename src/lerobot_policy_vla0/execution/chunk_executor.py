@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lerobot_policy_vla0.errors import ActionError
+from lerobot_policy_vla0.errors import ActionError, StatsError
 from lerobot_policy_vla0.execution.ensembling import TemporalEnsembler, snap_binary
+from lerobot_policy_vla0.execution.floor import Floor
 from lerobot_policy_vla0.execution.realtime import LateChunks, committed_steps
 from lerobot_policy_vla0.execution.step_limit import ActionLimiter, step_limits
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+    from lerobot_policy_vla0.dataset_stats import ActionRange
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class ChunkExecutor:
 
     Args:
         config: the policy's, with its features.
-        span: ``(D,)`` width of the normalised range [-1, 1] in the robot's units; None if it is not known yet.
+        actions: the range that is normalised to [-1, 1]; None if it is not known yet.
     """
 
-    def __init__(self, config: VLA0Config, span: Tensor | None) -> None:
+    def __init__(self, config: VLA0Config, actions: ActionRange | None) -> None:
         self.config = config
         self.queue: deque[Tensor] = deque()  # (B, D) each, in order of execution
         self.limiter: ActionLimiter | None = None
@@ -58,19 +60,30 @@ class ChunkExecutor:
         )
         self._late_chunks = LateChunks(config.chunk_size)
         # Limits in the robot's units can be converted only when the checkpoint's statistics are known.
-        if config.max_action_step_unit != "robot" or span is not None:
-            self.set_limits(span)
+        in_robots_units = config.max_action_step_unit == "robot" or config.min_gripper_height is not None
+        if not in_robots_units or actions is not None:
+            self.set_limits(actions)
 
-    def set_limits(self, span: Tensor | None) -> None:
-        """Convert ``max_action_step`` to normalised actions.
+    def set_limits(self, actions: ActionRange | None) -> None:
+        """Convert ``max_action_step`` and ``min_gripper_height`` to normalised actions.
 
         Raises:
-            StatsError: if the limits are in the robot's units and ``span`` is None.
+            StatsError: if one of them is in the robot's units and ``actions`` is None.
+            ConfigError: see `Floor`.
         """
-        limits = self.config.step_limits
-        if limits is not None:
-            unit = self.config.max_action_step_unit
-            self.limiter = ActionLimiter(step_limits(limits, unit, span))
+        config = self.config
+        if config.step_limits is not None:
+            span = None if actions is None else actions.span
+            self.limiter = ActionLimiter(step_limits(config.step_limits, config.max_action_step_unit, span))
+        if config.min_gripper_height is not None:
+            if actions is None:
+                raise StatsError(
+                    f"min_gripper_height={config.min_gripper_height} needs the action statistics, and this policy was "
+                    "built without any. Load a checkpoint with its processors (VLA0Policy.from_pretrained), or pass "
+                    "dataset_stats."
+                )
+            assert self.limiter is not None
+            self.limiter.floor = Floor(config.min_gripper_height, actions)
 
     @property
     def waits_for_statistics(self) -> bool:
@@ -149,7 +162,7 @@ class ChunkExecutor:
         return self._limit(chunk - origin, executed=executed, continues=commitment.ran_dry) + origin
 
     def _limit(self, actions: Tensor, *, executed: Tensor | None = None, continues: bool = True) -> Tensor:
-        """Return ``(B, T, D)`` with ``max_action_step`` applied; see `ActionLimiter.apply`."""
+        """Return ``(B, T, D)`` with the limits applied; for arguments see `ActionLimiter.apply`."""
         if self.config.max_action_step is None:
             return actions
         if self.limiter is None:

@@ -1,4 +1,4 @@
-"""Limits how far an action may be from the one executed before it: the option ``max_action_step``.
+"""Limits how far an action may be from the one executed before it: the option ``max_action_step``; see `floor` too.
 
 Actions are normalised; only `step_limits` knows the robot's units.
 """
@@ -8,11 +8,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lerobot_policy_vla0.errors import ActionError, ConfigError, StatsError
+
+if TYPE_CHECKING:
+    from lerobot_policy_vla0.execution.floor import Floor
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +69,9 @@ def step_limits(limits: Sequence[float | None], unit: str, span: Tensor | None) 
     return wanted.float()
 
 
-def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Tensor:
+def limit_steps(
+    actions: Tensor, limits: Tensor, previous: Tensor | None, floor: Floor | None = None
+) -> Tensor:
     """Return actions whose dimensions change by at most their limit from one step to the next.
 
     Each step goes as far toward the wanted one as it may, so a limited motion arrives later and does not overshoot.
@@ -74,6 +80,7 @@ def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Ten
         actions: ``(B, T, D)`` float, in order of execution.
         limits: ``(D,)`` positive; infinite means no limit.
         previous: ``(B, D)`` the action before the first step; None does not limit the first step.
+        floor: under which no step leads.
 
     Returns:
         ``(B, T, D)``, a new tensor.
@@ -92,6 +99,8 @@ def limit_steps(actions: Tensor, limits: Tensor, previous: Tensor | None) -> Ten
             limited[:, step] = torch.where(
                 change.abs() <= limits + _ROUNDING, wanted, previous + change.clamp(-limits, limits)
             )
+        if floor is not None:
+            limited[:, step] = floor.keep_above(limited[:, step], previous, limits)
         previous = limited[:, step]
     return limited
 
@@ -111,6 +120,7 @@ class ActionLimiter:
         self.limits = limits
         self.steps = 0
         self.limited = 0
+        self.floor: Floor | None = None
         self._previous: Tensor | None = None  # (B, D)
 
     def reset(self) -> None:
@@ -148,7 +158,7 @@ class ActionLimiter:
                 "of environments changes."
             )
         free = actions[:, given:]
-        limited = limit_steps(free, self.limits.to(actions.device), previous)
+        limited = limit_steps(free, self.limits.to(actions.device), previous, self.floor)
         self._note(free, limited)
         if executed is not None:
             limited = torch.cat([executed.to(limited), limited], dim=1)
@@ -162,10 +172,11 @@ class ActionLimiter:
         if bites and not self.limited:
             worst = int(held_back.amax((0, 1)).argmax())
             logger.warning(
-                "max_action_step bites: dimension %d was to change by more than %.4g of its range in one step; it "
+                "max_action_step bites: dimension %d was to change by more than %.4g of its range in one step%s; it "
                 "arrives up to %.4g of the range late. This is said once, reset() counts.",
                 worst,
                 float(self.limits[worst]) / _WIDTH,
+                "" if self.floor is None else ", or to lead too low",
                 float(held_back[..., worst].max()) / _WIDTH,
             )
         self.limited += bites

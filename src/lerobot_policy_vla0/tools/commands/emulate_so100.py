@@ -29,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     folder = "for ports and calibration (default outputs/so100)"
     add("--folder", type=Path, default=Path("outputs/so100"), help=folder)
-    add("--followers", nargs="*", default=["follower"], metavar="NAME", help="(default: follower)")
+    followers = "(default: follower); X_left and X_right are LeRobot's bi_so_follower X too"
+    add("--followers", nargs="*", default=["follower"], metavar="NAME", help=followers)
     add("--leaders", nargs="*", default=["leader"], metavar="NAME", help="(default: leader)")
     body = "what moves the first follower: the servos' law of motion (default), or an SO-101 with physics and a cube"
     add("--body", choices=("kinematic", "mujoco"), default="kinematic", help=body)
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         ) as emulator,
         options_file(emulator, arguments.options) if arguments.options else nullcontext(),
     ):
-        for name in arguments.followers:
+        for name in (*arguments.followers, *emulator.pairs):
             print(f"# {name}: for lerobot-record, -replay, -rollout")
             print(" \\\n  ".join(shlex.quote(option) for option in emulator.robot_options(name)))
         for name in arguments.leaders:

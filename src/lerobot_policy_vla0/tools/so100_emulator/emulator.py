@@ -106,11 +106,31 @@ class SO100Emulator:
         """Put the ball ``x`` metres ahead of the first follower and ``y`` metres to its left."""
         self.scene.place_ball(x, y)
 
+    @property
+    def pairs(self) -> list[str]:
+        """Names of which ``NAME_left`` and ``NAME_right`` are followers: LeRobot's `bi_so_follower` drives both."""
+        names = [name.removesuffix("_left") for name in self._followers if name.endswith("_left")]
+        return [name for name in names if f"{name}_right" in self._followers]
+
     def robot_options(self, follower: str | None = None) -> list[str]:
-        """Return the options of LeRobot's commands for a follower (default: the first), cameras included."""
-        arm = self.arms[follower] if follower else self.followers[0]
-        options = _options("robot", f"{self.model}_follower", arm)
-        if self.cameras and arm is self.followers[0]:
+        """Return the options of LeRobot's commands for a follower (default: the first) or for a pair.
+
+        Those of the first follower, and of its pair, have the cameras.
+        """
+        name = follower or self._followers[0]
+        both = [f"{name}_left", f"{name}_right"] if name in self.pairs else [name]
+        arms = [self.arms[one] for one in both]
+        if name in self.pairs:
+            options = [
+                "--robot.type=bi_so_follower",
+                f"--robot.id={name}",
+                f"--robot.calibration_dir={arms[0].calibration_dir}",
+                f"--robot.left_arm_config.port={arms[0].port.path}",
+                f"--robot.right_arm_config.port={arms[1].port.path}",
+            ]
+        else:
+            options = _options("robot", f"{self.model}_follower", arms[0])
+        if self.cameras and self.followers[0] in arms:
             described = (
                 f"{name}: {{{', '.join(f'{key}: {value}' for key, value in camera.lerobot_config().items())}}}"
                 for name, camera in self.cameras.items()
