@@ -78,7 +78,7 @@ def run_robot_client(
                 sys.executable,
                 "-c",
                 CLIENT,
-                *robot,
+                *(option for option in robot if not option.startswith("--robot.discover_packages_path=")),
                 f"--task={task}",
                 f"--server_address=127.0.0.1:{port}",
                 "--policy_type=vla0",

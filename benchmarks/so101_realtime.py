@@ -73,9 +73,10 @@ def summary(rollouts: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "starts": len(lifted),
         "wilson_95": [round(limit, 3) for limit in wilson_interval(sum(lifted), len(lifted))],
         "median_s_until_lifted": round(statistics.median(first), 2) if first else None,
-        "commands": len(gaps) + len(rollouts),
+        "commands": sum(len(steps) for steps in rollouts),
+        # A policy that never keeps up sends nothing.
         "interval_ms": {
-            f"p{p}": round(gaps[min(len(gaps) - 1, len(gaps) * p // 100)], 1) for p in (50, 95, 99)
+            f"p{p}": round(gaps[min(len(gaps) - 1, len(gaps) * p // 100)], 1) for p in (50, 95, 99) if gaps
         },
         "idle_ticks": sum(max(0, round(gap * FPS / 1000) - 1) for gap in gaps),
     }

@@ -9,5 +9,5 @@ source "$(dirname "$0")/../so100/common.sh"
 if [ ${#TELEOP[@]} -gt 0 ]; then
   exec bash examples/so100/1_record.sh "$@"
 fi
-"${PYTHON:-python}" examples/so101/record.py --episodes "$EPISODES" --image-size "$SIZE" --noise "${NOISE:-1}" \
+"${PYTHON:-python}" examples/so101/record.py --episodes "$EPISODES" --image-size "$SIZE" --noise "${NOISE:-1.5}" \
   --root "$RUN/dataset" --repo-id "local/$NAME" "$@"

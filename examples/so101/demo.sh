@@ -11,10 +11,10 @@ cd "$(dirname "$0")/../.."
 
 task=pick_lift
 dir=${DEMO_DIR:-outputs/so101/demo}
-episodes=${DEMO_EPISODES:-300}            # demonstrations
-noise=${DEMO_NOISE:-1}                    # disturbance of the expert's motion, degrees
+episodes=${DEMO_EPISODES:-600}            # demonstrations
+noise=${DEMO_NOISE:-1.5}                  # disturbance of the expert's motion, degrees
 size=${DEMO_IMAGE_SIZE:-128}              # edge of both pictures, in demonstrations and evaluation
-steps=${DEMO_STEPS:-2400}                 # training steps
+steps=${DEMO_STEPS:-4800}                 # training steps
 eval_episodes=${DEMO_EVAL_EPISODES:-50}   # starts to evaluate on
 seed=${DEMO_SEED:-1000}                   # the first of them; demonstrations have seeds from 100000
 eval_batch=${DEMO_EVAL_BATCH:-10}         # simulations at once

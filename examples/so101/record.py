@@ -1,6 +1,6 @@
 """Record the scripted expert as a LeRobot data set, in the layout of `lerobot-record --robot.type=sim_so_follower`.
 
-    python examples/so101/record.py --episodes 300 --noise 1 --root outputs/so101/lift/dataset --repo-id local/so101
+    python examples/so101/record.py --episodes 600 --noise 1.5 --root outputs/so101/lift/dataset --repo-id local/so101
 
 It can be killed at any time and goes on where it stopped.
 """
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add_recording_arguments(
         parser,
-        episodes=300,
+        episodes=600,
         image_size=128,
         image_help="edge of both pictures, pixels, as in evaluation",
         noise_help="std of the disturbance of the joints' goals, degrees",

@@ -5,12 +5,12 @@ SEED=${SEED:-0}      # where the cube lies
 RUN=${RUN:-outputs/so101/lift}
 NAME=${NAME:-so101}
 TASK=${TASK:-Pick up the red cube.}
-EPISODES=${EPISODES:-300}
+EPISODES=${EPISODES:-600}
 EPISODE_S=${EPISODE_S:-5}
 CONFIG=${CONFIG:-configs/so101_tiny.yaml}
 CHUNK=${CHUNK:-4}
-STEPS=${STEPS:-2400}
-SAVE=${SAVE:-600}
+STEPS=${STEPS:-4800}
+SAVE=${SAVE:-1200}
 
 camera() { echo "{type: sim, source: $1_camera, width: $SIZE, height: $SIZE, fps: $FPS}"; }
 ROBOT=(

@@ -30,6 +30,8 @@ def test_only_the_last_start_counts_and_late_commands_are_idle_ticks(tmp_path: P
     assert report["idle_ticks"] == 2
     assert report["interval_ms"]["p50"] == pytest.approx(33.3, abs=0.1)
     assert report["interval_ms"]["p99"] == pytest.approx(100, abs=0.1)
+    silent = so101_realtime.summary([[]])
+    assert (silent["lifted"], silent["commands"], silent["interval_ms"]) == (0, 0, {})
 
 
 def test_the_arms_options_are_lerobots(tmp_path: Path) -> None:

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-#: Metres that a raised goal is higher than it has to be: joints on their way from one goal to the next dip a little.
-_MARGIN = 2e-3
-_ITERATIONS = 20
+#: Metres that goals are kept above the height asked for: on the way between them joints sag, and arrive one after the
+#: other (tests/tools/so101/test_so101_limits.py).
+_SAG = 4e-3
+#: Metres that a raised goal is higher than it has to be.
+_MARGIN = 1e-3
+_ITERATIONS = 100
 _DAMPING = 1e-6  # square metres per square radian
+_STRIDE = 0.05  # radians a step of the search is long at most, so that it ends just above the height
 #: Parts of the way to a raised goal that are tried, the largest first.
 _SHARES = (1.0, 0.5, 0.25, 0.125)
 
@@ -52,7 +56,7 @@ class Floor:
                 f"min_gripper_height={height} is for an SO-101 with the joints {SO101_JOINT_NAMES}; the action has "
                 f"{len(actions.low)} dimensions. Set it to None."
             )
-        self._height = height
+        self._height = height + _SAG
         self._low, self._span = actions.low.double().cpu(), actions.span.double().cpu()
         self._model = mujoco.MjModel.from_xml_path(str(get_so101_mujoco_model_path()))
         self._data = mujoco.MjData(self._model)
@@ -105,24 +109,29 @@ class Floor:
         return raised
 
     def height(self, degrees: Array) -> float:
-        """Return the height of the point between the fingertips, metres, at five joint angles in degrees."""
-        return self._look(np.radians(degrees[:5]))[0]
+        """Return the height of the point between the fingertips, metres, for five joint angles in degrees.
+
+        An arm stops at its joints' limits, whatever it is sent.
+        """
+        return self._look(np.clip(np.radians(degrees[:5]), self._least, self._most))[0]
 
     def _raise(self, joints: Array) -> Array:
         """Return the nearest angles that are high enough, found along the height's gradient, radians."""
+        joints = np.clip(joints, self._least, self._most)
         wanted = self._height + _MARGIN
         for _ in range(_ITERATIONS):
             height, gradient = self._look(joints)
-            if height >= self._height + _MARGIN / 2:
+            if height >= self._height:
                 return joints
             # A joint at its limit cannot help.
             free = np.where(gradient > 0, joints < self._most, joints > self._least)
             gradient = gradient * free
-            joints = joints + gradient * (wanted - height) / (gradient @ gradient + _DAMPING)
-            joints = np.clip(joints, self._least, self._most)
+            step = gradient * (wanted - height) / (gradient @ gradient + _DAMPING)
+            step *= min(1.0, _STRIDE / max(float(np.linalg.norm(step)), 1e-12))
+            joints = np.clip(joints + step, self._least, self._most)
         raise ActionError(
-            f"min_gripper_height={self._height}: no pose near the goal {np.degrees(joints).round(1).tolist()} degrees "
-            f"is high enough (it reaches {self._look(joints)[0]:.3f} m). Lower min_gripper_height."
+            f"min_gripper_height={self._height - _SAG:g}: no pose near the goal {np.degrees(joints).round(1).tolist()} "
+            f"degrees is {_SAG} m higher (it reaches {self._look(joints)[0]:.3f} m). Lower min_gripper_height."
         )
 
     def _look(self, joints: Array) -> tuple[float, Array]:

@@ -21,12 +21,11 @@ from lerobot_policy_vla0.execution.step_limit import limit_steps
 from lerobot_policy_vla0.tools.so101.arm import SimulatedArm
 from lerobot_policy_vla0.tools.so101.scene import FINGERS
 
-STEPS, MAX_STEP, HEIGHT = 1000, 3.0, 0.03  # a step in degrees, and in percent for the gripper; metres
+FEWER, MAX_STEP, HEIGHT = 300, 1.0, 0.06  # a step in degrees, and in percent for the gripper; metres
 #: More than the joints can turn, as if the recorded arm had been calibrated otherwise.
 LOW, HIGH = np.array([-130, -110, -110, -110, -170, 0]), np.array([130, 110, 110, 110, 170, 100])
 RANGE = ActionRange(torch.tensor(LOW).float(), torch.tensor(HIGH).float())
 ENCODER = 0.1  # degrees: more than a step of it
-DIP = 1e-3  # metres that joints sag below their goals
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ class Violations:
     joints: int = 0
 
 
-def drive(arm: SimulatedArm, **options: Any) -> Violations:
+def drive(arm: SimulatedArm, steps: int, **options: Any) -> Violations:
     """Let a policy of random weights that samples hot drive the arm; count what breaks the limits."""
     torch.manual_seed(0)
     config = make_config(
@@ -63,21 +62,19 @@ def drive(arm: SimulatedArm, **options: Any) -> Violations:
     )
     policy = VLA0Policy(config, stats()).eval()
     before, after = make_vla0_pre_post_processors(config, stats())
-    key = config.camera_keys[0]
+    key, grey = config.camera_keys[0], torch.full((3, 16, 16), 0.5)  # rendering is half of the time
     arm.reset(seed=1)
     scene, found, last = arm.scene, Violations(), None
     low, high = scene.action_space.low, scene.action_space.high
-    for step in range(STEPS):
-        _, pictures = arm.observe()
-        observation = {key: torch.from_numpy(pictures["side"]).permute(2, 0, 1) / 255, "task": ""}
-        goal = after(policy.select_action(before(observation)))[0].numpy()
+    for step in range(steps):
+        goal = after(policy.select_action(before({key: grey, "task": "wave"})))[0].numpy()
         sent = arm.send(goal)
         if step == 0:  # the way to the first goal is free: get there
             for _ in range(60):
                 arm.send(goal)
         joints = scene.data.qpos[: len(low)]
         found.joints += bool((joints < low - 0.01).any() or (joints > high + 0.01).any())
-        found.floor += bool(scene.data.site(FINGERS).xpos[2] < HEIGHT - DIP)
+        found.floor += bool(scene.data.site(FINGERS).xpos[2] < HEIGHT)
         found.step += last is not None and bool((np.abs(sent - last) > MAX_STEP + 2 * ENCODER).any())
         last = sent
     return found
@@ -86,13 +83,13 @@ def drive(arm: SimulatedArm, **options: Any) -> Violations:
 @pytest.mark.sim
 def test_a_random_policy_breaks_no_limit_and_without_them_it_does(arm: SimulatedArm) -> None:
     limits = {"max_action_step": MAX_STEP, "max_action_step_unit": "robot", "min_gripper_height": HEIGHT}
-    assert drive(arm, **limits) == Violations(0, 0, 0)
-    free = drive(arm)
+    assert drive(arm, 1000, **limits) == Violations(0, 0, 0)
+    free = drive(arm, FEWER)
     assert free.joints == 0  # the arm's own stops
-    assert free.step > 0.9 * STEPS and free.floor > 0.1 * STEPS
+    assert free.step > 0.9 * FEWER and free.floor > 0.05 * FEWER
     del limits["min_gripper_height"]
-    only_steps = drive(arm, **limits)
-    assert only_steps.step == 0 and only_steps.floor > 0.1 * STEPS
+    only_steps = drive(arm, FEWER, **limits)
+    assert only_steps.step == 0 and only_steps.floor > 0.01 * FEWER
 
 
 @pytest.mark.sim
@@ -109,7 +106,7 @@ def test_a_goal_is_raised_as_little_as_it_has_to_be(arm: SimulatedArm) -> None:
             [floor.height(goal) for goal in LOW + (actions.double().numpy() + 1) / 2 * (HIGH - LOW)]
         )
 
-    low = heights(goals) < HEIGHT
+    low = heights(goals) < HEIGHT + 0.004
     assert 10 < low.sum() < 70
     assert torch.equal(raised[~torch.from_numpy(low)], goals[~torch.from_numpy(low)])
     assert ((heights(raised)[low] >= HEIGHT) & (heights(raised)[low] < HEIGHT + 0.01)).all()
@@ -120,7 +117,7 @@ def test_a_goal_is_raised_as_little_as_it_has_to_be(arm: SimulatedArm) -> None:
         after = limit_steps(goals.unsqueeze(1), torch.full((6,), 0.05), before, floor)[:, 0]
         assert (after - before).abs().max() < 0.05 + 1e-5 and heights(after).min() >= HEIGHT - 1e-6
         before = after
-    with pytest.raises(ActionError, match=r"no pose near the goal .* is high enough"):
+    with pytest.raises(ActionError, match=r"no pose near the goal .* degrees is 0.004 m higher"):
         Floor(2.0, RANGE).keep_above(goals, None, torch.full((6,), 0.1))
 
 
