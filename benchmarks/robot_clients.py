@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 START = 180.0  # seconds that a server has for starting
 
@@ -99,13 +100,15 @@ def run_robot_client(
             client.wait()
 
 
-def _wait(done: Callable[[], bool], process: subprocess.Popen[bytes], log: object, seconds: float) -> None:
+def _wait(done: Callable[[], bool], process: subprocess.Popen[bytes], log: IO[str], seconds: float) -> None:
     """Wait until ``done``; raise what a process said if it ends before, or takes longer than ``seconds``."""
     end = time.monotonic() + seconds
     while not done():
         if process.poll() is not None or time.monotonic() > end:
             log.seek(0)
-            raise RuntimeError(f"after {seconds:.0f} s or less: {log.read()[-3000:]}")
+            ended = process.returncode is not None
+            what = f"ended with {process.returncode}" if ended else f"was not done after {seconds:.0f} s"
+            raise RuntimeError(f"{process.args[0]} {what}; it said: {log.read()[-3000:]}")
         time.sleep(0.1)
 
 

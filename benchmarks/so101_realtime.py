@@ -7,8 +7,7 @@ Modes are LeRobot's: ``sync`` stands still during a query, ``rtc`` and ``async``
 a server in a process of its own. Each start is a process: LeRobot's command drives the simulated arm at 30 Hz of the
 machine's clock, with the latency that the policy has here, or the one asked for. The arm moves by one step of a 30th of
 a second per command, so a command that comes late makes the arm slow, and is counted: idle ticks are 30ths of a second
-without a command. Rendering takes time of the
-same cores. Prints a line per mode and, last, one line of JSON.
+without a command. Rendering takes time of the same cores. Prints a line per mode and, last, one line of JSON.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ OPEN, CLOSED = np.radians(60.0), np.radians(-10.0)
 #: The fingers' point, at the finger that does not move, goes this far before the cube's middle, so that the cube lies
 #: in the middle between open fingers; and this far under it. Metres.
 INWARDS, UNDER = 0.015, 0.004
-#: The fingers close where the cube is at most so far from there: along the arm, to the side, in height. Measured: it is
-#: lifted from 20, 8 and 8 mm.
+#: The fingers close where they are at most so far from there: along the arm, to the side, in height. Measured: the cube
+#: was lifted from 15 mm along the arm either way, from 8 mm below and 10 above; from 10 mm to the side 3 of 12 times.
 ALONG, ASIDE, HIGH = 0.015, 0.008, 0.008
 #: They go down beside a cube that is at most so far to the side, which they then have between them, and do not touch.
 SWEEP = 0.015

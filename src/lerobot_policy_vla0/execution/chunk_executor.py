@@ -72,9 +72,10 @@ class ChunkExecutor:
             ConfigError: see `Floor`.
         """
         config = self.config
-        if config.step_limits is not None:
-            span = None if actions is None else actions.span
-            self.limiter = ActionLimiter(step_limits(config.step_limits, config.max_action_step_unit, span))
+        if config.step_limits is None:
+            return
+        span = None if actions is None else actions.span
+        limiter = ActionLimiter(step_limits(config.step_limits, config.max_action_step_unit, span))
         if config.min_gripper_height is not None:
             if actions is None:
                 raise StatsError(
@@ -82,8 +83,8 @@ class ChunkExecutor:
                     "built without any. Load a checkpoint with its processors (VLA0Policy.from_pretrained), or pass "
                     "dataset_stats."
                 )
-            assert self.limiter is not None
-            self.limiter.floor = Floor(config.min_gripper_height, actions)
+            limiter.floor = Floor(config.min_gripper_height, actions)
+        self.limiter = limiter  # complete: after an error there is none, and the next action raises again
 
     @property
     def waits_for_statistics(self) -> bool:

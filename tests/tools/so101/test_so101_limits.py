@@ -134,3 +134,5 @@ def test_what_the_floor_needs_is_said() -> None:
     with pytest.raises(StatsError, match=r"min_gripper_height=0\.02 needs the action statistics"):
         policy = VLA0Policy(make_config(action_dim=6, min_gripper_height=0.02, max_action_step=0.1)).eval()
         policy.executor.set_limits(None)
+    # Who asks again, as RTC does, gets the error again, and no actions without the height.
+    assert policy.executor.waits_for_statistics

@@ -83,7 +83,9 @@ class KeyboardHand(Teleoperator):
             self._before = termios.tcgetattr(self._terminal)
             tty.setcbreak(self._terminal, termios.TCSANOW)
         except (OSError, termios.error) as error:
-            self._terminal = None
+            if self._terminal is not None:  # opened, but no terminal
+                os.close(self._terminal)
+                self._terminal = None
             raise ConfigError(
                 f"--teleop.type=keyboard_hand reads the terminal {self.config.terminal}: {error}. Run the command in a "
                 "terminal, or give another one with --teleop.terminal."
