@@ -77,3 +77,7 @@ class LiberoError(Vla0Error):
 
 class SharedPolicyError(Vla0Error):
     """One policy object is used by several threads; its queue and ensembler belong to one rollout."""
+
+
+class ServingError(Vla0Error):
+    """A client of ``vla0 serve`` sent something unusable, or the server cannot answer it."""

@@ -25,6 +25,7 @@ state that the robot has reached by then.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -166,6 +167,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
         self._training_states: TrainingStates | None = None  # until the first observation is compared with it
+        self._action_range: ActionRange | None = None  # None until a checkpoint's statistics are known
         if actions is not None:
             self._learn_ranges(actions, dataset_stats, config.normalization_mapping.get("STATE"))
         self._cold = False  # whether the first reset warms the decoder up
@@ -424,11 +426,29 @@ class VLA0Policy(PreTrainedPolicy):
         Returns:
             For each row ``(T*D, n_bins + 1)`` float64.
         """
-        with self._guard.exclusive(), self._autocast(), self._evaluating():
+        with self._guard.exclusive(), self.inference():
             reader = build_distributions(
                 self.config, self.vlm, self._device, min_mass=min_mass, decoder=self.decoder
             )
-            return reader.measure(self._request(batch), answers)
+            return reader.measure(self.make_request(batch), answers)
+
+    def for_another_robot(self, decoder: Decoder) -> Self:
+        """Return a policy for one more robot. It shares the weights and has its own queue, earlier chunks and limits.
+
+        Args:
+            decoder: answers this robot's requests; it has to be safe to use beside the other robots' decoders.
+        """
+        other = copy.copy(self)  # the same modules
+        other.executor = ChunkExecutor(self.config, self._action_range)
+        other._guard = ThreadGuard()
+        other._decoder, other._decoder_device, other._cold = decoder, self._device, False
+        return other
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Compute as a query does, in ``config.dtype`` and evaluation mode, while a decoder of this policy runs."""
+        with self._autocast(), self._evaluating():
+            yield
 
     @property
     def decoder(self) -> Decoder:
@@ -447,13 +467,13 @@ class VLA0Policy(PreTrainedPolicy):
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
         end = time.perf_counter() + self.config.min_query_ms / 1000
-        with self._autocast(), self._evaluating():
-            ids = self.decoder.decode(self._request(batch, committed))
+        with self.inference():
+            ids = self.decoder.decode(self.make_request(batch, committed))
         if self.config.min_query_ms:
             time.sleep(max(0.0, end - time.perf_counter()))
         return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self._device)
 
-    def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
+    def make_request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Check a batch and return what a decoder needs to answer it."""
         check_robot(batch, self.config)
         if self._training_states is not None and self._training_states.check(batch):
@@ -731,6 +751,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _learn_ranges(self, actions: ActionRange, stats: Any, state_mode: NormalizationMode | None) -> None:
         """Say which dimensions the policy cannot move, and keep the states to compare the first one with."""
+        self._action_range = actions
         warn_about_constant_actions(self.config, actions)
         self._training_states = TrainingStates.from_stats(
             stats, state_mode or NormalizationMode.IDENTITY, self.config.action_feature_names

@@ -71,6 +71,11 @@ class DecodeReport:
         """Passes per integer of one row's answer; token by token it is 3.5 to 4."""
         return self.passes / (self.shape[0] * self.shape[1])
 
+    def bins(self, row: int) -> list[int]:
+        """Return the ``T * D`` integers of a row's answer, step by step."""
+        text = "".join("0123456789  "[symbol] for symbol in self.traces[row].symbols)
+        return [int(word) for word in text.split()]
+
     @cached_property
     def number_probability(self) -> NDArray[Any]:
         """``(B, T, D)`` float64: the model's probability of each number it wrote, under the grammar.

@@ -5,9 +5,9 @@ The prompt is Qwen's chat format with VLA-0's system message (arXiv 2510.13054, 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,7 +144,8 @@ class PromptEncoder:
         self.settings = settings
         self.what = what
         self.image_token_id: int = image_token_id
-        self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()  # ids before and after the state
+        # Ids before and after the state. A server's robots share an encoder, and this cache is safe in threads.
+        self._around = lru_cache(maxsize=_TASKS_KEPT)(self._encode_around)
         self._characters = {c: self._tokenise(c) for c in "0123456789 "} if settings.state_dim else {}
         # The tokenizer would turn this text into special tokens.
         self._markup = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
@@ -177,12 +178,7 @@ class PromptEncoder:
                 f"the state has {len(state or ())} integers, and the prompt has room for {self.settings.state_dim}. "
                 "Fix policy.state_in_prompt, or the size of observation.state."
             )
-        if task not in self._kept:
-            self._kept[task] = self._encode_around(task)
-            if len(self._kept) > _TASKS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(task)
-        head, tail = self._kept[task]
+        head, tail = self._around(task)
         return torch.cat([head, self._spell(state), tail]) if state else head.clone()
 
     def _encode_around(self, task: str) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "ask a policy about pictures in words, and measure how much language it kept"),
     "latency": ("latency", "which chunk, control rate and mode a policy's decoding time allows"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
-    "serve": ("serve", "LeRobot's asynchronous policy server, for policies of this type too"),
+    "serve": ("serve", "a policy for one robot or many, over LeRobot's, openpi's and vla-eval's protocols"),
 }
 
 
