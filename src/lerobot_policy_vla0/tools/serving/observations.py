@@ -133,7 +133,7 @@ def _picture(name: str, value: np.ndarray[Any, Any]) -> torch.Tensor:
 
 def _state(name: str, value: Any) -> torch.Tensor:
     try:
-        numbers = np.asarray(value, dtype=np.float32)
+        numbers = np.array(value, dtype=np.float32)
     except (TypeError, ValueError):
         numbers = np.empty((0, 0), dtype=np.float32)
     if numbers.ndim != 1 or not np.isfinite(numbers).all():
