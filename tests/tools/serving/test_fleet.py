@@ -128,7 +128,9 @@ def test_garbage_is_answered_with_an_error_and_the_robot_goes_on(port: int, chec
 
     errors, actions = in_session(port, talk)
     assert errors[0].startswith("ServingError: 2 bytes cannot be read as msgpack")
-    assert errors[1].startswith("CameraError: the policy's camera 'observation.images.image' is missing")
+    assert errors[1].startswith(
+        "CameraError: the message has no picture of the policy's camera 'observation.images.image'"
+    )
     assert "expected booleans, integers or floats" in errors[2]
     np.testing.assert_allclose(actions[0], expected(checkpoint, 7, 1)[0], atol=1e-6)
 

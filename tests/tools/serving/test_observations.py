@@ -54,10 +54,14 @@ def test_a_state_is_not_needed_and_liberos_cameras_are_known() -> None:
         (
             {TOP: None, "front": PICTURE},
             CameraError,
-            r"camera 'observation.images.top' is missing: the message has the pictures \['front'\]\. Send it as one of "
+            r"has no picture of the policy's camera 'observation.images.top'; it has \['front'\]\. Send it as one of "
             r".*--camera NAME=observation.images.top",
         ),
-        ({"top": PICTURE}, CameraError, r"is given as \['observation.images.top', 'top'\]"),
+        (
+            {"top": PICTURE},
+            CameraError,
+            r"has several pictures of .*: \['observation.images.top', 'top'\]\. Send one",
+        ),
         ({"images": {"side": PICTURE}}, CameraError, r"the pictures \['images.side'\], which are none of"),
         ({TOP: PICTURE.astype(np.float32)}, ImageError, r"is float32 \(4, 5, 3\), expected uint8"),
         (

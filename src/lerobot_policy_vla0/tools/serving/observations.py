@@ -70,11 +70,14 @@ class ObservationReader:
         used = set()
         for key, names in self._names.items():
             found = [name for name in pictures if name in names or _last(name) in names]
-            if len(found) != 1:
+            if not found:
                 raise CameraError(
-                    f"the policy's camera {key!r} is {'missing' if not found else f'given as {found}'}: the message "
-                    f"has the pictures {sorted(pictures)}. Send it as one of {list(names)}, or start the server with "
-                    f"--camera NAME={key}."
+                    f"the message has no picture of the policy's camera {key!r}; it has {sorted(pictures)}. Send it as "
+                    f"one of {list(names)}, or start the server with --camera NAME={key}."
+                )
+            if len(found) > 1:
+                raise CameraError(
+                    f"the message has several pictures of the policy's camera {key!r}: {found}. Send one of them."
                 )
             used.add(found[0])
             observation[key] = _picture(found[0], pictures[found[0]])
