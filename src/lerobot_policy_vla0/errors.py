@@ -55,6 +55,10 @@ class DecodeError(Vla0Error):
     """The model returned NaN/Inf logits, so no action can be derived from them."""
 
 
+class EngineError(Vla0Error):
+    """The inference server that a policy asks is not reachable, or answers something else than an action."""
+
+
 class DatasetError(Vla0Error):
     """A dataset cannot be read, or lacks the episodes that are asked for."""
 

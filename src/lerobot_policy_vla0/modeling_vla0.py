@@ -42,6 +42,7 @@ from lerobot.utils.constants import ACTION, POLICY_POSTPROCESSOR_DEFAULT_NAME
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lerobot_policy_vla0.backbone.described import DescribedVLM
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.backbone.shared_prefix import prefix_facts
 from lerobot_policy_vla0.backbone.vlm import VLM
@@ -57,6 +58,7 @@ from lerobot_policy_vla0.dataset_stats import (
     check_stats,
     warn_about_constant_actions,
 )
+from lerobot_policy_vla0.decoding.distribution import along_answer
 from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.free_text import (
     MAX_NEW_TOKENS,
@@ -68,7 +70,7 @@ from lerobot_policy_vla0.decoding.free_text import (
 )
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import Decoder, DecodeRequest
-from lerobot_policy_vla0.errors import ActionError, ConfigError, QuestionError, StatsError
+from lerobot_policy_vla0.errors import ActionError, ConfigError, EngineError, QuestionError, StatsError
 from lerobot_policy_vla0.execution.chunk_executor import ChunkExecutor
 from lerobot_policy_vla0.execution.relative import read_origin
 from lerobot_policy_vla0.execution.start_state import TrainingStates
@@ -84,7 +86,7 @@ from lerobot_policy_vla0.observations.batches import (
     read_padding,
     read_prompt,
 )
-from lerobot_policy_vla0.observations.images import encode_images, grid_size
+from lerobot_policy_vla0.observations.images import encode_images, grid_size, tile, transform
 from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.text.question import NEXT_SUBTASK, QUERY_KIND, subtask_line
 from lerobot_policy_vla0.training.augmentation import AugmentationState
@@ -149,7 +151,9 @@ class VLA0Policy(PreTrainedPolicy):
             check_relative_horizon(config, dataset_stats, dataset_meta)
         self._dataset_stats = dataset_stats
         resumed = None if stored_vlm else lerobot_api.resumed_description(config)
-        self.vlm = VLM.from_config(config, stored_vlm or resumed, vlm_revision)
+        self.vlm = (DescribedVLM if config.engine else VLM).from_config(
+            config, stored_vlm or resumed, vlm_revision
+        )
         if resumed:
             lerobot_api.forget_weights(self)
         #: PEFT reads this to choose adapters for layers in 4 bits.
@@ -182,8 +186,13 @@ class VLA0Policy(PreTrainedPolicy):
         """Return the parameters to train.
 
         Raises:
-            ConfigError: if an option needs an adapter and there is none.
+            ConfigError: if an option needs an adapter and there is none, or an engine has the weights.
         """
+        if self.config.engine is not None:
+            raise ConfigError(
+                f"engine={self.config.engine!r} has the weights, so there is nothing to train here. Train without "
+                "--policy.engine."
+            )
         for name, wanted in (("lora_vision", False), ("quantization", None)):
             value = getattr(self.config, name)
             if value != wanted and not self.config.use_peft:
@@ -214,10 +223,10 @@ class VLA0Policy(PreTrainedPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ConfigError(f"reduction={reduction!r} must be 'mean' or 'none'.")
-        prompt, prompt_mask = read_prompt(batch, self._device)
+        prompt, prompt_mask = read_prompt(batch, self.device)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         generator = self.augmentation.next_generator(rank) if self.training else None
-        images = read_images(batch, self.config, self._device)
+        images = read_images(batch, self.config, self.device)
         if ACTION not in batch:
             raise ActionError(f"the batch has no {ACTION!r}; it has {sorted(batch)}. Training needs actions.")
         actions: Tensor = batch[ACTION].to(prompt.device)
@@ -424,11 +433,23 @@ class VLA0Policy(PreTrainedPolicy):
             min_mass: see `decoding.distribution.NumberDistributions`; 0 is exact and slow.
 
         Returns:
-            For each row ``(T*D, n_bins + 1)`` float64.
+            For each row ``(T*D, n_bins + 1)`` float64. An engine tells only how likely the alternatives to each written
+            digit were; the rest of an alternative is spread evenly, as with a ``min_mass`` of 1.
+
+        Raises:
+            EngineError: if an engine wrote other answers last, or does not tell probabilities.
         """
+        if self.config.engine is not None:
+            report = self.last_decode
+            if report is None or [trace.symbols for trace in report.traces] != answers:
+                raise EngineError(
+                    f"the engine at {self.config.engine} tells probabilities with an answer only: ask for those of "
+                    "the last one."
+                )
+            return [along_answer(trace, self.config.n_bins) for trace in report.traces]
         with self._guard.exclusive(), self.inference():
             reader = build_distributions(
-                self.config, self.vlm, self._device, min_mass=min_mass, decoder=self.decoder
+                self.config, self.vlm, self.device, min_mass=min_mass, decoder=self.decoder
             )
             return reader.measure(self.make_request(batch), answers)
 
@@ -441,7 +462,7 @@ class VLA0Policy(PreTrainedPolicy):
         other = copy.copy(self)  # the same modules
         other.executor = ChunkExecutor(self.config, self._action_range)
         other._guard = ThreadGuard()
-        other._decoder, other._decoder_device, other._cold = decoder, self._device, False
+        other._decoder, other._decoder_device, other._cold = decoder, self.device, False
         return other
 
     @contextmanager
@@ -453,7 +474,7 @@ class VLA0Policy(PreTrainedPolicy):
     @property
     def decoder(self) -> Decoder:
         """The decoder, built for the device the weights are on."""
-        device = self._device
+        device = self.device
         if self._decoder is None or self._decoder_device != device:
             self._decoder = build_decoder(self.config, self.vlm, device)
             self._decoder_device = device
@@ -471,18 +492,24 @@ class VLA0Policy(PreTrainedPolicy):
             ids = self.decoder.decode(self.make_request(batch, committed))
         if self.config.min_query_ms:
             time.sleep(max(0.0, end - time.perf_counter()))
-        return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self._device)
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self.device)
 
     def make_request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Check a batch and return what a decoder needs to answer it."""
         check_robot(batch, self.config)
         if self._training_states is not None and self._training_states.check(batch):
             self._training_states = None  # an error is raised again, a warning is not
-        prompt, prompt_mask = read_prompt(batch, self._device)
-        images = read_images(batch, self.config, self._device)
+        prompt, prompt_mask = read_prompt(batch, self.device)
+        images = read_images(batch, self.config, self.device)
         self._noted_sizes = self._noted_sizes or note_image_sizes(images, self.config)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
-        pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+        pictures: list[Tensor] | None = None
+        if self.config.engine is None:
+            pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+        else:
+            pictures = transform(images, self.image_settings, None)
+            pictures = [tile(pictures)] if self.image_settings.tile else pictures
+            pixel_values = grid_thw = torch.empty(0)
         return DecodeRequest(
             prompt,
             prompt_mask,
@@ -491,13 +518,14 @@ class VLA0Policy(PreTrainedPolicy):
             committed,
             steps_since=self.config.n_action_steps,
             size=grid_size(self.image_settings, len(images))[0],
+            pictures=pictures,
         )
 
     def _origin(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the origin ``(B, D)`` of an observation's relative actions; None with absolute actions."""
         if not self.config.use_relative_actions:
             return None
-        return read_origin(batch, self.config.absolute_dimensions, self._device)
+        return read_origin(batch, self.config.absolute_dimensions, self.device)
 
     # ------------------------------------------------------------------ answering questions
 
@@ -563,7 +591,7 @@ class VLA0Policy(PreTrainedPolicy):
     ) -> Tensor:
         """Return the token ids ``(A,)`` int64 of an answer; for arguments and errors see `generate_text`."""
         with self._answering():
-            question = prepare_question(batch, self.config, self.vlm, self._device)
+            question = prepare_question(batch, self.config, self.vlm, self.device)
             return write_answer(
                 self.vlm,
                 question,
@@ -590,7 +618,7 @@ class VLA0Policy(PreTrainedPolicy):
             QuestionError, CameraError, ImageError, DecodeError, SharedPolicyError: as `generate_text`.
         """
         with self._answering(with_adapter=with_adapter):
-            question = prepare_question(batch, self.config, self.vlm, self._device)
+            question = prepare_question(batch, self.config, self.vlm, self.device)
             return log_likelihood(self.vlm, question, answer)
 
     @contextmanager
@@ -631,9 +659,10 @@ class VLA0Policy(PreTrainedPolicy):
         return self
 
     @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.parameters()).device
-        return device
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU if an engine has them."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -654,7 +683,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Compute in ``config.dtype``; LeRobot autocasts in training only, and never in RTC or async inference."""
-        device = self._device.type
+        device = self.device.type
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self.config.dtype.removeprefix("autocast_")))
@@ -782,6 +811,11 @@ class VLA0Policy(PreTrainedPolicy):
             self._gathered = None
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.config.engine is not None:
+            raise EngineError(
+                f"the weights are in the engine at {self.config.engine}, so there are none to save. Copy the policy's "
+                "folder instead."
+            )
         save_policy(self, save_directory, self._gathered if state_dict is None else state_dict)
 
     def generate_model_card(

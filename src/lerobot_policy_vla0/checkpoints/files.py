@@ -27,8 +27,13 @@ from lerobot_policy_vla0.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 
-def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
+def resolve_checkpoint(name_or_path: str | Path, *, weights: bool = True, **download: Any) -> Path:
     """Return the local folder of a checkpoint, downloading it if it is a Hub repo id.
+
+    Args:
+        name_or_path: the folder or repo id.
+        weights: download the weights too.
+        **download: options of ``snapshot_download``.
 
     Raises:
         CheckpointError: if there is no such folder or repo.
@@ -39,7 +44,11 @@ def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
     try:
         # These are the files LeRobot uploads for a policy; the optimizer's state is not needed.
         return Path(
-            snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors"], **download)
+            snapshot_download(
+                str(name_or_path),
+                allow_patterns=["*.json", "*.safetensors" if weights else "policy_*.safetensors"],
+                **download,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise CheckpointError(

@@ -33,14 +33,20 @@ def build_decoder(
         device: where the backbone's weights are.
         like: another decoder of the same policy, whose copies of weights are shared; nothing is logged then.
     """
+    grammar = _grammar(config, vlm, device)
+    shape = (config.chunk_size, config.action_dim)
+    sampling = {"temperature": config.temperature, "repetition_penalty": config.repetition_penalty}
+    if config.engine is not None:
+        from lerobot_policy_vla0.decoding.engine import EngineDecoder
+        from lerobot_policy_vla0.decoding.engine_client import EngineClient
+
+        client = EngineClient(config.engine, config.engine_model, config.engine_timeout_s)
+        return EngineDecoder(client, vlm, grammar, shape=shape, **sampling)
     name, why = config.decoder, "as configured"
     if name == "auto":
         name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
     if like is None:
         logger.info("decoder: %s on %s (%s)", name, device.type, why)
-    grammar = _grammar(config, vlm, device)
-    shape = (config.chunk_size, config.action_dim)
-    sampling = {"temperature": config.temperature, "repetition_penalty": config.repetition_penalty}
     if name == "reference":
         return ReferenceDecoder(vlm, grammar, shape=shape, **sampling)
     drafter = None

@@ -31,6 +31,8 @@ class DecodeRequest:
         previous: each row's ``T * D`` bins of the chunk before, None for a row without one. A decoder otherwise drafts
             from its own last answer, which is right as long as it serves the same rows in every call. It makes drafts
             better and changes no answer.
+        pictures: each image of all rows, ``(B, 3, h, w)`` uint8 on the host, for a decoder that sends pictures to an
+            engine; ``pixel_values`` is empty then.
     """
 
     ids: Tensor
@@ -41,6 +43,7 @@ class DecodeRequest:
     steps_since: int = 1
     size: tuple[int, int, int] | None = None
     previous: Sequence[Sequence[int] | None] | None = None
+    pictures: Sequence[Tensor] | None = None
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ The prompt is Qwen's chat format with VLA-0's system message (arXiv 2510.13054, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,13 @@ SYSTEM_PROMPT = (
 )
 
 IMAGE_TOKEN = "<|image_pad|>"
+_PICTURE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+#: `chat_text` as a pattern; none of its texts holds markup.
+_CHAT = re.compile(
+    r"<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n<\|im_start\|>user\n(?P<user>.*?)<\|im_end\|>\n"
+    r"<\|im_start\|>assistant\n",
+    re.DOTALL,
+)
 
 
 def format_system_prompt(template: str, *, chunk_size: int, action_dim: int, n_bins: int) -> str:
@@ -76,14 +84,42 @@ def chat_text(
     return head + " ".join(map(str, state or ())) + tail
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A prompt as chat messages: the system message, and the user's parts in order.
+
+    Attributes:
+        system: the filled system prompt.
+        parts: texts, and None for each image.
+    """
+
+    system: str
+    parts: tuple[str | None, ...]
+
+
+def read_chat(text: str) -> Chat:
+    r"""Return the messages of a prompt that `chat_text` wrote.
+
+    >>> read_chat(chat_text("S", "push", 2, add_vision_id=True, state=[3, 4]))
+    Chat(system='S', parts=('Picture 1: ', None, 'Picture 2: ', None, 'State: 3 4\npush'))
+
+    Raises:
+        PromptError: if the text has another layout.
+    """
+    match = _CHAT.fullmatch(text)
+    if match is None:
+        raise PromptError(f"the prompt {text[:200]!r} has not the layout that this package writes.")
+    parts: list[str | None] = []
+    for index, piece in enumerate(match["user"].split(_PICTURE)):
+        parts += ([None] if index else []) + ([piece] if piece else [])
+    return Chat(match["system"], tuple(parts))
+
+
 def _around_state(
     system: str, task: str, n_images: int, add_vision_id: bool, *, with_state: bool
 ) -> tuple[str, str]:
     """Return the text before and after the state's integers."""
-    images = "".join(
-        (f"Picture {k + 1}: " if add_vision_id else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
-        for k in range(n_images)
-    )
+    images = "".join((f"Picture {k + 1}: " if add_vision_id else "") + _PICTURE for k in range(n_images))
     label, newline = ("State: ", "\n") if with_state else ("", "")
     return (
         f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{images}{label}",

@@ -81,7 +81,7 @@ def measure(
     if repeats < 2:
         raise ConfigError(f"repeats={repeats} must be at least 2, for a median and a 95th percentile.")
     policy, *processors = load_with_processors(path, config)
-    device = next(policy.parameters()).device
+    device = policy.device
     frames = made_up_observations(config) if dataset is None else recorded_observations(config, dataset)
     policy.reset()  # warms up
     cold = []

@@ -187,8 +187,7 @@ class SharedModel:
         if rows not in self._decoders:
             policy = self.policy
             like = next(iter(self._decoders.values()), None)
-            device = next(policy.parameters()).device
-            self._decoders[rows] = build_decoder(policy.config, policy.vlm, device, like=like)
+            self._decoders[rows] = build_decoder(policy.config, policy.vlm, policy.device, like=like)
         return self._decoders[rows]
 
 
