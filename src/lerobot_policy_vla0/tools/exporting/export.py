@@ -102,13 +102,18 @@ def _open(
     return config, skeleton, match_tensors(skeleton, reader, folder, rename=current_name)
 
 
-def write_client_files(folder: Path, skeleton: VLA0Policy, config: VLA0Config) -> None:
-    """Write what a client has to know, from the processors in the robot's folder, which are checked."""
+def write_client_files(
+    folder: Path, skeleton: VLA0Policy, config: VLA0Config, *, adapter: dict[str, Any] | None = None
+) -> None:
+    """Write what a client has to know, from the processors in the robot's folder, which are checked.
+
+    ``adapter`` says what has to be served with an adapter that is exported alone.
+    """
     before, after = read_normalizers(folder / ROBOT_FOLDER)
     check_normalizers(config, before, after)
     stats = {**(before.stats if before else {}), **(after.stats if after else {})}
     tokens = config.image_tokens(skeleton.vlm.patch_size, skeleton.vlm.merge_size)
-    write_protocol(folder, config, stats, image_tokens=tokens)
+    write_protocol(folder, config, stats, image_tokens=tokens, adapter=adapter)
 
 
 def _check_complete(folder: Path, config: VLA0Config) -> None:

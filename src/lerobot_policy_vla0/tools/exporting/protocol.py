@@ -39,7 +39,12 @@ GRAMMARS = {"grammar.regex": answer_regex, "grammar.gbnf": answer_gbnf, "grammar
 
 
 def write_protocol(
-    folder: Path, config: VLA0Config, stats: dict[str, dict[str, Tensor]], *, image_tokens: list[int]
+    folder: Path,
+    config: VLA0Config,
+    stats: dict[str, dict[str, Tensor]],
+    *,
+    image_tokens: list[int],
+    adapter: dict[str, Any] | None = None,
 ) -> None:
     """Write ``vla0.json`` and the grammars.
 
@@ -48,11 +53,13 @@ def write_protocol(
         config: the policy's options, with its features.
         stats: the statistics that the policy's processors normalise with.
         image_tokens: tokens of each picture of a prompt.
+        adapter: what has to be served with an adapter that is exported alone.
     """
     for name, grammar in GRAMMARS.items():
         # No newline at the end: a client that sends the file as it is would send it as a part of the regex.
         write_text(folder / name, grammar(config.n_bins, config.chunk_size * config.action_dim))
-    write_text(folder / PROTOCOL_FILE, _readable(describe(config, stats, image_tokens=image_tokens)))
+    content = describe(config, stats, image_tokens=image_tokens)
+    write_text(folder / PROTOCOL_FILE, _readable({**content, "adapter": adapter} if adapter else content))
 
 
 def describe(
