@@ -67,6 +67,10 @@ class CheckpointError(Vla0Error):
     """A checkpoint misses files or tensors, or contradicts the configuration it is loaded with."""
 
 
+class ExportError(Vla0Error):
+    """A policy or an adapter has parts that inference engines do not take."""
+
+
 class OutputError(Vla0Error):
     """A file or folder to be written exists already, or cannot be written."""
 

@@ -21,6 +21,7 @@ from lerobot.configs.policies import PreTrainedConfig
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lerobot_policy_vla0.checkpoints.exported import ROBOT_FOLDER, is_export
 from lerobot_policy_vla0.checkpoints.weight_stream import find_tensors, shown
 from lerobot_policy_vla0.errors import CheckpointError
 
@@ -119,6 +120,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise CheckpointError(
             f"{file} cannot be read ({error}). Point to a folder such as .../checkpoints/last/pretrained_model."
         ) from error
+    if kind is None and is_export(folder):
+        raise CheckpointError(
+            f"{folder} is an export for inference engines, not a policy folder. The robot's part of it is "
+            f"{folder / ROBOT_FOLDER}; a policy with all weights is made by vla0 import {folder} --out DIR."
+        )
     if kind is None and "model_type" in written:
         raise CheckpointError(
             f"{folder} is a backbone ({written['model_type']}), not a trained policy. Start from it with "

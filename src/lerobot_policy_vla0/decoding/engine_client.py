@@ -177,13 +177,13 @@ class EngineClient:
                     "Chunking needs. Use vLLM, SGLang or llama.cpp, or --inference.type=sync."
                 )
             body |= dialect.continues
-        if query.repetition_penalty != 1.0:
-            if dialect.penalty is None:
-                raise EngineError(
-                    f"repetition_penalty={query.repetition_penalty} is transformers' penalty, which {dialect.name} "
-                    "does not have. Use vLLM or SGLang, or --policy.repetition_penalty=1.0."
-                )
+        if dialect.penalty is not None:  # always: a server may take another one from the model's folder
             body[dialect.penalty] = query.repetition_penalty
+        elif query.repetition_penalty != 1.0:
+            raise EngineError(
+                f"repetition_penalty={query.repetition_penalty} is transformers' penalty, which {dialect.name} does not "
+                "have. Use vLLM or SGLang, or --policy.repetition_penalty=1.0."
+            )
         answer = self._call("POST", "chat/completions", body)
         try:
             choice = answer["choices"][0]
