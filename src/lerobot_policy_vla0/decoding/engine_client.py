@@ -181,8 +181,8 @@ class EngineClient:
             body[dialect.penalty] = query.repetition_penalty
         elif query.repetition_penalty != 1.0:
             raise EngineError(
-                f"repetition_penalty={query.repetition_penalty} is transformers' penalty, which {dialect.name} does not "
-                "have. Use vLLM or SGLang, or --policy.repetition_penalty=1.0."
+                f"repetition_penalty={query.repetition_penalty} is transformers' penalty, which {dialect.name} does "
+                "not have. Use vLLM or SGLang, or --policy.repetition_penalty=1.0."
             )
         answer = self._call("POST", "chat/completions", body)
         try:
