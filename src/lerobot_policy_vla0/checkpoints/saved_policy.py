@@ -238,7 +238,7 @@ def save_policy(policy: VLA0Policy, folder: Path, state_dict: dict[str, Tensor] 
     """
     if quantizes_for_inference(policy.config):
         raise CheckpointError(
-            f"quantization={policy.config.quantization!r} replaced this policy's full weights when it was loaded, so it "
+            f"quantization={policy.config.quantization!r} replaced this policy's full weights at loading, so it "
             f"cannot be saved to {folder}. Load it without quantization to save it; the checkpoint it came from is "
             "unchanged."
         )
