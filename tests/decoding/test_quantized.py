@@ -120,6 +120,16 @@ def test_the_language_model_takes_a_quarter_of_the_memory_and_nothing_else_chang
     assert 0.25 <= small / large < 0.28  # and 5 bytes a row: its scale and zero point
 
 
+def test_inference_mode_changes_no_answer(policy: VLA0Policy, full: VLA0Policy) -> None:
+    problem = Problem(make_request(policy, seed=3, batch=1), (4, 3), 1000, 1.0)
+    expected = fast(policy, problem).decode(problem.request)
+    with torch.inference_mode():
+        assert torch.equal(fast(copy.deepcopy(policy), problem).decode(problem.request), expected)
+        made_here = quantized(full, str(policy.config.quantization))
+        assert torch.equal(fast(made_here, problem).decode(problem.request), expected)
+    assert torch.equal(fast(made_here, problem).decode(problem.request), expected)
+
+
 def test_a_changed_weight_is_noticed(policy: VLA0Policy) -> None:
     policy = copy.deepcopy(policy)
     problem = Problem(make_request(policy, seed=3, batch=1), (4, 3), 1000, 1.0)

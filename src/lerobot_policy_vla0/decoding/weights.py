@@ -136,11 +136,13 @@ def _fuse(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def _fuse_quantized(weights: list[nn.Parameter]) -> Tensor | None:
     """Return a quantised weight ``(out, in)`` of all weights' rows, which moves them as `_fuse` does.
 
-    None for a format that does not store its rows one after the other (``int4``).
+    None for a format that does not store its rows one after the other (``int4``), and for weights made in inference
+    mode (see `Projection`).
     """
     parts = [stored_tensors(weight) for weight in weights]
     for weight, part in zip(weights, parts, strict=True):
-        if any(tensor.ndim != 2 or len(tensor) != len(weight) for tensor in part.values()):
+        in_rows = all(tensor.ndim == 2 and len(tensor) == len(weight) for tensor in part.values())
+        if len(weights) > 1 and (not in_rows or any(tensor.is_inference() for tensor in part.values())):
             return None
     # `_fuse` gives tensors other memory in place, which reaches the layer's weight: it holds these very tensors.
     fused = {name: _fuse([part[name] for part in parts], first.dtype) for name, first in parts[0].items()}
