@@ -61,12 +61,12 @@ def test_the_precision_is_the_one_asked_for(trained: Path, exported: Path, tmp_p
 
 def test_engines_sample_as_the_policy_does_unless_a_request_says_otherwise(exported: Path) -> None:
     written = json.loads((exported / "generation_config.json").read_text())
-    end, pad = 258, 256
+    end, pad = 258, 256  # <|im_end|>, <|endoftext|>: vLLM's grammar lets every end token cut a number short
     assert written == {
         "do_sample": False,
         "temperature": 0.0,
         "repetition_penalty": 1.0,
-        "eos_token_id": [end, pad],
+        "eos_token_id": end,
         "pad_token_id": pad,
     }
 
