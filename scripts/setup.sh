@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-EXTRAS=${EXTRAS:-metaworld,libero,libero-assets,so100,so101,serve,lora,dev}
+EXTRAS=${EXTRAS:-metaworld,libero,libero-assets,so100,so101,serve,lora,quantize,dev}
 SUPPORTED="3.12 3.13"
 export DEBIAN_FRONTEND=noninteractive UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300}
 

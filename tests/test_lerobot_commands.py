@@ -99,6 +99,15 @@ def test_evaluation_runs_from_the_checkpoint_alone(
     assert results[0] == results[1]  # same seeds, same result
 
 
+def test_evaluation_takes_weights_in_eight_bits(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao", reason="weights in 8 bits need the [quantize] extra")
+    toy = ["--env.type=toy", "--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path}"]
+    evaluate([f"--policy.path={checkpoint}", "--policy.quantization=int8", *toy], monkeypatch)
+    assert json.loads((tmp_path / "eval_info.json").read_text())["overall"]["n_episodes"] == 1
+
+
 def test_one_policy_in_several_threads_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

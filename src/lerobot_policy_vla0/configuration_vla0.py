@@ -43,6 +43,8 @@ _DECODERS = ("auto", "reference", "fast", "speculative")
 #: Default of ``engine_timeout_s``.
 ENGINE_TIMEOUT_S = 10.0
 _DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16")
+#: Of a trained policy, after its weights are loaded (torchao); ``nf4`` is the one for training.
+INFERENCE_QUANTIZATIONS = ("int8", "int8_dynamic", "int4", "fp8")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _SCHEDULERS: dict[str, Any] = {
     "constant": ConstantWithWarmupSchedulerConfig,
@@ -219,8 +221,11 @@ class VLA0Config(PreTrainedConfig):
         param_dtype: The weights are held in this precision, ``float32`` or ``bfloat16``; float32 keeps master weights.
         save_dtype: Checkpoints are written in this precision, ``float32`` or ``bfloat16``; None keeps ``param_dtype``.
             Loading converts to ``param_dtype``. A run resumed from rounded weights is not exact.
-        quantization: ``nf4`` holds the backbone's linear layers in 4 bits (bitsandbytes; CUDA only) under an adapter in
-            full precision (QLoRA); None does not.
+        quantization: The language model's linear layers are held in this format; None keeps ``param_dtype``. ``nf4`` is
+            for training: 4 bits under an adapter in full precision (QLoRA; bitsandbytes, CUDA only). The others are for
+            the inference of a trained policy, which is quantised when it is loaded (extra ``quantize``; torchao).
+            ``int8`` holds weights in 8 bits, ``int8_dynamic`` also multiplies in 8 bits, ``int4`` holds weights in 4
+            bits (CUDA only) and ``fp8`` multiplies in 8-bit floats (CUDA from compute capability 8.9).
         attn_implementation: transformers uses this attention: ``sdpa``, ``eager``, ``flash_attention_2`` or
             ``flash_attention_3``. The last two have to be installed and serve in training and on prompts of the
             reference decoder; the faster decoders use sdpa.
@@ -575,12 +580,20 @@ class VLA0Config(PreTrainedConfig):
             )
         if self.save_dtype not in (None, "float32", "bfloat16"):
             raise ConfigError(f"save_dtype={self.save_dtype!r} must be None, 'float32' or 'bfloat16'.")
-        if self.quantization not in (None, "nf4"):
-            raise ConfigError(f"quantization={self.quantization!r} must be None or 'nf4'.")
+        if self.quantization not in (None, "nf4", *INFERENCE_QUANTIZATIONS):
+            raise ConfigError(
+                f"quantization={self.quantization!r} must be None, 'nf4' (training an adapter) or one of "
+                f"{INFERENCE_QUANTIZATIONS} (inference)."
+            )
         if self.compile_model and self.quantization:
             raise ConfigError(
-                f"compile_model=True cannot compile 4-bit layers (quantization={self.quantization!r}). Set one of "
+                f"compile_model=True cannot compile quantised layers (quantization={self.quantization!r}). Set one of "
                 "them to its default."
+            )
+        if self.quantization in ("int4", "fp8") and self.param_dtype != "bfloat16":
+            raise ConfigError(
+                f"quantization={self.quantization!r} computes in bfloat16, but param_dtype={self.param_dtype!r}. Set "
+                "dtype and param_dtype to bfloat16, or use quantization='int8_dynamic'."
             )
         if self.attn_implementation not in _ATTENTION:
             raise ConfigError(

@@ -44,6 +44,7 @@ from torch import Tensor
 
 from lerobot_policy_vla0.backbone.described import DescribedVLM
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
+from lerobot_policy_vla0.backbone.quantization import refuse_training
 from lerobot_policy_vla0.backbone.shared_prefix import prefix_facts
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.checkpoints import adapters, lerobot_api
@@ -157,7 +158,7 @@ class VLA0Policy(PreTrainedPolicy):
         if resumed:
             lerobot_api.forget_weights(self)
         #: PEFT reads this to choose adapters for layers in 4 bits.
-        self.is_loaded_in_4bit = config.quantization is not None
+        self.is_loaded_in_4bit = config.quantization == "nf4"
         lerobot_api.declare_layer_classes(self, self.vlm.layer_classes)
         self.image_settings = config.image_settings(self.vlm.patch_size, self.vlm.merge_size)
         self.codec = config.codec(self.vlm.tokens)
@@ -186,13 +187,15 @@ class VLA0Policy(PreTrainedPolicy):
         """Return the parameters to train.
 
         Raises:
-            ConfigError: if an option needs an adapter and there is none, or an engine has the weights.
+            ConfigError: if an option needs an adapter and there is none, an engine has the weights, or they are
+                quantised for inference.
         """
         if self.config.engine is not None:
             raise ConfigError(
                 f"engine={self.config.engine!r} has the weights, so there is nothing to train here. Train without "
                 "--policy.engine."
             )
+        refuse_training(self.config)
         for name, wanted in (("lora_vision", False), ("quantization", None)):
             value = getattr(self.config, name)
             if value != wanted and not self.config.use_peft:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 
+from lerobot_policy_vla0.backbone.quantization import check_inference_quantization, quantizes_for_inference
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
@@ -120,14 +121,24 @@ def quantization_options(config: VLA0Config, stored: Path | None = None) -> dict
     """Return transformers' options that load the language model's linear layers in 4 bits; empty if it is off.
 
     The vision tower, embeddings and norms keep ``param_dtype``: they are small, and the vision tower loses most
-    by quantization.
+    by quantization. A quantisation for inference is only checked: it comes after the weights of a policy are loaded.
 
     Raises:
-        ConfigError: without CUDA or bitsandbytes, or if the weights are not a backbone's (``stored``, ``tiny``).
+        ConfigError: without CUDA or bitsandbytes, or if the weights are not a backbone's (``stored``, ``tiny``). For
+            inference: if the weights are a backbone's, or as `check_inference_quantization`.
     """
     if config.quantization is None:
         return {}
     what = f"quantization={config.quantization!r}"
+    if quantizes_for_inference(config):
+        if stored is None:
+            raise ConfigError(
+                f"{what} is for the inference of a trained policy, which is quantised when it is loaded, but this one "
+                f"is new (vlm_model_name={config.vlm_model_name!r}). Load a checkpoint (--policy.path=...), or leave "
+                "quantization unset; 'nf4' is for training an adapter."
+            )
+        check_inference_quantization(config)
+        return {}
     if stored is not None or config.vlm_model_name == TINY:
         raise ConfigError(
             f"{what} reads the weights of a backbone from the Hub or a folder, but these come from "

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from lerobot_policy_vla0.backbone import loading as backbones
 from lerobot_policy_vla0.backbone.patch_embedding import use_matrix_product
+from lerobot_policy_vla0.backbone.quantization import quantize_language_model
 from lerobot_policy_vla0.backbone.shared_prefix import (
     PackedBatch,
     PrefixLayout,
@@ -57,7 +58,8 @@ class VLM(nn.Module):
         Raises:
             CheckpointError: if a file is missing in ``stored``.
             ConfigError: if the family is not supported, the attention is not installed, or ``quantization`` is not
-                possible on this device or with these weights.
+                possible on this device or with these weights. One for inference is checked here, and applied by
+                `quantize` when the caller has loaded the weights.
         """
         dtype = getattr(torch, config.param_dtype)
         quantized = backbones.quantization_options(config, stored)
@@ -89,6 +91,10 @@ class VLM(nn.Module):
         if config.compile_model:
             vlm._compile_layers()
         return vlm
+
+    def quantize(self, config: VLA0Config) -> None:
+        """Quantise the language model for inference, see `quantization.quantize_language_model`."""
+        quantize_language_model(self.model.model.language_model, config)
 
     def save_description(self, folder: Path) -> None:
         """Write config and tokenizer to ``folder``, as ``*.json`` files only: LeRobot uploads no others."""

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lerobot_policy_vla0.backbone.quantization import refuse_training
 from lerobot_policy_vla0.checkpoints.weight_stream import TensorSource, shown
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 
@@ -72,6 +73,7 @@ def check_options(config: VLA0Config, overrides: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming the option.
     """
+    refuse_training(config)
     if config.lora_vision and overrides.get("target_modules") is not None:
         raise ConfigError(
             f"lora_vision=True chooses the default layers, but --peft.target_modules={overrides['target_modules']!r} "

@@ -13,6 +13,7 @@ from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from torch import Tensor
 
 from lerobot_policy_vla0.backbone.loading import VLM_FOLDER
+from lerobot_policy_vla0.backbone.quantization import check_inference_quantization, quantizes_for_inference
 from lerobot_policy_vla0.checkpoints import adapters
 from lerobot_policy_vla0.checkpoints.files import (
     check_fixed_options,
@@ -34,7 +35,7 @@ from lerobot_policy_vla0.checkpoints.policy_folder import (
     total_bytes,
 )
 from lerobot_policy_vla0.checkpoints.weight_stream import write_stream
-from lerobot_policy_vla0.errors import CheckpointError
+from lerobot_policy_vla0.errors import CheckpointError, ConfigError
 from lerobot_policy_vla0.output_files import new_files, require_space
 
 if TYPE_CHECKING:
@@ -131,6 +132,14 @@ def load_policy(
     """
     # 1. Find out what the name refers to.
     source = classify(name, config, revision, download)
+    if quantizes_for_inference(source.config) and (
+        source.adapter or (source.kind is Kind.ADAPTER and not merge)
+    ):
+        raise ConfigError(
+            f"quantization={source.config.quantization!r} needs merged weights, but the adapter "
+            f"{source.adapter or source.folder} stays beside its base here. Merge it (vla0 merge ADAPTER --out DIR) "
+            "and load DIR, or leave quantization unset."
+        )
 
     # 2. Build the policy.
     if source.kind is Kind.BACKBONE:
@@ -143,6 +152,8 @@ def load_policy(
 
     # 3. Make it ready to act. For a merged adapter, loading its base has already read the adapter's statistics.
     policy.to(policy.config.device)
+    if quantizes_for_inference(policy.config):
+        policy.vlm.quantize(policy.config)
     policy.eval()
     processors = source.adapter or (source.folder if source.kind is Kind.POLICY else None)
     if processors is not None:
@@ -196,8 +207,11 @@ def _with_adapter(
     base, revision = adapters.base_of(source.folder)
     # LeRobot asks for a base in the same way: with the adapter's path in the config.
     config = replace(source.config, use_peft=True, pretrained_path=source.folder)
+    after = config.quantization if quantizes_for_inference(config) else None
     if merge:
-        if config.quantization is not None:
+        if after is not None:
+            check_inference_quantization(config)  # before the work of merging
+        elif config.quantization is not None:
             logger.info(
                 "quantization=%s is dropped: an adapter is merged in full precision", config.quantization
             )
@@ -206,7 +220,9 @@ def _with_adapter(
         policy_class, base, config=config, revision=revision, strict=strict, download=download, **options
     )
     if merge:
-        return adapters.merge_into(policy, source.folder)
+        merged = adapters.merge_into(policy, source.folder)
+        merged.config.quantization = after  # `load_policy` applies it
+        return merged
     adapters.put_on(policy, source.folder)
     return policy
 
@@ -225,8 +241,15 @@ def save_policy(policy: VLA0Policy, folder: Path, state_dict: dict[str, Tensor] 
 
     Raises:
         OutputError: if the disk is full or not writable.
-        CheckpointError: if the written folder cannot be loaded (see `policy_folder.check_written`).
+        CheckpointError: if the written folder cannot be loaded (see `policy_folder.check_written`), or the weights are
+            quantised for inference.
     """
+    if quantizes_for_inference(policy.config):
+        raise CheckpointError(
+            f"quantization={policy.config.quantization!r} replaced this policy's full weights at loading, so it "
+            f"cannot be saved to {folder}. Load it without quantization to save it; the checkpoint it came from is "
+            "unchanged."
+        )
     weights = weights_to_save(policy, state_dict)
     if not is_writer():
         return

@@ -6,11 +6,14 @@ Looking takes well under 1 % of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lerobot_policy_vla0.backbone.quantization import is_quantized, stored_tensors
 
 
 class WeightWatch:
@@ -39,7 +42,8 @@ class WeightWatch:
             self._owned = [module._parameters for module in everything]
             self._adapted = [module for module in everything if hasattr(module, "merged_adapters")]
             self._modules_seen = list(chain.from_iterable(map(dict.values, self._children)))
-        weights = [p for p in chain.from_iterable(map(dict.values, self._owned)) if p is not None]
+        parameters = [p for p in chain.from_iterable(map(dict.values, self._owned)) if p is not None]
+        weights = list(chain.from_iterable(map(_plain_tensors, parameters)))
         # Optimizers and `load_state_dict` raise a tensor's version; `.to()` gives it other memory.
         seen: list[Any] = [(0 if p.is_inference() else p._version, p.data_ptr()) for p in weights]
         # These change an adapted layer's result without a parameter's version: adapters may be switched off, replaced
@@ -69,7 +73,12 @@ class WeightWatch:
         self._seen, self._probes, self._sample = [], [], None
 
 
-def _first_number(parameter: nn.Parameter) -> Tensor:
-    """Return a view ``(1,)`` of a parameter's first number; empty if it has none."""
-    values = parameter.detach()
+def _plain_tensors(parameter: nn.Parameter) -> Iterable[Tensor]:
+    """Return the tensors whose memory a parameter lives in: itself, unless it is quantised."""
+    return stored_tensors(parameter).values() if is_quantized(parameter) else (parameter,)
+
+
+def _first_number(weight: Tensor) -> Tensor:
+    """Return a view ``(1,)`` of a weight's first number; empty if it has none."""
+    values = weight.detach()
     return values.as_strided((min(values.numel(), 1),), (1,))

@@ -2,15 +2,20 @@
 
 Several layers that read the same input (queries, keys and values) become one matrix product. No number changes, and no
 second set of weights is held where the precision already fits: the model's parameters become views of the fused matrix.
+The same holds for weights in 8 bits, whose rows have scales of their own; torchao multiplies by them.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from lerobot_policy_vla0.backbone.quantization import is_quantized, stored_tensors, with_tensors
 
 
 class Projection:
@@ -28,28 +33,28 @@ class Projection:
     def __init__(self, *modules: nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.modules: tuple[nn.Module, ...] = modules
-        #: ``(in, out)``, a transposed view; None if the modules are called.
+        #: ``(in, out)``, a transposed view; None if the modules are called or the weight is quantised.
         self.weight: Tensor | None = None
+        #: ``(out, in)``, one of torchao's tensors; None if the weight is not quantised or the modules are called.
+        self.quantized: Tensor | None = None
         self.bias: Tensor | None = None
+        if all(_is_quantized_linear(module) for module in modules):
+            self.quantized = _fuse_quantized([module.get_parameter("weight") for module in modules])
+            if self.quantized is not None:
+                self.bias = _fuse_biases(modules, dtype)
+            return
         plain = [plain_linear(module, dtype) for module in modules]
         layers = [layer for layer in plain if layer is not None]
         in_place = len(layers) > 1 and all(layer.weight.dtype == dtype for layer in layers)
         if len(layers) < len(modules) or (in_place and any(layer.weight.is_inference() for layer in layers)):
             return
         self.weight = _fuse([layer.get_parameter("weight") for layer in layers], dtype).t()
-        biases = [layer.bias for layer in layers]
-        if any(bias is not None for bias in biases):
-            self.bias = torch.cat(
-                [
-                    layer.weight.new_zeros(len(layer.weight), dtype=dtype)
-                    if layer.bias is None
-                    else layer.bias.detach().to(dtype)
-                    for layer in layers
-                ]
-            )
+        self.bias = _fuse_biases(layers, dtype)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return ``(N, out)`` of ``(N, in)``."""
+        if self.quantized is not None:
+            return functional.linear(inputs.to(self.dtype), self.quantized, self.bias)
         if self.weight is None:
             return self._call_modules(inputs)
         if inputs.dtype is not self.dtype:
@@ -82,8 +87,7 @@ def plain_linear(module: Any, dtype: torch.dtype | None = None) -> nn.Linear | N
         dtype: the copy's precision; None keeps the base's.
     """
     if type(module) is nn.Linear:
-        hooks = module._forward_hooks or module._forward_pre_hooks
-        return None if hooks or type(module.weight.data) is not Tensor else module
+        return None if _has_hooks(module) or type(module.weight.data) is not Tensor else module
     if not hasattr(module, "get_base_layer") or type(module.get_base_layer()) is not nn.Linear:
         return None
     if module.disable_adapters:
@@ -99,7 +103,7 @@ def plain_linear(module: Any, dtype: torch.dtype | None = None) -> nn.Linear | N
     return plain_linear(module.get_base_layer())
 
 
-def _fuse(weights: list[nn.Parameter], dtype: torch.dtype) -> Tensor:
+def _fuse(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return ``(out, in)`` of all weights' rows.
 
     Where a copy is needed anyway, because the precision differs, the fused weight is that copy. Otherwise a copy would
@@ -127,3 +131,40 @@ def _fuse(weights: list[nn.Parameter], dtype: torch.dtype) -> Tensor:
     for weight, part in zip(weights, torch.split(fused, rows), strict=True):
         weight.data = part
     return fused
+
+
+def _fuse_quantized(weights: list[nn.Parameter]) -> Tensor | None:
+    """Return a quantised weight ``(out, in)`` of all weights' rows, which moves them as `_fuse` does.
+
+    None for a format that does not store its rows one after the other (``int4``), and for weights made in inference
+    mode (see `Projection`).
+    """
+    parts = [stored_tensors(weight) for weight in weights]
+    for weight, part in zip(weights, parts, strict=True):
+        in_rows = all(tensor.ndim == 2 and len(tensor) == len(weight) for tensor in part.values())
+        if len(weights) > 1 and (not in_rows or any(tensor.is_inference() for tensor in part.values())):
+            return None
+    # `_fuse` gives tensors other memory in place, which reaches the layer's weight: it holds these very tensors.
+    fused = {name: _fuse([part[name] for part in parts], first.dtype) for name, first in parts[0].items()}
+    rows = sum(len(weight) for weight in weights)
+    return with_tensors(weights[0], fused, torch.Size([rows, weights[0].shape[1]]))
+
+
+def _fuse_biases(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
+    """Return the biases ``(out,)`` of all layers, zeros for a layer without; None if no layer has one."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    parts: list[Tensor] = []
+    for layer in layers:
+        weight, bias = layer.get_parameter("weight"), layer.bias
+        parts.append(torch.zeros(len(weight), device=weight.device) if bias is None else bias.detach())
+    return torch.cat([part.to(dtype) for part in parts])
+
+
+def _is_quantized_linear(module: nn.Module) -> bool:
+    """Return whether a layer only multiplies by its weight, and that is one of torchao's tensors."""
+    return type(module) is nn.Linear and not _has_hooks(module) and is_quantized(module.weight)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
