@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode, PolicyFeature
@@ -39,6 +40,8 @@ HUB_TAGS = ("robotics", "lerobot", "vla0", "vision-language-action")
 _EXCLUDED_JOINTS = ("gripper",)
 _STEP_UNITS = ("range", "robot")
 _DECODERS = ("auto", "reference", "fast", "speculative")
+#: Default of ``engine_timeout_s``.
+ENGINE_TIMEOUT_S = 10.0
 _DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16")
 #: Of a trained policy, after its weights are loaded (torchao); ``nf4`` is the one for training.
 INFERENCE_QUANTIZATIONS = ("int8", "int8_dynamic", "int4", "fp8")
@@ -209,7 +212,7 @@ class VLA0Config(PreTrainedConfig):
             loaded here: vLLM, SGLang, llama.cpp, or another one with OpenAI's protocol, which serves what ``vla0
             export`` wrote (``docs/serving.md``). None loads the weights.
         engine_model: The server's model has this name. None takes its only one.
-        engine_timeout_s: Connecting to the engine, and every wait for its answer, may take this many seconds (above 0).
+        engine_timeout_s: An answer of the engine may take this many seconds (above 0), as may connecting to it.
 
     Precision and memory:
         dtype: The model computes in this precision: ``float32``, ``bfloat16`` or ``float16``. LeRobot's training
@@ -297,7 +300,7 @@ class VLA0Config(PreTrainedConfig):
 
     engine: str | None = None
     engine_model: str | None = None
-    engine_timeout_s: float = 10.0
+    engine_timeout_s: float = ENGINE_TIMEOUT_S
 
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
@@ -537,14 +540,19 @@ class VLA0Config(PreTrainedConfig):
         if not 0 < self.engine_timeout_s < math.inf:
             raise ConfigError(f"engine_timeout_s={self.engine_timeout_s} must be finite and above 0 seconds.")
         if self.engine is None:
-            if self.engine_model is not None:
-                raise ConfigError(
-                    f"engine_model={self.engine_model!r} has no effect without engine. Give "
-                    "--policy.engine=http://..., or leave it out."
-                )
+            for name, default in (("engine_model", None), ("engine_timeout_s", ENGINE_TIMEOUT_S)):
+                if (value := getattr(self, name)) != default:
+                    raise ConfigError(
+                        f"{name}={value!r} has no effect without engine. Give --policy.engine=http://..., or leave it "
+                        "out."
+                    )
             return
-        if not self.engine.startswith(("http://", "https://")):
-            raise ConfigError(f"engine={self.engine!r} must be an address such as http://localhost:8000/v1.")
+        address = urlsplit(self.engine)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+            raise ConfigError(
+                f"engine={self.engine!r} must be an address such as http://localhost:8000/v1, without a user's name. A "
+                "key for the server goes into the environment variable VLA0_ENGINE_API_KEY."
+            )
         without_effect = {
             name: value
             for name, value, default in (

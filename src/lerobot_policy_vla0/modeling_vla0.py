@@ -66,7 +66,7 @@ from lerobot_policy_vla0.decoding.free_text import (
     can_answer,
     log_likelihood,
     prepare_question,
-    refuse_tiny,
+    refuse_unable,
     write_answer,
 )
 from lerobot_policy_vla0.decoding.report import DecodeReport
@@ -87,7 +87,7 @@ from lerobot_policy_vla0.observations.batches import (
     read_padding,
     read_prompt,
 )
-from lerobot_policy_vla0.observations.images import encode_images, grid_size, tile, transform
+from lerobot_policy_vla0.observations.images import encode_images, grid_size, make_pictures
 from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.text.question import NEXT_SUBTASK, QUERY_KIND, subtask_line
 from lerobot_policy_vla0.training.augmentation import AugmentationState
@@ -510,8 +510,7 @@ class VLA0Policy(PreTrainedPolicy):
         if self.config.engine is None:
             pixel_values, grid_thw = encode_images(images, self.image_settings, None)
         else:
-            pictures = transform(images, self.image_settings, None)
-            pictures = [tile(pictures)] if self.image_settings.tile else pictures
+            pictures = make_pictures(images, self.image_settings, None)
             pixel_values = grid_thw = torch.empty(0)
         return DecodeRequest(
             prompt,
@@ -533,7 +532,7 @@ class VLA0Policy(PreTrainedPolicy):
     # ------------------------------------------------------------------ answering questions
 
     def supports_text_generation(self) -> bool:
-        """Tell LeRobot whether `generate_text` can answer: not with the ``tiny`` backbone, which knows no language."""
+        """Tell LeRobot whether `generate_text` can answer: not with the ``tiny`` backbone, nor with an engine."""
         return can_answer(self.config)
 
     def generate_text(
@@ -627,7 +626,7 @@ class VLA0Policy(PreTrainedPolicy):
     @contextmanager
     def _answering(self, *, with_adapter: bool = False) -> Iterator[None]:
         """Make the weights ready for a question: an adapter is off, unless ``with_adapter`` leaves it on."""
-        refuse_tiny(self.config)
+        refuse_unable(self.config)
         off = nullcontext() if with_adapter else adapters.switched_off(self.vlm)
         with self._guard.exclusive(), self._autocast(), self._evaluating(), off:
             yield

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Overdue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,12 +81,14 @@ class EngineDecoder:
         """Answer a batch; see `decoding.request.Decoder`.
 
         Raises:
-            EngineError: if a row is not answered with an action; names the row, and nothing of the batch is used.
+            EngineError: if a row is not answered with an action within ``engine_timeout_s``; names the row, and nothing
+                of the batch is used.
         """
         began = time.perf_counter()
         if not self._connected:
             self.client.connect()
             self._connected = True
+        deadline = time.perf_counter() + self.client.timeout_s
         assert request.pictures is not None, "the policy makes pictures for an engine"
         given = request.committed_symbols(self.grammar.n_numbers)
         committed = request.committed
@@ -95,17 +98,21 @@ class EngineDecoder:
                 request.ids[row, request.mask[row]],
                 [picture[row] for picture in request.pictures],
                 [] if committed is None else committed[row].flatten().tolist(),
+                # As in the other decoders, sampling follows torch's global generator.
+                int(torch.randint(2**31 - 1, ())) if self.temperature > 0 else None,
             )
             for row in range(len(request.ids))
         ]
         rows = []
         for row, answer in enumerate(asked):
             try:
-                rows.append(answer.result())
-            except EngineError as error:
+                rows.append(answer.result(max(0.0, deadline - time.perf_counter())))
+            except (EngineError, Overdue) as error:
                 for other in asked:
                     other.cancel()
-                raise EngineError(str(error) if len(asked) == 1 else f"row {row}: {error}") from error
+                self._connected = False  # the server that answers next may be another one
+                reason = self.client.overdue() if isinstance(error, Overdue) else error
+                raise EngineError(str(reason) if len(asked) == 1 else f"row {row}: {reason}") from error
         traces = [
             RowTrace([*text, *symbols], [*[None] * len(text), *scores])
             for text, (symbols, scores) in zip(given, rows, strict=True)
@@ -127,7 +134,7 @@ class EngineDecoder:
         return self.grammar.write([trace.symbols for trace in traces], self.vlm.tokens.pad)
 
     def _answer(
-        self, ids: Tensor, pictures: Sequence[Tensor], committed: list[int]
+        self, ids: Tensor, pictures: Sequence[Tensor], committed: list[int], seed: int | None
     ) -> tuple[list[int], list[NDArray[Any] | None]]:
         """Return one row's symbols after the committed ones, and the scores behind each."""
         left = self.grammar.n_numbers - len(committed)
@@ -147,13 +154,13 @@ class EngineDecoder:
             max_tokens=left * (len(str(self.grammar.n_bins)) + 1) + 1,
             temperature=self.temperature,
             repetition_penalty=self.repetition_penalty,
+            seed=seed,
         )
         reply = self.client.ask(query)
         self._check(reply, pattern, len(ids) + len(prefix), left)
         symbols = spell([int(word) for word in reply.text.split()], left)
-        first = (
-            [SEPARATOR] if begun else []
-        )  # the committed text ends with a number, and its space comes back
+        # The committed text ends with a number, and the space after it is written again.
+        first = [SEPARATOR] if begun else []
         scores = self._scores(reply, [*first, *symbols], len(committed), begun)
         return symbols, scores[len(first) :]
 
@@ -164,7 +171,14 @@ class EngineDecoder:
             EngineError: saying which.
         """
         client = self.client
-        if re.fullmatch(pattern, reply.text) is None:
+        if client.dialect.counts_prompt and reply.prompt_tokens not in (None, prompt_tokens):
+            raise EngineError(
+                f"the prompt has {reply.prompt_tokens} tokens at {client.address} and {prompt_tokens} here, so "
+                f"{client.model!r} has another chat template, tokenizer or picture size. Serve the folder that "
+                "`vla0 export` wrote of this policy."
+            )
+        # An answer that was cut off may be legal, and its last number another one.
+        if re.fullmatch(pattern, reply.text) is None or reply.finish_reason != "stop":
             constraint = client.dialect.grammar
             sent = (
                 "It got no grammar, because the server is not known."
@@ -173,14 +187,8 @@ class EngineDecoder:
             )
             raise EngineError(
                 f"{client.address} answered {reply.text[:200]!r} (finish_reason {reply.finish_reason!r}), expected "
-                f"{left} integers in [0, {self.grammar.n_bins}]. {sent} Nothing was sent to the robot. Check that "
-                f"{client.model!r} is this policy, as `vla0 export` wrote it."
-            )
-        if reply.prompt_tokens is not None and reply.prompt_tokens != prompt_tokens:
-            raise EngineError(
-                f"the prompt has {reply.prompt_tokens} tokens at {client.address} and {prompt_tokens} here, so "
-                f"{client.model!r} has another chat template, tokenizer or picture size. Serve the folder that "
-                "`vla0 export` wrote of this policy."
+                f"{left} integers in [0, {self.grammar.n_bins}] and 'stop'. {sent} Nothing was sent to the robot. "
+                f"Check that {client.model!r} is this policy, as `vla0 export` wrote it."
             )
 
     def _chat(self, ids: Tensor) -> Chat:
@@ -205,8 +213,9 @@ class EngineDecoder:
     ) -> list[NDArray[Any] | None]:
         """Return, for each symbol, the scores ``(12,)`` it was chosen from: log-probabilities, before the grammar.
 
-        Minus infinity where the grammar forbids a symbol or the server did not list it; NaN throughout if the server
-        said nothing about it; None where there was no choice.
+        They are the server's (vLLM: of the model itself, before temperature and penalty). Minus infinity where the
+        grammar forbids a symbol or the server did not list it; NaN throughout if the server said nothing about it; None
+        where there was no choice.
         """
         tables = self.grammar.host
         known = {**_SYMBOLS, self._end_text: END}
@@ -228,7 +237,7 @@ class EngineDecoder:
                 for token, logprob in reply.tokens[place][1].items():
                     if (candidate := known.get(token)) is not None and legal[candidate]:
                         found[candidate] = logprob
-                scores.append(found if math.isfinite(found[symbol]) else np.full(N_SYMBOLS, math.nan))
+                scores.append(found)
             state = tables.advance(state, symbol)
         return scores
 

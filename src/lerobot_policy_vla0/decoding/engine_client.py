@@ -33,7 +33,10 @@ class Dialect:
         grammar: the field that takes the grammar, and its language (``regex`` or ``gbnf``); None if there is none.
         nested: the grammar is in a mapping under this name inside the field.
         continues: fields that let it continue a final assistant message; None if it cannot.
-        penalty: the field of transformers' repetition penalty; None if its own means something else.
+        penalty: the field of a repetition penalty.
+        same_penalty: the penalty is transformers': it counts the tokens of prompt and answer.
+        sampling: fields that turn off what the server would otherwise do to the probabilities it samples from.
+        counts_prompt: ``usage.prompt_tokens`` has one for each image token.
     """
 
     name: str
@@ -41,6 +44,9 @@ class Dialect:
     nested: str | None = None
     continues: Mapping[str, Any] | None = None
     penalty: str | None = None
+    same_penalty: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    counts_prompt: bool = True
 
     def constraint(self, grammars: Mapping[str, str]) -> dict[str, Any]:
         """Return the fields that hold the grammar, given in every language."""
@@ -52,11 +58,33 @@ class Dialect:
 
 
 _CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
+_ALL_TOKENS = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
 #: By ``owned_by``.
 DIALECTS = {
-    "vllm": Dialect("vLLM", ("structured_outputs", "regex"), "regex", _CONTINUE, "repetition_penalty"),
-    "sglang": Dialect("SGLang", ("regex", "regex"), None, _CONTINUE, "repetition_penalty"),
-    "llamacpp": Dialect("llama.cpp", ("grammar", "gbnf"), None, {}),
+    "vllm": Dialect(
+        "vLLM",
+        ("structured_outputs", "regex"),
+        nested="regex",
+        continues=_CONTINUE,
+        penalty="repetition_penalty",
+        same_penalty=True,
+        sampling=_ALL_TOKENS,
+    ),
+    "sglang": Dialect(
+        "SGLang",
+        ("regex", "regex"),
+        continues=_CONTINUE,
+        penalty="repetition_penalty",  # versions of 2026 take it and do nothing (sgl-project/sglang, issue 28179)
+        sampling=_ALL_TOKENS,
+    ),
+    "llamacpp": Dialect(
+        "llama.cpp",
+        ("grammar", "gbnf"),
+        continues={},  # it does so by itself
+        penalty="repeat_penalty",  # of the last tokens only
+        sampling=_ALL_TOKENS,
+        counts_prompt=False,  # some versions count the positions of an image, which are fewer
+    ),
 }
 
 
@@ -71,6 +99,7 @@ class Query:
         max_tokens: of the answer.
         temperature: 0 is greedy.
         repetition_penalty: transformers'; 1.0 is none.
+        seed: for sampling; None if nothing is sampled.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -79,6 +108,7 @@ class Query:
     max_tokens: int
     temperature: float = 0.0
     repetition_penalty: float = 1.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +119,8 @@ class Reply:
         text: the answer.
         finish_reason: ``stop`` if it ended by itself.
         prompt_tokens: tokens of the prompt as the server counts them; None if it does not say.
-        tokens: for each token that it wrote, its text and the log-probability of the likeliest tokens by their text;
-            empty if it does not say.
+        tokens: for each token that it wrote, its text and the log-probability of it and of the likeliest tokens by
+            their text; empty if it does not say.
     """
 
     text: str
@@ -105,7 +135,7 @@ class EngineClient:
     Args:
         address: such as ``http://localhost:8000/v1``.
         model: the served model's name; None takes the only one.
-        timeout_s: seconds that connecting, sending, and each wait for the answer may take.
+        timeout_s: seconds that connecting, sending, and each wait for a part of the answer may take.
     """
 
     def __init__(self, address: str, model: str | None, timeout_s: float) -> None:
@@ -168,8 +198,8 @@ class EngineClient:
             "top_logprobs": _TOP_LOGPROBS,
             **dialect.constraint(query.grammars),
         }
-        if query.temperature > 0:
-            body["top_p"] = 1.0
+        if query.seed is not None:
+            body |= {"seed": query.seed, "top_p": 1.0, **dialect.sampling}
         if query.begun:
             if dialect.continues is None:
                 raise EngineError(
@@ -177,13 +207,13 @@ class EngineClient:
                     "Chunking needs. Use vLLM, SGLang or llama.cpp, or --inference.type=sync."
                 )
             body |= dialect.continues
-        if dialect.penalty is not None:  # always: a server may take another one from the model's folder
-            body[dialect.penalty] = query.repetition_penalty
-        elif query.repetition_penalty != 1.0:
+        if query.repetition_penalty != 1.0 and not dialect.same_penalty:
             raise EngineError(
                 f"repetition_penalty={query.repetition_penalty} is transformers' penalty, which {dialect.name} does "
-                "not have. Use vLLM or SGLang, or --policy.repetition_penalty=1.0."
+                "not have. Use vLLM, or --policy.repetition_penalty=1.0."
             )
+        if dialect.penalty is not None:  # always: a server may take another one from the model's folder
+            body[dialect.penalty] = query.repetition_penalty
         answer = self._call("POST", "chat/completions", body)
         try:
             choice = answer["choices"][0]
@@ -191,7 +221,10 @@ class EngineClient:
             usage = answer.get("usage") or {}
             content = (choice.get("logprobs") or {}).get("content") or []
             tokens = [
-                (one["token"], {top["token"]: float(top["logprob"]) for top in one["top_logprobs"]})
+                (
+                    one["token"],
+                    {top["token"]: float(top["logprob"]) for top in [*(one.get("top_logprobs") or []), one]},
+                )
                 for one in content
             ]
             return Reply(
@@ -220,11 +253,8 @@ class EngineClient:
                 response = self._http.request(method, url, json=body)
                 break
             except httpx.TimeoutException:
-                raise EngineError(
-                    f"{url} did not answer within engine_timeout_s={self.timeout_s:g}. Nothing was sent to the robot. "
-                    "Is the server overloaded? Raise --policy.engine_timeout_s if it is slower than that."
-                ) from None
-            except httpx.RemoteProtocolError as error:
+                raise self.overdue() from None
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
                 if last:
                     raise self._unreachable(url, error) from None
                 logger.warning("engine: %s closed the connection (%s); asking once more", url, error)
@@ -235,15 +265,24 @@ class EngineClient:
         except ValueError:
             answer = None
         if response.status_code != httpx.codes.OK:
+            fix = "Check its log, and that it serves the folder that `vla0 export` wrote."
+            if response.status_code in (401, 403):
+                fix = f"Put its key into the environment variable {KEY_VARIABLE}."
             raise EngineError(
-                f"{url} answered with status {response.status_code}: {response.text[:500]!r}. Check its log, and that "
-                "it serves the folder that `vla0 export` wrote."
+                f"{url} answered with status {response.status_code}: {response.text[:500]!r}. {fix}"
             )
         if not isinstance(answer, dict):
             raise EngineError(
                 f"{url} answered {response.text[:200]!r}, which is no JSON object. Is it an OpenAI-compatible server?"
             )
         return answer
+
+    def overdue(self) -> EngineError:
+        """Return the error of an answer that takes too long."""
+        return EngineError(
+            f"{self.address} did not answer within engine_timeout_s={self.timeout_s:g}. Nothing was sent to the robot. "
+            "Is the server overloaded? Raise --policy.engine_timeout_s if it is slower than that."
+        )
 
     def _unreachable(self, url: str, error: Exception) -> EngineError:
         return EngineError(

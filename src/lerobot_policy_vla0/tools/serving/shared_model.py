@@ -78,6 +78,7 @@ class SharedModel:
         self._held: list[_Waiting] = []  # taken from the queue, and not like the batch that was decoded
         self._decoders: dict[int, Decoder] = {}
         self._ended = False
+        self._engine = policy.config.engine is not None
         self._thread = threading.Thread(target=self._work, name="vla0-decode", daemon=True)
         self._thread.start()
 
@@ -113,6 +114,8 @@ class SharedModel:
         with self.policy.inference():
             request = self.policy.make_request(grey_batch(self.policy.config, self.policy.vlm, 1))
         sizes = [size for size in SIZES if size <= self.max_batch]
+        if self._engine:  # which makes its own batches
+            sizes = [1]
         for size in sizes:
             self._decode([_Waiting(request)] * size)
         logger.info("warmed up for 1 to %d robots in %.1f s", self.max_batch, time.perf_counter() - began)
@@ -172,7 +175,7 @@ class SharedModel:
 
     def _decode(self, batch: list[_Waiting]) -> tuple[int, list[tuple[Tensor, DecodeReport]]]:
         """Return how many rows were computed, and each robot's answer and report."""
-        rows = next(size for size in SIZES if size >= len(batch))
+        rows = len(batch) if self._engine else next(size for size in SIZES if size >= len(batch))
         # The last request fills the batch up: it costs no further pass.
         requests = [one.request for one in batch] + [batch[-1].request] * (rows - len(batch))
         with self.policy.inference():
@@ -183,7 +186,9 @@ class SharedModel:
         return rows, [(ids[k : k + 1], _of_row(report, k)) for k in range(len(batch))]
 
     def _decoder(self, rows: int) -> Decoder:
-        """Return the decoder of a batch size; all share the weights."""
+        """Return the decoder of a batch size; all share the weights. An engine has one for all sizes."""
+        if self._engine:
+            return self.policy.decoder
         if rows not in self._decoders:
             policy = self.policy
             like = next(iter(self._decoders.values()), None)
@@ -231,6 +236,10 @@ def join_requests(requests: Sequence[DecodeRequest], pad: int) -> DecodeRequest:
         length = request.ids.shape[1]
         ids[row, width - length :], mask[row, width - length :] = request.ids[0], request.mask[0]
     first = requests[0]
+    pictures = None
+    if first.pictures is not None:
+        of_rows = [request.pictures for request in requests if request.pictures is not None]
+        pictures = [torch.cat(same) for same in zip(*of_rows, strict=True)]
     committed = None
     if first.committed is not None:
         committed = torch.cat([request.committed for request in requests if request.committed is not None])
@@ -241,6 +250,7 @@ def join_requests(requests: Sequence[DecodeRequest], pad: int) -> DecodeRequest:
         pixel_values=torch.cat([request.pixel_values for request in requests]),
         grid_thw=torch.cat([request.grid_thw for request in requests]),
         committed=committed,
+        pictures=pictures,
         previous=[None if request.previous is None else request.previous[0] for request in requests],
     )
 
