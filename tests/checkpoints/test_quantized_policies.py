@@ -11,7 +11,7 @@ from helpers.adapters import save_adapter
 from helpers.tiny import make_batch, make_config
 from lerobot.configs.policies import PreTrainedConfig
 
-from lerobot_policy_vla0 import VLA0Policy
+from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy
 from lerobot_policy_vla0.backbone.quantization import (
     check_inference_quantization,
     is_quantized,
@@ -89,6 +89,31 @@ def test_it_neither_trains_nor_is_saved(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"quantization='int8' replaced.*Load it without quantization"):
         policy.save_pretrained(tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_layer_that_stays_in_full_precision_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao", reason="weights in 8 bits need the [quantize] extra")
+    monkeypatch.setattr("torchao.quantization.quantize_", lambda layer, how: None)
+    with pytest.raises(ConfigError, match=r"does not fit the layer 0\..* of shape \(64, 64\)\. Use .*'int8'"):
+        load(folder, quantization="int8_dynamic")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", INFERENCE_QUANTIZATIONS)
+def test_every_kind_acts_on_a_gpu(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("torchao", reason="weights in 8 bits need the [quantize] extra")
+    VLA0Policy(make_config(tiny=TinyVLMConfig())).save_pretrained(tmp_path)  # wide enough for int4
+    half = {"device": "cuda", "dtype": "bfloat16", "param_dtype": "bfloat16"}
+    try:
+        policy = load(tmp_path, quantization=kind, **half)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert is_quantized(policy.vlm.model.model.language_model.layers[0].mlp.up_proj.weight)
+    for decoder in ("reference", "fast", "speculative"):
+        policy.config.decoder, policy._decoder = decoder, None
+        assert torch.isfinite(policy.predict_action_chunk(make_batch(policy.config))).all()
 
 
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.backbones import FAMILIES, save_random_backbone
-from helpers.exports import messages, save_policy, sent_pictures, two_cameras, write_png
+from helpers.exports import messages, save_policy, save_trained, sent_pictures, two_cameras, write_png
 from helpers.tiny import make_batch, make_config
+from lerobot.policies.act.configuration_act import ACTConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,6 +22,21 @@ from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.exporting.export import export_policy
 from lerobot_policy_vla0.tools.exporting.weights import model_name
 from lerobot_policy_vla0.tools.importing.tensors import policy_name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that writes the answers to one batch without a grammar."""
+    return save_trained(tmp_path_factory.mktemp("trained") / "policy")
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    """Its export."""
+    out = trained.with_name("export")
+    assert main(["export", str(trained), "--out", str(out)]) == 0
+    return out
+
 
 # ------------------------------------------------------------------ as transformers writes it
 
@@ -61,12 +77,12 @@ def test_the_precision_is_the_one_asked_for(trained: Path, exported: Path, tmp_p
 
 def test_engines_sample_as_the_policy_does_unless_a_request_says_otherwise(exported: Path) -> None:
     written = json.loads((exported / "generation_config.json").read_text())
-    end, pad = 258, 256
+    end, pad = 258, 256  # <|im_end|>, <|endoftext|>: vLLM's grammar lets every end token cut a number short
     assert written == {
         "do_sample": False,
         "temperature": 0.0,
         "repetition_penalty": 1.0,
-        "eos_token_id": [end, pad],
+        "eos_token_id": end,
         "pad_token_id": pad,
     }
 
@@ -177,6 +193,9 @@ def test_what_is_no_policy_is_refused(
     assert "is the robot's part of an export" in refusal(capsys, exported / "robot", "--out", out)
     backbone = save_random_backbone(tmp_path / "backbone", FAMILIES["Qwen2.5-VL-3B"]())
     assert "is a backbone (qwen2_5_vl), not a trained policy" in refusal(capsys, backbone, "--out", out)
+    other = tmp_path / "act"
+    ACTConfig(push_to_hub=False, device="cpu").save_pretrained(other)
+    assert "is of a 'act' policy, expected 'vla0'" in refusal(capsys, other, "--out", out)
     assert not out.exists()
 
 

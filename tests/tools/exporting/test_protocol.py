@@ -102,9 +102,9 @@ def test_a_reader_sends_the_policys_prompt(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the rest of it
 
 
-def test_grammars_are_files_that_engines_take_as_they_are(exported: Path) -> None:
-    said = json.loads((exported / "vla0.json").read_text())["answer"]
-    files = {language: (exported / name).read_text() for language, name in said["grammar"].items()}
+def test_grammars_are_files_that_engines_take_as_they_are(tmp_path: Path) -> None:
+    said = export(tmp_path, two_cameras())["answer"]
+    files = {language: (tmp_path / "out" / name).read_text() for language, name in said["grammar"].items()}
     assert files == {"regex": answer_regex(100, 4), "gbnf": answer_gbnf(100, 4), "lark": answer_lark(100, 4)}
     begun = re.compile(f"( {said['number']}){{2}}")
     assert begun.fullmatch(" 7 100") and not begun.fullmatch(" 7 101")

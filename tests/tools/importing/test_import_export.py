@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.exports import save_policy, two_cameras
-from helpers.official_checkpoint import refusal
+from helpers.official_checkpoint import pretend_hub, refusal
 from safetensors.torch import load_file, save_file
 
 from lerobot_policy_vla0 import VLA0Policy
@@ -76,6 +76,14 @@ def test_sharded_weights_of_an_export_are_read(policy: Path, broken: Path, tmp_p
     save_torch_state_dict(weights, broken, max_shard_size=100_000)
     assert len(list(broken.glob("model-*.safetensors"))) > 2
     assert main(["import", str(broken), "--out", str(tmp_path / "back")]) == 0
+    assert contents(tmp_path / "back") == contents(policy)
+
+
+def test_an_export_on_the_hub_comes_back_the_same(
+    policy: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_hub(monkeypatch, exported, tmp_path / "cache")
+    assert main(["import", "me/served", "--out", str(tmp_path / "back")]) == 0
     assert contents(tmp_path / "back") == contents(policy)
 
 

@@ -85,7 +85,9 @@ def write_generation_config(folder: Path, skeleton: VLA0Policy, config: VLA0Conf
             "do_sample": config.temperature > 0,
             "temperature": config.temperature,
             "repetition_penalty": config.repetition_penalty,
-            "eos_token_id": list(skeleton.vlm.end_tokens),
+            # Qwen's own settings end a text with <|endoftext|> too. An engine's grammar would then let that token cut
+            # the last number of an answer short. In this package's grammar only <|im_end|> ends it.
+            "eos_token_id": skeleton.vlm.tokens.end,
             "pad_token_id": skeleton.vlm.tokens.pad,
         },
     )

@@ -152,6 +152,7 @@ def _answer(config: VLA0Config) -> dict[str, Any]:
         "n_bins": config.n_bins,
         "text": f"{count} integers from 0 to {config.n_bins} without leading zeros, one space between two: all "
         f"{config.action_dim} dimensions of the first step, then of the second, to the last of {config.chunk_size}.",
+        "end": "The token <|im_end|> ends an answer, and no other one.",
         "longest_in_tokens": count * (digits + 1),
         "grammar": {name.rpartition(".")[2]: name for name in GRAMMARS},
         "number": f"({'|'.join(number_alternatives(config.n_bins))})",

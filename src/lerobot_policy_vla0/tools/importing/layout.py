@@ -21,7 +21,7 @@ import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from lerobot_policy_vla0.checkpoints.exported import is_export
+from lerobot_policy_vla0.checkpoints.exported import ROBOT_FOLDER, is_export
 from lerobot_policy_vla0.errors import CheckpointError, StatsError
 from lerobot_policy_vla0.tools.importing.restricted_pickle import load_array_pickle
 
@@ -33,7 +33,7 @@ PAPER_MODEL = "model_last"
 TRL_STATS = "dataset_stats.json"
 
 # What is fetched from the Hub. `model_last.pth`, beside `model_last/`, is 15 GB of optimizer state.
-_DESCRIPTION_FILES = ["*.json", "*.txt", "*.jinja", PAPER_CONFIG, PAPER_STATS]
+_DESCRIPTION_FILES = ["*.json", "*.txt", "*.jinja", PAPER_CONFIG, PAPER_STATS, f"{ROBOT_FOLDER}/README.md"]
 
 
 @dataclass(frozen=True)
