@@ -437,10 +437,11 @@ class VLA0Policy(PreTrainedPolicy):
 
         Returns:
             For each row ``(T*D, n_bins + 1)`` float64. An engine tells only how likely the alternatives to each written
-            digit were; the rest of an alternative is spread evenly, as with a ``min_mass`` of 1.
+            digit were; the rest of an alternative is spread evenly, as with a ``min_mass`` of 1. What it does not tell
+            is NaN.
 
         Raises:
-            EngineError: if an engine wrote other answers last, or does not tell probabilities.
+            EngineError: if an engine wrote other answers last.
         """
         if self.config.engine is not None:
             report = self.last_decode

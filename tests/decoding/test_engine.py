@@ -8,9 +8,11 @@ import json
 import logging
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,20 @@ import torch
 from helpers.engine_server import Engine, serving
 from helpers.tiny import CAMERA, make_batch, make_config, make_raw_batch, make_restless, make_stats
 from helpers.waiting import free_port
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
+from lerobot_policy_vla0.backbone.described import DescribedVLM
 from lerobot_policy_vla0.checkpoints import files
+from lerobot_policy_vla0.decoding.engine import EngineDecoder
+from lerobot_policy_vla0.decoding.engine_client import EngineClient
 from lerobot_policy_vla0.errors import CheckpointError, ConfigError, EngineError, Vla0Error
 from lerobot_policy_vla0.observations.images import make_pictures
+from lerobot_policy_vla0.text.grammar import AnswerGrammar
 from lerobot_policy_vla0.text.grammar_languages import answer_gbnf, answer_regex
+from lerobot_policy_vla0.text.prompt import Chat, PromptEncoder, PromptSettings
 from lerobot_policy_vla0.tools.loading import load_config
 
 WRIST = "observation.images.wrist"
@@ -208,6 +217,32 @@ def test_what_the_server_does_not_tell_is_not_claimed(
         assert np.isnan(found).all()
         assert np.isnan(report.leading_digit_entropy).all()
     assert np.isnan(found[-1])
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer(qwen_tokenizer: Any) -> tuple[EngineDecoder, PromptEncoder]:
+    """What writes prompts with the real tokenizer, and what reads them."""
+    sizes = SimpleNamespace(vision_config=SimpleNamespace(patch_size=14, spatial_merge_size=2))
+    vlm = DescribedVLM(sizes, qwen_tokenizer, NOWHERE)
+    grammar = AnswerGrammar(n_bins=1000, n_numbers=2, tokens=vlm.tokens)
+    decoder = EngineDecoder(EngineClient(NOWHERE, None, 1.0), vlm, grammar, shape=(1, 2))
+    encoder = PromptEncoder(
+        qwen_tokenizer.backend_tokenizer,
+        PromptSettings("S", (6, 6), vlm.tokens.pad, add_vision_id=True, state_dim=2, n_bins=1000),
+    )
+    return decoder, encoder
+
+
+@given(task=st.text(max_size=30).filter(lambda text: "<|" not in text))
+@settings(max_examples=50)
+def test_the_real_tokenizer_reads_the_prompt_back(
+    real_tokenizer: tuple[EngineDecoder, PromptEncoder], task: str
+) -> None:
+    """Whatever the task says, the server reads the ids that the model was trained on: its words in Unicode's NFC."""
+    decoder, encoder = real_tokenizer
+    chat = decoder._chat(encoder.encode(task, [7, 1000]))
+    words = unicodedata.normalize("NFC", task)
+    assert chat == Chat("S", ("Picture 1: ", None, "Picture 2: ", None, f"State: 7 1000\n{words}"))
 
 
 # ---------------------------------------------------------------- never a motion

@@ -21,7 +21,6 @@ from lerobot_policy_vla0.decoding.fast import penalise
 from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
 from lerobot_policy_vla0.decoding.report import RowTrace
-from lerobot_policy_vla0.errors import EngineError
 from lerobot_policy_vla0.text.grammar import SEPARATOR, check_finite
 
 if TYPE_CHECKING:
@@ -204,10 +203,8 @@ class NumberDistributions:
 def along_answer(trace: RowTrace, n_bins: int) -> NDArray[Any]:
     """Return ``(T*D, n_bins + 1)`` float64: the probability of every value, as far as the answer's own scores tell.
 
-    That of an alternative to a written symbol is spread evenly over the numbers that it can begin.
-
-    Raises:
-        EngineError: if the scores of a choice are not known.
+    That of an alternative to a written symbol is spread evenly over the numbers that it can begin. A number is NaN
+    throughout if the scores of one of its choices are not known.
     """
     numbers: list[NDArray[Any]] = []
     digits, left = "", 1.0
@@ -215,9 +212,9 @@ def along_answer(trace: RowTrace, n_bins: int) -> NDArray[Any]:
     for symbol, scores in zip(trace.symbols, trace.scores, strict=True):
         if scores is not None:
             if np.isnan(scores).any():
-                raise EngineError(
-                    "the engine did not tell the probability of every choice (logprobs), so there are none to report."
-                )
+                probabilities[:] = np.nan
+                left = np.nan
+                scores = np.where(np.arange(len(scores)) == symbol, 0.0, -np.inf)
             weights = np.exp(scores.astype(np.float64) - scores.max())
             for other in np.flatnonzero(weights).tolist():
                 share = left * float(weights[other] / weights.sum())

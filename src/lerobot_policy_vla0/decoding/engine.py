@@ -213,9 +213,9 @@ class EngineDecoder:
     ) -> list[NDArray[Any] | None]:
         """Return, for each symbol, the scores ``(12,)`` it was chosen from: log-probabilities, before the grammar.
 
-        They are the server's (vLLM: of the model itself, before temperature and penalty). Minus infinity where the
-        grammar forbids a symbol or the server did not list it; NaN throughout if the server said nothing about it; None
-        where there was no choice.
+        They are the server's; whether the grammar, the temperature and the penalty are in them already depends on the
+        server (vLLM 0.32: the grammar is). Minus infinity where the grammar forbids a symbol or the server did not list
+        it; NaN throughout if the server said nothing about it; None where there was no choice.
         """
         tables = self.grammar.host
         known = {**_SYMBOLS, self._end_text: END}

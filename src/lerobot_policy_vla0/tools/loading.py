@@ -229,7 +229,7 @@ class TrainedPolicy:
 def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str, str]) -> TrainedPolicy:
     """Load a trained policy, after checking that it fits a dataset; see `load_config` and `match_robot`."""
     config = load_config(path, overrides)
-    if config.decoder == "auto" and config.draft_width is None:
+    if config.decoder == "auto" and config.draft_width is None and config.engine is None:
         # The speculative decoder chooses its width by timing, and in bfloat16 another width can decide near-ties
         # differently. The fast decoder takes the same passes every time, so that a run can be repeated.
         config.decoder = "fast"

@@ -15,6 +15,7 @@ import torch
 for extra in ("aiohttp", "msgpack", "prometheus_client"):
     pytest.importorskip(extra, reason="pip install 'lerobot_policy_vla0[serve]'")
 
+from helpers.engine_server import serving as serving_engine
 from helpers.served import Alone, openpi_message, save_policy
 from helpers.tiny import make_batch, make_config
 from helpers.waiting import LONG
@@ -196,3 +197,27 @@ def test_warming_up_decodes_every_size(policy: VLA0Policy, shared: SharedModel) 
     assert sorted(shared._decoders) == [1, 2, 3, 4]
     models = {id(decoder.runner.model) for decoder in shared._decoders.values()}  # type: ignore[attr-defined]
     assert len(models) == 1  # the weights are fused and cast once
+
+
+def test_an_engine_answers_every_robot_with_its_own_picture(checkpoint: Path) -> None:
+    """The process that robots connect to has no weights either, and asks once per robot, never to fill a batch up."""
+    with serving_engine(checkpoint) as (engine, address):
+        config = load_config(checkpoint, [f"--engine={address}"])
+        policy, *_ = load_with_processors(checkpoint, config)
+        model = SharedModel(policy, max_batch=4, timeout_s=LONG)
+        model.warm_up()
+        assert len(engine.asked) == 1
+        robots = [model.new_policy() for _ in range(3)]
+        together = threading.Barrier(3)
+
+        def ask(number: int) -> torch.Tensor:
+            together.wait(LONG)
+            chunk: torch.Tensor = robots[number].predict_action_chunk(one(config, number))
+            return chunk
+
+        with ThreadPoolExecutor(3) as threads:
+            chunks = list(threads.map(ask, range(3)))
+        model.close()
+        assert len(engine.asked) == 4
+        for number, chunk in enumerate(chunks):
+            assert torch.equal(chunk, engine.policy.predict_action_chunk(one(config, number)))

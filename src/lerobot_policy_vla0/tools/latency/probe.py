@@ -43,7 +43,7 @@ class Timing:
     p95_ms: float
     slowest_ms: float
     fixed_ms: float  # median of what does not grow with the chunk: all but the passes after the prompt's
-    prefill_ms: float  # median time until the first symbol was settled
+    prefill_ms: float  # median time until the first symbol was settled; 0 with an engine, which does not tell
     passes: float  # median number of runs of the language model, the prompt's included
 
 
