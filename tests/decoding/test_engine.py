@@ -408,6 +408,18 @@ def test_another_model_is_not_asked(
     assert engine.asked == []
 
 
+def test_a_server_that_lists_no_models_is_asked_for_the_one_that_is_named(
+    pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture
+) -> None:
+    """`transformers serve` lists its cache, and not the folder that it serves."""
+    _, robot, engine = pair(engine={"engine_model": "served"})
+    engine.models = ()
+    robot.predict_action_chunk(make_batch(robot.config, 1))
+    assert engine.asked[0]["model"] == "served"
+    assert "lists no models; it is asked for 'served' all the same" in caplog.text
+    assert "so it gets no grammar" in caplog.text
+
+
 def test_a_named_model_is_asked_and_looked_for_again_after_an_error(pair: Callable[..., Pair]) -> None:
     """A server that was started again may serve something else."""
     _, robot, engine = pair(engine={"engine_model": "b"})

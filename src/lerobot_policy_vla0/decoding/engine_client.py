@@ -166,6 +166,13 @@ class EngineClient:
                 f"{self.address} serves {names}, and engine_model is not set. Choose one with --policy.engine_model."
             )
         chosen = [one for one in models if self.model in (None, one["id"])]
+        if (
+            not models
+        ):  # transformers lists the models of its cache, and not the folder that it was started with
+            logger.warning(
+                "engine: %s lists no models; it is asked for %r all the same", self.address, self.model
+            )
+            chosen = [{"id": self.model}]
         if not chosen:
             raise EngineError(
                 f"{self.address} does not serve engine_model={self.model!r}; it serves {names}. Another policy may be "
