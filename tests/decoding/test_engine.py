@@ -412,7 +412,7 @@ def test_a_server_that_lists_no_models_is_asked_for_the_one_that_is_named(
     pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture
 ) -> None:
     """`transformers serve` lists its cache, and not the folder that it serves."""
-    _, robot, engine = pair(engine={"engine_model": "served"})
+    _, robot, engine = pair("somebody", engine={"engine_model": "served"})
     engine.models = ()
     robot.predict_action_chunk(make_batch(robot.config, 1))
     assert engine.asked[0]["model"] == "served"
