@@ -15,6 +15,7 @@ from helpers import toy_env  # noqa: F401 - registers --env.type=toy
 from helpers.commands import DEBUG, evaluate, train, train_arguments
 from helpers.engine_server import serving
 from helpers.tiny import make_dataset
+from helpers.waiting import LONG
 from safetensors.torch import load_file
 
 from lerobot_policy_vla0.errors import CameraError, CheckpointError, SharedPolicyError, StatsError
@@ -83,8 +84,9 @@ def test_evaluation_runs_on_an_engine_without_weights(
     shutil.copytree(checkpoint, robot)
     (robot / "model.safetensors").unlink()
     rewards = []
+    patience = f"--policy.engine_timeout_s={LONG}"
     with serving(checkpoint) as (engine, address):
-        for folder, options in ((checkpoint, []), (robot, [f"--policy.engine={address}"])):
+        for folder, options in ((checkpoint, []), (robot, [f"--policy.engine={address}", patience])):
             arguments = ["--env.type=toy", "--eval.n_episodes=2", "--eval.batch_size=2", "--seed=3"]
             output = tmp_path / f"eval_{folder.name}"
             evaluate([f"--policy.path={folder}", *options, *arguments, f"--output_dir={output}"], monkeypatch)

@@ -20,7 +20,7 @@ import pytest
 import torch
 from helpers.engine_server import Engine, serving
 from helpers.tiny import CAMERA, make_batch, make_config, make_raw_batch, make_restless, make_stats
-from helpers.waiting import free_port
+from helpers.waiting import LONG, free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,7 +55,8 @@ def pair() -> Iterator[Callable[..., Pair]]:
             with_weights = make_restless(VLA0Policy(make_config(**{**OPTIONS, **options})))
             served, address = servers.enter_context(serving(with_weights))
             served.owned_by = owned_by
-            config = make_config(**{**OPTIONS, **options}, engine=address, **(engine or {}))
+            connection = {"engine": address, "engine_timeout_s": LONG, **(engine or {})}
+            config = make_config(**{**OPTIONS, **options, **connection})
             return with_weights, VLA0Policy(config).eval(), served
 
         yield make
@@ -147,9 +148,11 @@ def test_an_answer_goes_on_from_committed_steps(pair: Callable[..., Pair], owned
     np.testing.assert_allclose(report.number_probability, other.number_probability, rtol=1e-3)
     assert (report.number_probability[:, 0] == 1).all()
     assert report.committed == other.committed
+    begun = [body["messages"][2] for body in engine.asked]  # in any order
+    written = [" ".join(map(str, report.bins(row)[:2])) for row in range(2)]
+    assert {said["content"] for said in begun} == set(written)
+    assert {said["role"] for said in begun} == {"assistant"}
     body = engine.asked[0]
-    begun = body["messages"][2]
-    assert begun == {"role": "assistant", "content": " ".join(map(str, report.bins(0)[:2]))}
     grammar = {
         "vllm": ("structured_outputs", {"regex": answer_regex(1000, 4, begun=True)}),
         "sglang": ("regex", answer_regex(1000, 4, begun=True)),
@@ -298,8 +301,8 @@ def test_a_wrong_answer_is_an_error_and_the_next_query_starts_afresh(
     assert not robot.executor.queue
     engine.fault = None
     engine.waiting.set()
-    robot.config.engine_timeout_s = 10.0
-    robot._decoder.client._http.timeout = robot._decoder.client.timeout_s = 10.0  # type: ignore[union-attr]
+    client: Any = robot.decoder.client  # type: ignore[attr-defined]
+    client._http.timeout = client.timeout_s = LONG
     assert torch.equal(robot.select_action(batch), with_weights.select_action(batch))
 
 
@@ -503,7 +506,9 @@ def test_a_folder_without_weights_is_enough(checkpoint: Path, tmp_path: Path) ->
     shutil.copytree(checkpoint, folder)
     (folder / "model.safetensors").unlink()
     with serving(checkpoint) as (engine, address):
-        robot = VLA0Policy.from_pretrained(folder, config=load_config(folder, [f"--engine={address}"]))
+        robot = VLA0Policy.from_pretrained(
+            folder, config=load_config(folder, [f"--engine={address}", f"--engine_timeout_s={LONG}"])
+        )
         assert sum(1 for _ in robot.parameters()) == 0
         robot.reset()  # warms up
         assert len(engine.asked) == 1

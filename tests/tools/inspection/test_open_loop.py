@@ -15,6 +15,7 @@ from helpers.browser import open_page
 from helpers.engine_server import serving
 from helpers.made_up_data import REPO_ID, Page, write_dataset
 from helpers.tiny import CAMERA, make_config
+from helpers.waiting import LONG
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
@@ -142,7 +143,7 @@ def test_an_engine_gives_the_same_errors_and_coarser_bands(
     ours = run(checkpoint, data, capsys, "--episodes=0,3")
     about_bands = ("band_width_by_dimension", "inside_band_by_dimension", "inside_band_by_share")
     with serving(checkpoint) as (engine, address):
-        ask = ("--episodes=0,3", f"--policy.engine={address}")
+        ask = ("--episodes=0,3", f"--policy.engine={address}", f"--policy.engine_timeout_s={LONG}")
         theirs = run(checkpoint, data, capsys, *ask)
         engine.fault = "no log-probabilities"
         silent = run(checkpoint, data, capsys, *ask)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.engine_server import serving
 from helpers.tiny import make_config, make_dataset, make_stats
+from helpers.waiting import LONG
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
 from lerobot_policy_vla0.errors import CameraError, ConfigError
@@ -400,7 +401,8 @@ def test_an_engine_is_measured_as_the_robot_sees_it(
 ) -> None:
     """The whole query, network included; how much of it is the prompt's, the engine does not tell."""
     with serving(checkpoint) as (engine, address):
-        command = ["latency", f"--policy.path={checkpoint}", f"--policy.engine={address}", "--fps=0.1"]
+        command = ["latency", f"--policy.path={checkpoint}", "--fps=0.1"]
+        command += [f"--policy.engine={address}", f"--policy.engine_timeout_s={LONG}"]
         assert main([*command, "--repeats=2", "--json"]) == 0
         measured = json.loads(capsys.readouterr().out)["measured"]
         assert (measured["decoder"], measured["device"]) == ("engine", "cpu")

@@ -202,7 +202,7 @@ def test_warming_up_decodes_every_size(policy: VLA0Policy, shared: SharedModel) 
 def test_an_engine_answers_every_robot_with_its_own_picture(checkpoint: Path) -> None:
     """The process that robots connect to has no weights either, and asks once per robot, never to fill a batch up."""
     with serving_engine(checkpoint) as (engine, address):
-        config = load_config(checkpoint, [f"--engine={address}"])
+        config = load_config(checkpoint, [f"--engine={address}", f"--engine_timeout_s={LONG}"])
         policy, *_ = load_with_processors(checkpoint, config)
         model = SharedModel(policy, max_batch=4, timeout_s=LONG)
         model.warm_up()

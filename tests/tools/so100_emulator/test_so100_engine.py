@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from helpers.engine_server import serving
 from helpers.so100_policy import HIGH, LOW, STEP, Rollout, save_policy
-from helpers.waiting import wait_until
+from helpers.waiting import LONG, wait_until
 
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.errors import EngineError
 
 pytestmark = pytest.mark.sim
+
+PATIENCE = f"--policy.engine_timeout_s={LONG}"
 
 
 @pytest.mark.parametrize("inference", ["sync", "rtc"])
@@ -24,7 +26,14 @@ def test_the_arm_moves_without_weights(tmp_path: Path, inference: str) -> None:
     (folder / "model.safetensors").unlink()
     rollout = Rollout(tmp_path)
     with serving(weights) as (engine, address):
-        rollout(folder, f"--policy.engine={address}", f"--inference.type={inference}", "--fps=3", goals=12)
+        rollout(
+            folder,
+            f"--policy.engine={address}",
+            PATIENCE,
+            f"--inference.type={inference}",
+            "--fps=3",
+            goals=12,
+        )
     goals = np.array([goal.pose for goal in rollout.log.goals])
     assert (goals >= LOW - 1.01 * STEP).all() and (goals <= HIGH + 1.01 * STEP).all()
     assert np.ptp(goals, axis=0).max() > 10  # it moves
@@ -46,7 +55,7 @@ def test_a_server_that_fails_on_the_way_ends_the_motion(tmp_path: Path) -> None:
         failing = threading.Thread(target=fail)
         failing.start()
         with pytest.raises(EngineError, match="Nothing was sent to the robot"):
-            rollout(folder, f"--policy.engine={address}", goals=1000)
+            rollout(folder, f"--policy.engine={address}", PATIENCE, goals=1000)
         failing.join()
     assert 3 <= len(rollout.log.goals) <= 6
     assert len(rollout.log.goals) % 3 == 0
