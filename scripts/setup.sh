@@ -4,13 +4,14 @@
 #
 #   PYTHON=/path/to/python   the interpreter to make the environment with (default: searched for, 3.12 first)
 #   VENV=.venv               where the environment goes
+#   CLIENTS=.venv-clients    where clients of the policy server go, which tests use
 #   EXTRAS=a,b,c             optional extras of pyproject.toml (default: all that tests and demo use)
 #   SKIP_SYSTEM=1            do not look at system packages
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-EXTRAS=${EXTRAS:-metaworld,libero,libero-assets,so100,so101,serve,lora,dev}
+EXTRAS=${EXTRAS:-metaworld,libero,libero-assets,so100,so101,serve,lora,quantize,dev}
 SUPPORTED="3.12 3.13"
 export DEBIAN_FRONTEND=noninteractive UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300}
 
@@ -189,6 +190,16 @@ compile_bytecode() {
     env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
 }
 
+# openpi's client needs NumPy 1, so the unmodified clients that the server is tested with have their own environment.
+make_clients() {
+    local clients=${CLIENTS:-.venv-clients}
+    "$clients/bin/python" -c 'import openpi_client.websocket_client_policy, vla_eval.connection' 2>/dev/null && return 0
+    say "making $clients: clients of the policy server"
+    "$VENV/bin/python" -m venv --clear "$clients" &&
+        "$clients/bin/python" -m pip install --quiet --disable-pip-version-check "openpi-client==0.1.2" "vla-eval==0.8.0" </dev/null ||
+        say "not to be had: tests with these clients are skipped"
+}
+
 [ "${SKIP_SYSTEM:-0}" = 1 ] || check_system
 stamp=$VENV/.setup-stamp
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$(stamp_now)" ]; then
@@ -198,6 +209,7 @@ fi
 rm -f "$stamp"
 make_environment
 install_package
+make_clients
 compile_bytecode
 check_plugin
 stamp_now >"$stamp"

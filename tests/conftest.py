@@ -28,8 +28,14 @@ from helpers.paths import REPO
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Programs for processes of their own; importing them has effects.
-collect_ignore = ["helpers/libero_worker.py", "helpers/libero_expert_worker.py", "helpers/libero_start.py"]
+#: Programs for processes of their own, whose import has effects, and helpers that need an extra.
+collect_ignore = [
+    "helpers/libero_worker.py",
+    "helpers/libero_expert_worker.py",
+    "helpers/libero_start.py",
+    "helpers/lerobot_client.py",
+    "helpers/served.py",
+]
 
 # The same examples on every run, and none of them too slow: how fast the machine is says nothing about the code.
 hypothesis.settings.register_profile(
@@ -122,3 +128,21 @@ def speaking_backbone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) 
         if not folder.exists():
             save_speaking_backbone(folder.with_name("taught")).rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that writes the answers to one batch without a grammar."""
+    from helpers.exports import save_trained
+
+    return save_trained(tmp_path_factory.mktemp("trained") / "policy")
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path) -> Path:
+    """Its export."""
+    from lerobot_policy_vla0.tools.commands import main
+
+    out = trained.with_name("export")
+    assert main(["export", str(trained), "--out", str(out)]) == 0
+    return out

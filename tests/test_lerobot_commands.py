@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers import toy_env  # noqa: F401 - registers --env.type=toy
 from helpers.commands import DEBUG, evaluate, train, train_arguments
+from helpers.engine_server import serving
 from helpers.tiny import make_dataset
 from safetensors.torch import load_file
 
@@ -71,6 +73,25 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         assert torch.equal(tensor, second[key]), key
     before = load_file(whole / "checkpoints/000002/pretrained_model/model.safetensors")
     assert any(not torch.equal(tensor, before[key]) for key, tensor in first.items())
+
+
+def test_evaluation_runs_on_an_engine_without_weights(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same actions, so the same rewards; two environments are asked for at a time."""
+    robot = tmp_path / "robot"
+    shutil.copytree(checkpoint, robot)
+    (robot / "model.safetensors").unlink()
+    rewards = []
+    with serving(checkpoint) as (engine, address):
+        for folder, options in ((checkpoint, []), (robot, [f"--policy.engine={address}"])):
+            arguments = ["--env.type=toy", "--eval.n_episodes=2", "--eval.batch_size=2", "--seed=3"]
+            output = tmp_path / f"eval_{folder.name}"
+            evaluate([f"--policy.path={folder}", *options, *arguments, f"--output_dir={output}"], monkeypatch)
+            info = json.loads((output / "eval_info.json").read_text())
+            rewards.append(info["per_task"][0]["metrics"])
+    assert rewards[0]["sum_rewards"] == rewards[1]["sum_rewards"]
+    assert len(engine.asked) > 2
 
 
 def test_evaluation_runs_from_the_checkpoint_alone(

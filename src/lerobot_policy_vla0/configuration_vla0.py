@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode, PolicyFeature
@@ -39,6 +40,8 @@ HUB_TAGS = ("robotics", "lerobot", "vla0", "vision-language-action")
 _EXCLUDED_JOINTS = ("gripper",)
 _STEP_UNITS = ("range", "robot")
 _DECODERS = ("auto", "reference", "fast", "speculative")
+#: Default of ``engine_timeout_s``.
+ENGINE_TIMEOUT_S = 10.0
 _DTYPES = ("float32", "bfloat16", "float16", "autocast_bfloat16")
 #: Of a trained policy, after its weights are loaded (torchao); ``nf4`` is the one for training.
 INFERENCE_QUANTIZATIONS = ("int8", "int8_dynamic", "int4", "fp8")
@@ -204,6 +207,13 @@ class VLA0Config(PreTrainedConfig):
         repetition_penalty: transformers' penalty on tokens already seen has this value (above 0); 1.0 is none. The
             official checkpoint was evaluated with its backbone's value (about 1.05).
 
+    Engine:
+        engine: An inference server at this address (``http://host:port/v1``) writes the answers, and no weights are
+            loaded here: vLLM, SGLang, llama.cpp, or another one with OpenAI's protocol, which serves what ``vla0
+            export`` wrote (``docs/serving.md``). None loads the weights.
+        engine_model: The server's model has this name. None takes its only one.
+        engine_timeout_s: An answer of the engine may take this many seconds (above 0), as may connecting to it.
+
     Precision and memory:
         dtype: The model computes in this precision: ``float32``, ``bfloat16`` or ``float16``. LeRobot's training
             autocasts to it, and so does inference. ``autocast_bfloat16`` leaves the training's autocast to the policy
@@ -288,6 +298,10 @@ class VLA0Config(PreTrainedConfig):
     temperature: float = 0.0
     repetition_penalty: float = 1.0
 
+    engine: str | None = None
+    engine_model: str | None = None
+    engine_timeout_s: float = ENGINE_TIMEOUT_S
+
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
     save_dtype: str | None = None
@@ -314,6 +328,7 @@ class VLA0Config(PreTrainedConfig):
         self._check_augmentation()
         self._check_execution()
         self._check_decoding()
+        self._check_engine()
         self._check_precision()
         self._check_optimizer()
         self._describe_for_hub()
@@ -519,6 +534,38 @@ class VLA0Config(PreTrainedConfig):
         if not 0 < self.repetition_penalty < math.inf:
             raise ConfigError(
                 f"repetition_penalty={self.repetition_penalty} must be finite and positive (1.0 is none)."
+            )
+
+    def _check_engine(self) -> None:
+        if not 0 < self.engine_timeout_s < math.inf:
+            raise ConfigError(f"engine_timeout_s={self.engine_timeout_s} must be finite and above 0 seconds.")
+        if self.engine is None:
+            for name, default in (("engine_model", None), ("engine_timeout_s", ENGINE_TIMEOUT_S)):
+                if (value := getattr(self, name)) != default:
+                    raise ConfigError(
+                        f"{name}={value!r} has no effect without engine. Give --policy.engine=http://..., or leave it "
+                        "out."
+                    )
+            return
+        address = urlsplit(self.engine)
+        if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+            raise ConfigError(
+                f"engine={self.engine!r} must be an address such as http://localhost:8000/v1, without a user's name. A "
+                "key for the server goes into the environment variable VLA0_ENGINE_API_KEY."
+            )
+        without_effect = {
+            name: value
+            for name, value, default in (
+                ("decoder", self.decoder, "auto"),
+                ("draft_width", self.draft_width, None),
+                ("quantization", self.quantization, None),
+            )
+            if value != default
+        }
+        if without_effect:
+            raise ConfigError(
+                f"{without_effect} has no effect with engine={self.engine!r}: the server decodes, with weights of its "
+                "own. Leave it out."
             )
 
     def _check_precision(self) -> None:

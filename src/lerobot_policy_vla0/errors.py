@@ -55,12 +55,20 @@ class DecodeError(Vla0Error):
     """The model returned NaN/Inf logits, so no action can be derived from them."""
 
 
+class EngineError(Vla0Error):
+    """The inference server that a policy asks is not reachable, or answers something else than an action."""
+
+
 class DatasetError(Vla0Error):
     """A dataset cannot be read, or lacks the episodes that are asked for."""
 
 
 class CheckpointError(Vla0Error):
     """A checkpoint misses files or tensors, or contradicts the configuration it is loaded with."""
+
+
+class ExportError(Vla0Error):
+    """A policy or an adapter has parts that inference engines do not take."""
 
 
 class OutputError(Vla0Error):
@@ -77,3 +85,7 @@ class LiberoError(Vla0Error):
 
 class SharedPolicyError(Vla0Error):
     """One policy object is used by several threads; its queue and ensembler belong to one rollout."""
+
+
+class ServingError(Vla0Error):
+    """A client of ``vla0 serve`` sent something unusable, or the server cannot answer it."""

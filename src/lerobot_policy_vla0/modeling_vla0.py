@@ -25,6 +25,7 @@ state that the robot has reached by then.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from lerobot.utils.constants import ACTION, POLICY_POSTPROCESSOR_DEFAULT_NAME
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lerobot_policy_vla0.backbone.described import DescribedVLM
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.backbone.quantization import refuse_training
 from lerobot_policy_vla0.backbone.shared_prefix import prefix_facts
@@ -57,18 +59,19 @@ from lerobot_policy_vla0.dataset_stats import (
     check_stats,
     warn_about_constant_actions,
 )
+from lerobot_policy_vla0.decoding.distribution import along_answer
 from lerobot_policy_vla0.decoding.factory import build_decoder, build_distributions
 from lerobot_policy_vla0.decoding.free_text import (
     MAX_NEW_TOKENS,
     can_answer,
     log_likelihood,
     prepare_question,
-    refuse_tiny,
+    refuse_unable,
     write_answer,
 )
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import Decoder, DecodeRequest
-from lerobot_policy_vla0.errors import ActionError, ConfigError, QuestionError, StatsError
+from lerobot_policy_vla0.errors import ActionError, ConfigError, EngineError, QuestionError, StatsError
 from lerobot_policy_vla0.execution.chunk_executor import ChunkExecutor
 from lerobot_policy_vla0.execution.relative import read_origin
 from lerobot_policy_vla0.execution.start_state import TrainingStates
@@ -84,7 +87,7 @@ from lerobot_policy_vla0.observations.batches import (
     read_padding,
     read_prompt,
 )
-from lerobot_policy_vla0.observations.images import encode_images, grid_size
+from lerobot_policy_vla0.observations.images import encode_images, grid_size, make_pictures
 from lerobot_policy_vla0.text.codec import IGNORE_INDEX, quantise, raise_non_finite_actions
 from lerobot_policy_vla0.text.question import NEXT_SUBTASK, QUERY_KIND, subtask_line
 from lerobot_policy_vla0.training.augmentation import AugmentationState
@@ -149,7 +152,9 @@ class VLA0Policy(PreTrainedPolicy):
             check_relative_horizon(config, dataset_stats, dataset_meta)
         self._dataset_stats = dataset_stats
         resumed = None if stored_vlm else lerobot_api.resumed_description(config)
-        self.vlm = VLM.from_config(config, stored_vlm or resumed, vlm_revision)
+        self.vlm = (DescribedVLM if config.engine else VLM).from_config(
+            config, stored_vlm or resumed, vlm_revision
+        )
         if resumed:
             lerobot_api.forget_weights(self)
         #: PEFT reads this to choose adapters for layers in 4 bits.
@@ -167,6 +172,7 @@ class VLA0Policy(PreTrainedPolicy):
         self._decoder_device: torch.device | None = None
         self._noted_sizes = False
         self._training_states: TrainingStates | None = None  # until the first observation is compared with it
+        self._action_range: ActionRange | None = None  # None until a checkpoint's statistics are known
         if actions is not None:
             self._learn_ranges(actions, dataset_stats, config.normalization_mapping.get("STATE"))
         self._cold = False  # whether the first reset warms the decoder up
@@ -181,8 +187,14 @@ class VLA0Policy(PreTrainedPolicy):
         """Return the parameters to train.
 
         Raises:
-            ConfigError: if an option needs an adapter and there is none, or the weights are quantised for inference.
+            ConfigError: if an option needs an adapter and there is none, an engine has the weights, or they are
+                quantised for inference.
         """
+        if self.config.engine is not None:
+            raise ConfigError(
+                f"engine={self.config.engine!r} has the weights, so there is nothing to train here. Train without "
+                "--policy.engine."
+            )
         refuse_training(self.config)
         for name, wanted in (("lora_vision", False), ("quantization", None)):
             value = getattr(self.config, name)
@@ -214,10 +226,10 @@ class VLA0Policy(PreTrainedPolicy):
         """
         if reduction not in ("mean", "none"):
             raise ConfigError(f"reduction={reduction!r} must be 'mean' or 'none'.")
-        prompt, prompt_mask = read_prompt(batch, self._device)
+        prompt, prompt_mask = read_prompt(batch, self.device)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         generator = self.augmentation.next_generator(rank) if self.training else None
-        images = read_images(batch, self.config, self._device)
+        images = read_images(batch, self.config, self.device)
         if ACTION not in batch:
             raise ActionError(f"the batch has no {ACTION!r}; it has {sorted(batch)}. Training needs actions.")
         actions: Tensor = batch[ACTION].to(prompt.device)
@@ -424,18 +436,49 @@ class VLA0Policy(PreTrainedPolicy):
             min_mass: see `decoding.distribution.NumberDistributions`; 0 is exact and slow.
 
         Returns:
-            For each row ``(T*D, n_bins + 1)`` float64.
+            For each row ``(T*D, n_bins + 1)`` float64. An engine tells only how likely the alternatives to each written
+            digit were; the rest of an alternative is spread evenly, as with a ``min_mass`` of 1. What it does not tell
+            is NaN.
+
+        Raises:
+            EngineError: if an engine wrote other answers last.
         """
-        with self._guard.exclusive(), self._autocast(), self._evaluating():
+        if self.config.engine is not None:
+            report = self.last_decode
+            if report is None or [trace.symbols for trace in report.traces] != answers:
+                raise EngineError(
+                    f"the engine at {self.config.engine} tells probabilities with an answer only: ask for those of "
+                    "the last one."
+                )
+            return [along_answer(trace, self.config.n_bins) for trace in report.traces]
+        with self._guard.exclusive(), self.inference():
             reader = build_distributions(
-                self.config, self.vlm, self._device, min_mass=min_mass, decoder=self.decoder
+                self.config, self.vlm, self.device, min_mass=min_mass, decoder=self.decoder
             )
-            return reader.measure(self._request(batch), answers)
+            return reader.measure(self.make_request(batch), answers)
+
+    def for_another_robot(self, decoder: Decoder) -> Self:
+        """Return a policy for one more robot. It shares the weights and has its own queue, earlier chunks and limits.
+
+        Args:
+            decoder: answers this robot's requests; it has to be safe to use beside the other robots' decoders.
+        """
+        other = copy.copy(self)  # the same modules
+        other.executor = ChunkExecutor(self.config, self._action_range)
+        other._guard = ThreadGuard()
+        other._decoder, other._decoder_device, other._cold = decoder, self.device, False
+        return other
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Compute as a query does, in ``config.dtype`` and evaluation mode, while a decoder of this policy runs."""
+        with self._autocast(), self._evaluating():
+            yield
 
     @property
     def decoder(self) -> Decoder:
         """The decoder, built for the device the weights are on."""
-        device = self._device
+        device = self.device
         if self._decoder is None or self._decoder_device != device:
             self._decoder = build_decoder(self.config, self.vlm, device)
             self._decoder_device = device
@@ -449,22 +492,27 @@ class VLA0Policy(PreTrainedPolicy):
     def _predict(self, batch: dict[str, Any], committed: Tensor | None = None) -> Tensor:
         """Return the raw chunk ``(B, T, D)`` in ``[-1, 1]``, beginning with ``committed`` bins ``(B, n, D)``."""
         end = time.perf_counter() + self.config.min_query_ms / 1000
-        with self._autocast(), self._evaluating():
-            ids = self.decoder.decode(self._request(batch, committed))
+        with self.inference():
+            ids = self.decoder.decode(self.make_request(batch, committed))
         if self.config.min_query_ms:
             time.sleep(max(0.0, end - time.perf_counter()))
-        return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self._device)
+        return self.codec.bins_to_actions(self.codec.decode_ids(ids)).to(self.device)
 
-    def _request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
+    def make_request(self, batch: dict[str, Any], committed: Tensor | None = None) -> DecodeRequest:
         """Check a batch and return what a decoder needs to answer it."""
         check_robot(batch, self.config)
         if self._training_states is not None and self._training_states.check(batch):
             self._training_states = None  # an error is raised again, a warning is not
-        prompt, prompt_mask = read_prompt(batch, self._device)
-        images = read_images(batch, self.config, self._device)
+        prompt, prompt_mask = read_prompt(batch, self.device)
+        images = read_images(batch, self.config, self.device)
         self._noted_sizes = self._noted_sizes or note_image_sizes(images, self.config)
         raise_for_problems(image_problems(images).tolist(), self.config.camera_keys)
-        pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+        pictures: list[Tensor] | None = None
+        if self.config.engine is None:
+            pixel_values, grid_thw = encode_images(images, self.image_settings, None)
+        else:
+            pictures = make_pictures(images, self.image_settings, None)
+            pixel_values = grid_thw = torch.empty(0)
         return DecodeRequest(
             prompt,
             prompt_mask,
@@ -473,18 +521,19 @@ class VLA0Policy(PreTrainedPolicy):
             committed,
             steps_since=self.config.n_action_steps,
             size=grid_size(self.image_settings, len(images))[0],
+            pictures=pictures,
         )
 
     def _origin(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the origin ``(B, D)`` of an observation's relative actions; None with absolute actions."""
         if not self.config.use_relative_actions:
             return None
-        return read_origin(batch, self.config.absolute_dimensions, self._device)
+        return read_origin(batch, self.config.absolute_dimensions, self.device)
 
     # ------------------------------------------------------------------ answering questions
 
     def supports_text_generation(self) -> bool:
-        """Tell LeRobot whether `generate_text` can answer: not with the ``tiny`` backbone, which knows no language."""
+        """Tell LeRobot whether `generate_text` can answer: not with the ``tiny`` backbone, nor with an engine."""
         return can_answer(self.config)
 
     def generate_text(
@@ -545,7 +594,7 @@ class VLA0Policy(PreTrainedPolicy):
     ) -> Tensor:
         """Return the token ids ``(A,)`` int64 of an answer; for arguments and errors see `generate_text`."""
         with self._answering():
-            question = prepare_question(batch, self.config, self.vlm, self._device)
+            question = prepare_question(batch, self.config, self.vlm, self.device)
             return write_answer(
                 self.vlm,
                 question,
@@ -572,13 +621,13 @@ class VLA0Policy(PreTrainedPolicy):
             QuestionError, CameraError, ImageError, DecodeError, SharedPolicyError: as `generate_text`.
         """
         with self._answering(with_adapter=with_adapter):
-            question = prepare_question(batch, self.config, self.vlm, self._device)
+            question = prepare_question(batch, self.config, self.vlm, self.device)
             return log_likelihood(self.vlm, question, answer)
 
     @contextmanager
     def _answering(self, *, with_adapter: bool = False) -> Iterator[None]:
         """Make the weights ready for a question: an adapter is off, unless ``with_adapter`` leaves it on."""
-        refuse_tiny(self.config)
+        refuse_unable(self.config)
         off = nullcontext() if with_adapter else adapters.switched_off(self.vlm)
         with self._guard.exclusive(), self._autocast(), self._evaluating(), off:
             yield
@@ -613,9 +662,10 @@ class VLA0Policy(PreTrainedPolicy):
         return self
 
     @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.parameters()).device
-        return device
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU if an engine has them."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -636,7 +686,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Compute in ``config.dtype``; LeRobot autocasts in training only, and never in RTC or async inference."""
-        device = self._device.type
+        device = self.device.type
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(device, dtype=getattr(torch, self.config.dtype.removeprefix("autocast_")))
@@ -733,6 +783,7 @@ class VLA0Policy(PreTrainedPolicy):
 
     def _learn_ranges(self, actions: ActionRange, stats: Any, state_mode: NormalizationMode | None) -> None:
         """Say which dimensions the policy cannot move, and keep the states to compare the first one with."""
+        self._action_range = actions
         warn_about_constant_actions(self.config, actions)
         self._training_states = TrainingStates.from_stats(
             stats, state_mode or NormalizationMode.IDENTITY, self.config.action_feature_names
@@ -763,6 +814,11 @@ class VLA0Policy(PreTrainedPolicy):
             self._gathered = None
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.config.engine is not None:
+            raise EngineError(
+                f"the weights are in the engine at {self.config.engine}, so there are none to save. Copy the policy's "
+                "folder instead."
+            )
         save_policy(self, save_directory, self._gathered if state_dict is None else state_dict)
 
     def generate_model_card(

@@ -121,6 +121,19 @@ def test_a_joint_in_degrees_where_radians_were_recorded_is_refused_alone() -> No
         found.check({"observation.state": state})
 
 
+def test_half_a_turn_with_the_other_sign_is_the_same_turn(caplog: pytest.LogCaptureFixture) -> None:
+    """LIBERO's hand points down: its rotation vector is near (pi, 0, 0), which vla-eval writes as (-pi, 0, 0)."""
+    stats = {"observation.state": {"min": torch.tensor([-0.2, 3.11]), "max": torch.tensor([0.1, 3.15])}}
+    found = TrainingStates.from_stats(stats, IDENTITY, None)
+    assert found is not None
+    assert found.check({"observation.state": torch.tensor([[0.0, -3.14]])})
+    assert caplog.messages == []
+    found.check({"observation.state": torch.tensor([[0.0, -2.0]])})
+    assert "in 1 of 2 dimensions: dimension 1 is -2 (training data: 3.11 to 3.15)" in caplog.text
+    with pytest.raises(StateError, match="dimension 1 is -180 "):  # degrees are no radians
+        found.check({"observation.state": torch.tensor([[0.0, -180.0]])})
+
+
 def test_one_dimension_that_moved_is_not_everything(caplog: pytest.LogCaptureFixture) -> None:
     stats = {"observation.state": {"min": torch.tensor([0.0, 0.5]), "max": torch.tensor([1.0, 0.5])}}
     found = TrainingStates.from_stats(stats, IDENTITY, None)

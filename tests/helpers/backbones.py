@@ -14,9 +14,9 @@ from lerobot_policy_vla0 import TinyVLMConfig, VLA0Policy
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 
 
-def save_backbone(folder: Path, tokenizer: Any, vocabulary: int, seed: int = 5) -> Path:
-    """Write a base model as the Hub has them: config, weights and tokenizer, nothing of ours."""
-    config = tiny_vlm_config(TinyVLMConfig(**SMALL), build_tiny_tokenizer())
+def backbone_config(tokenizer: Any, vocabulary: int) -> Any:
+    """Return the config of a small Qwen2.5-VL with any tokenizer."""
+    config: Any = tiny_vlm_config(TinyVLMConfig(**SMALL), build_tiny_tokenizer())
     for name in ("image", "video"):
         setattr(config, f"{name}_token_id", tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>"))
     for name in ("start", "end"):
@@ -24,8 +24,13 @@ def save_backbone(folder: Path, tokenizer: Any, vocabulary: int, seed: int = 5) 
     config.text_config.vocab_size = vocabulary
     config.text_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     config.text_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return config
+
+
+def save_backbone(folder: Path, tokenizer: Any, vocabulary: int, seed: int = 5) -> Path:
+    """Write a base model as the Hub has them: config, weights and tokenizer, nothing of ours."""
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = Qwen2_5_VLForConditionalGeneration(backbone_config(tokenizer, vocabulary))
     model.generation_config.repetition_penalty = 1.05  # what the real one ships with
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

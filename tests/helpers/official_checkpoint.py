@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,25 @@ def refusal(capsys: pytest.CaptureFixture[str], source: Path | str, tmp_path: Pa
     assert len(lines) == 1
     assert list(target.iterdir()) == []
     return lines[0]
+
+
+def pretend_hub(
+    monkeypatch: pytest.MonkeyPatch, source: Path, cache: Path
+) -> list[tuple[str, str | None, str]]:
+    """Let ``vla0 import`` download from a folder instead of the Hub; returns what it fetches: repo, revision, file."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    from lerobot_policy_vla0.tools.importing import layout
+
+    fetched: list[tuple[str, str | None, str]] = []
+
+    def download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            fetched.append((repo, revision, name))
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr(layout, "snapshot_download", download)
+    return fetched

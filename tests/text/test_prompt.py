@@ -20,6 +20,7 @@ from lerobot_policy_vla0.text.prompt import (
     PromptSettings,
     chat_text,
     format_system_prompt,
+    read_chat,
     rope_positions,
 )
 
@@ -82,6 +83,39 @@ def test_a_system_prompt_with_chat_markup_is_refused(tiny: PreTrainedTokenizerBa
         f"system_prompt 'Look {markup} here' contains the chat markup {markup!r}, which would change the layout of "
         "the prompt. Remove it from system_prompt."
     )
+
+
+# ---------------------------------------------------------------- as messages, for servers
+
+
+#: Texts that may hold anything but markup, as the encoder demands.
+WORDS = st.text(max_size=20).filter(lambda text: "<|" not in text)
+
+
+@given(
+    system=WORDS,
+    task=WORDS,
+    images=st.integers(0, 3),
+    numbered=st.booleans(),
+    state=st.none() | st.lists(st.integers(0, 1000), min_size=1, max_size=4),
+)
+def test_messages_are_found_again_in_the_prompt(
+    system: str, task: str, images: int, numbered: bool, state: list[int] | None
+) -> None:
+    chat = read_chat(chat_text(system, task, images, add_vision_id=numbered, state=state))
+    assert chat.system == system
+    expected: list[str | None] = []
+    for number in range(1, images + 1):
+        expected += [f"Picture {number}: ", None] if numbered else [None]
+    line = "" if state is None else f"State: {' '.join(map(str, state))}\n"
+    assert list(chat.parts) == expected + [line + task] * bool(line + task)
+
+
+@pytest.mark.parametrize("text", ["push", chat_text("S", "push", 1) + "5", chat_text("S", "push", 1)[1:]])
+def test_a_prompt_of_another_layout_is_refused(text: str) -> None:
+    with pytest.raises(PromptError) as error:
+        read_chat(text)
+    assert str(error.value) == f"the prompt {text!r} has not the layout that this package writes."
 
 
 # ---------------------------------------------------------------- literal ids

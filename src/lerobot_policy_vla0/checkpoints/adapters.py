@@ -261,7 +261,7 @@ def merged_tensors(
             cannot be merged. The latter may come only when a tensor is read.
     """
     config = _peft().PeftConfig.from_pretrained(str(folder))
-    tensors = _adapter_tensors(folder)
+    tensors = adapter_tensors(folder)
     layers, expected = _place(skeleton, config)
     _check_adapter(folder, tensors, expected)
 
@@ -293,7 +293,12 @@ def merged_tensors(
 _PEFT_PREFIX = "base_model.model."
 
 
-def _adapter_tensors(folder: Path) -> dict[str, Tensor]:
+def adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of an adapter's file.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
     _peft()
     from peft.utils import load_peft_weights
 

@@ -21,14 +21,20 @@ from lerobot.configs.policies import PreTrainedConfig
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lerobot_policy_vla0.checkpoints.exported import ROBOT_FOLDER, is_export
 from lerobot_policy_vla0.checkpoints.weight_stream import find_tensors, shown
 from lerobot_policy_vla0.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
+def resolve_checkpoint(name_or_path: str | Path, *, weights: bool = True, **download: Any) -> Path:
     """Return the local folder of a checkpoint, downloading it if it is a Hub repo id.
+
+    Args:
+        name_or_path: the folder or repo id.
+        weights: download the weights too.
+        **download: options of ``snapshot_download``.
 
     Raises:
         CheckpointError: if there is no such folder or repo.
@@ -39,7 +45,11 @@ def resolve_checkpoint(name_or_path: str | Path, **download: Any) -> Path:
     try:
         # These are the files LeRobot uploads for a policy; the optimizer's state is not needed.
         return Path(
-            snapshot_download(str(name_or_path), allow_patterns=["*.json", "*.safetensors"], **download)
+            snapshot_download(
+                str(name_or_path),
+                allow_patterns=["*.json", "*.safetensors" if weights else "policy_*.safetensors"],
+                **download,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise CheckpointError(
@@ -110,6 +120,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise CheckpointError(
             f"{file} cannot be read ({error}). Point to a folder such as .../checkpoints/last/pretrained_model."
         ) from error
+    if kind is None and is_export(folder):
+        raise CheckpointError(
+            f"{folder} is an export for inference engines, not a policy folder. The robot's part of it is "
+            f"{folder / ROBOT_FOLDER}; a policy with all weights is made by vla0 import {folder} --out DIR."
+        )
     if kind is None and "model_type" in written:
         raise CheckpointError(
             f"{folder} is a backbone ({written['model_type']}), not a trained policy. Start from it with "

@@ -93,11 +93,17 @@ def classify(name: str, config: Any, revision: str | None, download: dict[str, A
         check_fixed_options(stored, config)
         if name == stored.vlm_model_name:
             return Source(Kind.BACKBONE, name, None, config, adapter)
-    folder = resolve_checkpoint(name, revision=revision, **download)
+    engine = None if config is None else config.engine
+    folder = resolve_checkpoint(name, weights=engine is None, revision=revision, **download)
     stored = read_config(folder)
     config = stored if config is None else config
     check_fixed_options(stored, config)
     kind = Kind.ADAPTER if adapters.is_adapter(folder) else Kind.POLICY
+    if engine is not None and kind is Kind.ADAPTER:
+        raise CheckpointError(
+            f"{name} is an adapter, whose backbone is described elsewhere, and engine={engine!r} needs the "
+            "description. Give --policy.path the folder robot/ of what `vla0 export` wrote."
+        )
     return Source(kind, name, folder, config, adapter)
 
 
@@ -163,6 +169,8 @@ def _from_weights(
     """Build the policy of a folder that holds all weights, and load them."""
     assert source.folder is not None
     description = source.folder / VLM_FOLDER
+    if source.config.engine is not None:  # which has the weights
+        return policy_class(source.config, stored_vlm=description, **options)
     if strict:  # every weight is in the folder, so memory is allocated only when it is read
         with init_empty_weights(include_buffers=False):
             policy = policy_class(source.config, stored_vlm=description, **options)

@@ -17,6 +17,7 @@ from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lerobot_policy_vla0.checkpoints.exported import is_robot_folder
 from lerobot_policy_vla0.errors import CheckpointError
 
 #: The types that can be stored, by safetensors' names.
@@ -90,6 +91,12 @@ def _read_index(folder: Path) -> dict[str, str]:
     index = folder / SAFETENSORS_INDEX_FILE
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
         return {}
+    if is_robot_folder(folder):
+        raise CheckpointError(
+            f"{folder} is the robot's part of an export: a policy without weights, which an inference engine has. Say "
+            "where the engine answers, --policy.engine=http://HOST:PORT/v1, or make a policy with all weights from the "
+            "whole export: vla0 import EXPORT --out DIR."
+        )
     if not index.is_file():
         raise CheckpointError(
             f"{folder} has neither {SAFETENSORS_SINGLE_FILE} nor {SAFETENSORS_INDEX_FILE}; it holds "

@@ -20,6 +20,7 @@ from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import penalise
 from lerobot_policy_vla0.decoding.lean import LeanModel
 from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.decoding.report import RowTrace
 from lerobot_policy_vla0.text.grammar import SEPARATOR, check_finite
 
 if TYPE_CHECKING:
@@ -180,12 +181,8 @@ class NumberDistributions:
                 self._expand(row, child, scores, place)
             elif probability > self.min_mass:
                 row.pending.append(child)
-            else:  # share it evenly among the numbers that begin with these digits
-                low = high = child.value
-                values: list[int] = []
-                while low <= self.grammar.n_bins:
-                    values += range(low, min(high, self.grammar.n_bins) + 1)
-                    low, high = low * 10, high * 10 + 9
+            else:
+                values = beginning_with(child.value, self.grammar.n_bins)
                 row.probabilities[child.number, values] += probability / len(values)
 
     def _probabilities_after(self, row: _Answer, prefix: _Prefix, scores: NDArray[Any]) -> NDArray[Any]:
@@ -201,6 +198,57 @@ class NumberDistributions:
         weights = np.where(legal, np.exp(scores - scores[legal].max()), 0.0)
         probabilities: NDArray[Any] = weights / weights.sum()
         return probabilities
+
+
+def along_answer(trace: RowTrace, n_bins: int) -> NDArray[Any]:
+    """Return ``(T*D, n_bins + 1)`` float64: the probability of every value, as far as the answer's own scores tell.
+
+    That of an alternative to a written symbol is spread evenly over the numbers that it can begin. A number is NaN
+    throughout if the scores of one of its choices are not known.
+    """
+    numbers: list[NDArray[Any]] = []
+    digits, left = "", 1.0
+    probabilities = np.zeros(n_bins + 1)
+    for symbol, scores in zip(trace.symbols, trace.scores, strict=True):
+        if scores is not None:
+            if np.isnan(scores).any():
+                probabilities[:] = np.nan
+                left = np.nan
+                scores = np.where(np.arange(len(scores)) == symbol, 0.0, -np.inf)
+            weights = np.exp(scores.astype(np.float64) - scores.max())
+            for other in np.flatnonzero(weights).tolist():
+                share = left * float(weights[other] / weights.sum())
+                if other == symbol:
+                    following = share
+                elif other >= SEPARATOR:
+                    probabilities[int(digits)] += share
+                else:
+                    values = beginning_with(int(f"{digits}{other}"), n_bins)
+                    probabilities[values] += share / len(values)
+            left = following
+        if symbol < SEPARATOR:
+            digits += str(symbol)
+        else:
+            probabilities[int(digits)] += left
+            numbers.append(probabilities)
+            digits, left, probabilities = "", 1.0, np.zeros(n_bins + 1)
+    return np.stack(numbers)
+
+
+def beginning_with(first: int, n_bins: int) -> list[int]:
+    """Return the integers in ``[0, n_bins]`` whose text begins with the digits of ``first``.
+
+    >>> beginning_with(2, 30), beginning_with(0, 250)
+    ([2, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [0])
+    """
+    values: list[int] = []
+    low = high = first
+    while low <= n_bins:
+        values += range(low, min(high, n_bins) + 1)
+        if first == 0:
+            break
+        low, high = low * 10, high * 10 + 9
+    return values
 
 
 def _check(scores: NDArray[Any], lengths: list[int]) -> None:

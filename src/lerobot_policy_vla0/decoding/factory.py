@@ -16,32 +16,43 @@ from lerobot_policy_vla0.text.grammar import AnswerGrammar
 if TYPE_CHECKING:
     from lerobot_policy_vla0.backbone.vlm import VLM
     from lerobot_policy_vla0.configuration_vla0 import VLA0Config
+    from lerobot_policy_vla0.decoding.lean import LeanModel
     from lerobot_policy_vla0.decoding.request import Decoder
 
 logger = logging.getLogger(__name__)
 
 
-def build_decoder(config: VLA0Config, vlm: VLM, device: torch.device) -> Decoder:
+def build_decoder(
+    config: VLA0Config, vlm: VLM, device: torch.device, *, like: Decoder | None = None
+) -> Decoder:
     """Return the decoder a policy config asks for, and say in the log which one and why.
 
     Args:
         config: its ``decoder``, sampling and chunk options.
         vlm: the backbone.
         device: where the backbone's weights are.
+        like: another decoder of the same policy, whose copies of weights are shared; nothing is logged then.
     """
-    name, why = config.decoder, "as configured"
-    if name == "auto":
-        name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
-    logger.info("decoder: %s on %s (%s)", name, device.type, why)
     grammar = _grammar(config, vlm, device)
     shape = (config.chunk_size, config.action_dim)
     sampling = {"temperature": config.temperature, "repetition_penalty": config.repetition_penalty}
+    if config.engine is not None:
+        from lerobot_policy_vla0.decoding.engine import EngineDecoder
+        from lerobot_policy_vla0.decoding.engine_client import EngineClient
+
+        client = EngineClient(config.engine, config.engine_model, config.engine_timeout_s)
+        return EngineDecoder(client, vlm, grammar, shape=shape, **sampling)
+    name, why = config.decoder, "as configured"
+    if name == "auto":
+        name, why = ("speculative", "auto, greedy") if config.temperature == 0 else ("fast", "auto, sampling")
+    if like is None:
+        logger.info("decoder: %s on %s (%s)", name, device.type, why)
     if name == "reference":
         return ReferenceDecoder(vlm, grammar, shape=shape, **sampling)
     drafter = None
     if name == "speculative":
         drafter = PreviousChunkDrafter(grammar, shape=shape, draft_width=config.draft_width)
-    return FastDecoder(vlm, grammar, shape=shape, drafter=drafter, **sampling)
+    return FastDecoder(vlm, grammar, shape=shape, drafter=drafter, model=_model_of(like), **sampling)
 
 
 def build_distributions(
@@ -62,8 +73,13 @@ def build_distributions(
         temperature=config.temperature,
         repetition_penalty=config.repetition_penalty,
         min_mass=min_mass,
-        model=decoder.runner.model if isinstance(decoder, FastDecoder) else None,
+        model=_model_of(decoder),
     )
+
+
+def _model_of(decoder: Decoder | None) -> LeanModel | None:
+    """Return what runs the backbone for a decoder, if that can be shared."""
+    return decoder.runner.model if isinstance(decoder, FastDecoder) else None
 
 
 def _grammar(config: VLA0Config, vlm: VLM, device: torch.device) -> AnswerGrammar:

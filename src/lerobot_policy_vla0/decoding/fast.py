@@ -25,6 +25,7 @@ from lerobot_policy_vla0.text.grammar import N_SYMBOLS, AnswerGrammar, HostGramm
 
 if TYPE_CHECKING:
     from lerobot_policy_vla0.backbone.vlm import VLM
+    from lerobot_policy_vla0.decoding.lean import LeanModel
 
 #: Tokens that a pass without a draft has room for: the last choice and what the grammar forces after it.
 _SETTLED_WIDTH = 8
@@ -100,6 +101,7 @@ class FastDecoder:
         temperature: see `ReferenceDecoder`; 0 if there is a drafter.
         repetition_penalty: see `ReferenceDecoder`.
         drafter: makes the drafts; None feeds settled tokens only.
+        model: runs the backbone; None builds one. Another decoder's saves a second copy of fused weights.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class FastDecoder:
         temperature: float = 0.0,
         repetition_penalty: float = 1.0,
         drafter: Drafter | None = None,
+        model: LeanModel | None = None,
     ) -> None:
         assert temperature == 0 or drafter is None, "drafts are checked against the greedy choice"
         self.name = "speculative" if drafter else "fast"
@@ -121,9 +124,8 @@ class FastDecoder:
         self.repetition_penalty = repetition_penalty
         self.drafter = drafter
         self.tables = grammar.host
-        self.runner = PassRunner(
-            vlm, grammar, max_width=max(drafter.max_width if drafter else 0, _SETTLED_WIDTH)
-        )
+        width = max(drafter.max_width if drafter else 0, _SETTLED_WIDTH)
+        self.runner = PassRunner(vlm, grammar, max_width=width, model=model)
         self.last: DecodeReport | None = None
         # Of equally good tokens the reference takes the smallest id.
         self._order = torch.argsort(grammar.token_ids.cpu()).numpy().astype(np.uint8)

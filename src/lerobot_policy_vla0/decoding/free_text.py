@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lerobot_policy_vla0.configuration_vla0 import TINY, VLA0Config
-from lerobot_policy_vla0.errors import ConfigError, DecodeError, QuestionError
+from lerobot_policy_vla0.errors import ConfigError, DecodeError, EngineError, QuestionError
 from lerobot_policy_vla0.observations.batches import (
     image_problems,
     raise_for_problems,
@@ -40,16 +40,21 @@ MAX_NEW_TOKENS = 128
 
 
 def can_answer(config: VLA0Config) -> bool:
-    """Return whether a policy's backbone knows a language; the ``tiny`` one is random."""
-    return config.vlm_model_name != TINY
+    """Return whether a policy's backbone is here and knows a language; the ``tiny`` one is random."""
+    return config.vlm_model_name != TINY and config.engine is None
 
 
-def refuse_tiny(config: VLA0Config) -> None:
-    """Refuse questions to the ``tiny`` backbone.
+def refuse_unable(config: VLA0Config) -> None:
+    """Refuse questions to the ``tiny`` backbone, and to one in an engine.
 
     Raises:
-        QuestionError: naming what would work.
+        QuestionError, EngineError: naming what would work.
     """
+    if config.engine is not None:
+        raise EngineError(
+            f"the policy's weights are in the engine at {config.engine}, which is asked for actions only. Load the "
+            "policy without --policy.engine to ask questions."
+        )
     if not can_answer(config):
         raise QuestionError(
             f"the backbone is {TINY!r}: its weights never learned a language, and an answer would mean nothing. "

@@ -22,7 +22,7 @@ class RowTrace:
     Attributes:
         symbols: the answer, its end included.
         scores: the scores ``(12,)`` a symbol was chosen from, minus infinity where illegal; None where the
-            grammar or a commitment left no choice.
+            grammar or a commitment left no choice; NaN where an engine did not tell them.
     """
 
     symbols: list[int] = field(default_factory=list)
@@ -34,11 +34,11 @@ class DecodeReport:
     """One call of a decoder.
 
     Attributes:
-        decoder: ``reference``, ``fast`` or ``speculative``.
+        decoder: ``reference``, ``fast``, ``speculative``, or ``engine`` and which server it is.
         passes: runs of the language model, the prompt's included.
         committed: tokens that were given (real-time chunking's committed actions).
         milliseconds: wall time from the request to the ids.
-        prefill_milliseconds: of it, until the first symbol was settled.
+        prefill_milliseconds: of it, until the first symbol was settled; 0 if an engine decoded, which does not tell.
         shape: ``(chunk_size, action_dim)``.
         traces: one per row.
         stops: per row and pass, how many integers the row had finished after it.
@@ -71,11 +71,17 @@ class DecodeReport:
         """Passes per integer of one row's answer; token by token it is 3.5 to 4."""
         return self.passes / (self.shape[0] * self.shape[1])
 
+    def bins(self, row: int) -> list[int]:
+        """Return the ``T * D`` integers of a row's answer, step by step."""
+        text = "".join("0123456789  "[symbol] for symbol in self.traces[row].symbols)
+        return [int(word) for word in text.split()]
+
     @cached_property
     def number_probability(self) -> NDArray[Any]:
         """``(B, T, D)`` float64: the model's probability of each number it wrote, under the grammar.
 
-        The product over its digits and the separator that ends it; 1.0 for committed numbers.
+        The product over its digits and the separator that ends it; 1.0 for committed numbers, NaN if an engine did
+        not tell.
         """
         return self._per_number()[0]
 
@@ -96,7 +102,7 @@ class DecodeReport:
                     logs -= np.log(np.exp(logs).sum())
                     log_probability[row, number] += logs[symbol]
                     if leading:
-                        legal = logs[np.isfinite(logs)]
+                        legal = logs[~np.isneginf(logs)]
                         entropy[row, number] = -(np.exp(legal) * legal).sum()
                 leading = symbol >= SEPARATOR
                 number += symbol >= SEPARATOR

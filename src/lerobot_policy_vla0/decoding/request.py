@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +28,11 @@ class DecodeRequest:
         steps_since: control steps executed since the previous request of this episode. It makes drafts better and
             changes no answer.
         size: a row of ``grid_thw``; None reads it there, for which the host waits.
+        previous: each row's ``T * D`` bins of the chunk before, None for a row without one. A decoder otherwise drafts
+            from its own last answer, which is right as long as it serves the same rows in every call. It makes drafts
+            better and changes no answer.
+        pictures: each image of all rows, ``(B, 3, h, w)`` uint8 on the host, for a decoder that sends pictures to an
+            engine; ``pixel_values`` is empty then.
     """
 
     ids: Tensor
@@ -36,6 +42,8 @@ class DecodeRequest:
     committed: Tensor | None = None
     steps_since: int = 1
     size: tuple[int, int, int] | None = None
+    previous: Sequence[Sequence[int] | None] | None = None
+    pictures: Sequence[Tensor] | None = None
 
     @property
     def grid(self) -> tuple[int, int, int]:

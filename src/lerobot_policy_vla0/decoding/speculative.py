@@ -73,30 +73,45 @@ class PreviousChunkDrafter:
     def begin(self, request: DecodeRequest, rows: list[Row]) -> None:
         """Guess the answer: the previous chunk, shifted by the steps executed since."""
         steps, dims = self.shape
-        # The last answer is the previous chunk, unless an error left it unfinished.
-        if self._rows and all(row.done for row in self._rows):
-            self._previous = np.array([row.numbers for row in self._rows]).reshape(-1, steps, dims)
+        previous = self._previous_chunks(request, len(rows))
         self._rows = rows
         self._passes = 0
         self._last_chain = [(0, 0, [])] * len(rows)
         self._guess = [[None] * (steps * dims) for _ in rows]
-        if self._previous is None or len(self._previous) != len(rows):
+        known = [index for index, chunk in enumerate(previous) if chunk is not None]
+        if not known:
             return
-        shift = min(self._shift(request, self._previous), steps)
-        for guess, chunk in zip(self._guess, self._previous, strict=True):
+        shift = min(self._shift(request, previous, known), steps)
+        for index in known:
             # After a chunk that was executed to its end, the robot continues from its last step.
+            chunk = previous[index]
             left = chunk[shift:] if shift < steps else chunk[-1:]
-            guess[: left.size] = left.flatten().tolist()
+            self._guess[index][: left.size] = left.flatten().tolist()
 
-    def _shift(self, request: DecodeRequest, previous: NDArray[Any]) -> int:
-        """Return how many steps were executed since the previous chunk ``(B, T, D)`` began."""
+    def _previous_chunks(self, request: DecodeRequest, rows: int) -> list[Any]:
+        """Return each row's chunk before, ``(T, D)`` bins, or None: those of the request, or of the last answer."""
+        if request.previous is not None:
+            return [
+                None if bins is None else np.array(bins, dtype=np.int64).reshape(self.shape)
+                for bins in request.previous
+            ]
+        # The last answer is the previous chunk, unless an error left it unfinished.
+        if self._rows and all(row.done for row in self._rows):
+            self._previous = np.array([row.numbers for row in self._rows]).reshape(-1, *self.shape)
+        if self._previous is None or len(self._previous) != rows:
+            return [None] * rows
+        return list(self._previous)
+
+    def _shift(self, request: DecodeRequest, previous: list[Any], known: list[int]) -> int:
+        """Return how many steps were executed since the previous chunks ``(T, D)`` of the ``known`` rows began."""
         if request.committed is None or not request.committed.shape[1]:
             return request.steps_since
         # The committed steps are steps of the previous chunk: look where they fit best.
-        committed = request.committed.cpu().numpy()
+        committed = request.committed.cpu().numpy()[known]
+        chunks = np.stack([previous[index] for index in known])
         length, steps = committed.shape[1], self.shape[0]
         errors = [
-            np.abs(previous[:, shift : shift + length] - committed[:, : steps - shift]).mean()
+            np.abs(chunks[:, shift : shift + length] - committed[:, : steps - shift]).mean()
             for shift in range(steps)
         ]
         return int(np.argmin(errors))

@@ -8,6 +8,7 @@ from everything in the training data shows it before the first action.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -29,6 +30,8 @@ FAR = 0.5
 ELSEWHERE = 1.0
 #: If one lies outside by more than this many times the widest range, it is in other units: 1 rad is 57 degrees.
 OTHER_UNITS = 10.0
+#: Values in radians have a magnitude below this.
+HALF_TURN = math.pi + 0.1
 #: Ranges are measured as at least this share of the widest one: a joint that was hardly moved may stand elsewhere.
 NARROWEST = 0.1
 
@@ -113,7 +116,7 @@ class TrainingStates:
         widest = float(width.max())
         if widest == 0:
             return True
-        beyond = torch.maximum(self.low - values, values - self.high)  # (B, S), negative inside
+        beyond = self._beyond(values)
         ranges = beyond / width.clamp_min(NARROWEST * widest)
         moved = width > 0
         wrong = (beyond > OTHER_UNITS * widest).any(1)  # (B,)
@@ -140,6 +143,16 @@ class TrainingStates:
                 _CHECK,
             )
         return True
+
+    def _beyond(self, values: Tensor) -> Tensor:
+        """Return how far values ``(B, S)`` lie outside of the training data; negative inside."""
+        beyond = torch.maximum(self.low - values, values - self.high)
+        # Half a turn can be written with either sign: a rotation vector of LIBERO is near -pi or near pi.
+        radians = torch.maximum(self.low.abs(), self.high.abs()).maximum(values.abs()) < HALF_TURN
+        for turned in (values - math.tau, values + math.tau):
+            again = torch.maximum(self.low - turned, turned - self.high)
+            beyond = torch.where(radians, beyond.minimum(again), beyond)
+        return beyond
 
     def _compare(self, values: Tensor, ranges: Tensor) -> str:
         """Return the values that are far, ``ranges`` outside, beside the training data's."""

@@ -193,10 +193,32 @@ def patchify(image: Tensor, settings: ImageSettings) -> Tensor:
     return pixels.reshape(batch, (height // patch) * (width // patch), channels * frames * patch * patch)
 
 
+def make_pictures(
+    images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
+) -> list[Tensor]:
+    """Turn camera images into the pictures that the model sees: `transform`, `tile` if set.
+
+    Args:
+        images: ``(B, 3, H, W)`` per camera, from `select_cameras`.
+        settings: see `ImageSettings`.
+        generator: see `transform`.
+
+    Returns:
+        ``(B, 3, h, w)`` uint8 for each image of the prompt.
+
+    Raises:
+        ImageError: if there is no image.
+    """
+    if not images:
+        raise ImageError("No image was given: the policy needs at least one camera.")
+    pictures = transform(images, settings, generator)
+    return [tile(pictures)] if settings.tile else pictures
+
+
 def encode_images(
     images: Sequence[Tensor], settings: ImageSettings, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Turn camera images into Qwen2.5-VL's inputs: `transform`, `tile` if set, `patchify`.
+    """Turn camera images into Qwen2.5-VL's inputs: `make_pictures`, `patchify`.
 
     Args:
         images: ``(B, 3, H, W)`` per camera, from `select_cameras`.
@@ -210,11 +232,7 @@ def encode_images(
     Raises:
         ImageError: if there is no image.
     """
-    if not images:
-        raise ImageError("No image was given: the policy needs at least one camera.")
-    pictures = transform(images, settings, generator)
-    if settings.tile:
-        pictures = [tile(pictures)]
+    pictures = make_pictures(images, settings, generator)
     patches = torch.stack([patchify(picture, settings) for picture in pictures], dim=1)  # (B, n, P, D)
     grid = torch.tensor(grid_size(settings, len(images)), dtype=torch.int64).repeat(patches.shape[0], 1)
     return patches.flatten(0, 2), grid.to(patches.device, non_blocking=True)

@@ -5,9 +5,10 @@ The prompt is Qwen's chat format with VLA-0's system message (arXiv 2510.13054, 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,13 @@ SYSTEM_PROMPT = (
 )
 
 IMAGE_TOKEN = "<|image_pad|>"
+_PICTURE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+#: `chat_text` as a pattern; none of its texts holds markup.
+_CHAT = re.compile(
+    r"<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n<\|im_start\|>user\n(?P<user>.*?)<\|im_end\|>\n"
+    r"<\|im_start\|>assistant\n",
+    re.DOTALL,
+)
 
 
 def format_system_prompt(template: str, *, chunk_size: int, action_dim: int, n_bins: int) -> str:
@@ -76,14 +84,42 @@ def chat_text(
     return head + " ".join(map(str, state or ())) + tail
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A prompt as chat messages: the system message, and the user's parts in order.
+
+    Attributes:
+        system: the filled system prompt.
+        parts: texts, and None for each image.
+    """
+
+    system: str
+    parts: tuple[str | None, ...]
+
+
+def read_chat(text: str) -> Chat:
+    r"""Return the messages of a prompt that `chat_text` wrote.
+
+    >>> read_chat(chat_text("S", "push", 2, add_vision_id=True, state=[3, 4]))
+    Chat(system='S', parts=('Picture 1: ', None, 'Picture 2: ', None, 'State: 3 4\npush'))
+
+    Raises:
+        PromptError: if the text has another layout.
+    """
+    match = _CHAT.fullmatch(text)
+    if match is None:
+        raise PromptError(f"the prompt {text[:200]!r} has not the layout that this package writes.")
+    parts: list[str | None] = []
+    for index, piece in enumerate(match["user"].split(_PICTURE)):
+        parts += ([None] if index else []) + ([piece] if piece else [])
+    return Chat(match["system"], tuple(parts))
+
+
 def _around_state(
     system: str, task: str, n_images: int, add_vision_id: bool, *, with_state: bool
 ) -> tuple[str, str]:
     """Return the text before and after the state's integers."""
-    images = "".join(
-        (f"Picture {k + 1}: " if add_vision_id else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
-        for k in range(n_images)
-    )
+    images = "".join((f"Picture {k + 1}: " if add_vision_id else "") + _PICTURE for k in range(n_images))
     label, newline = ("State: ", "\n") if with_state else ("", "")
     return (
         f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{images}{label}",
@@ -144,7 +180,8 @@ class PromptEncoder:
         self.settings = settings
         self.what = what
         self.image_token_id: int = image_token_id
-        self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()  # ids before and after the state
+        # Ids before and after the state. A server's robots share an encoder, and this cache is safe in threads.
+        self._around = lru_cache(maxsize=_TASKS_KEPT)(self._encode_around)
         self._characters = {c: self._tokenise(c) for c in "0123456789 "} if settings.state_dim else {}
         # The tokenizer would turn this text into special tokens.
         self._markup = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special]
@@ -177,12 +214,7 @@ class PromptEncoder:
                 f"the state has {len(state or ())} integers, and the prompt has room for {self.settings.state_dim}. "
                 "Fix policy.state_in_prompt, or the size of observation.state."
             )
-        if task not in self._kept:
-            self._kept[task] = self._encode_around(task)
-            if len(self._kept) > _TASKS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(task)
-        head, tail = self._kept[task]
+        head, tail = self._around(task)
         return torch.cat([head, self._spell(state), tail]) if state else head.clone()
 
     def _encode_around(self, task: str) -> tuple[Tensor, Tensor]:

@@ -134,7 +134,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str]) -> VLA0Config
             device = [] if any(option.startswith("--device=") for option in overrides) else ["--device=cpu"]
             config = draccus.parse(VLA0Config, args=[*device, *overrides])
         else:
-            folder = resolve_checkpoint(path)
+            folder = resolve_checkpoint(path, weights=False)
             stored = read_config(folder)  # its errors name the option
             if stored.type != "vla0":
                 raise CheckpointError(f"{path} is a {stored.type!r} policy, expected 'vla0'.")
@@ -229,13 +229,13 @@ class TrainedPolicy:
 def load_policy(path: str, overrides: list[str], meta: Any, rename_map: dict[str, str]) -> TrainedPolicy:
     """Load a trained policy, after checking that it fits a dataset; see `load_config` and `match_robot`."""
     config = load_config(path, overrides)
-    if config.decoder == "auto" and config.draft_width is None:
+    if config.decoder == "auto" and config.draft_width is None and config.engine is None:
         # The speculative decoder chooses its width by timing, and in bfloat16 another width can decide near-ties
         # differently. The fast decoder takes the same passes every time, so that a run can be repeated.
         config.decoder = "fast"
     cameras = match_robot(config, meta, rename_map)
     policy, preprocess, postprocess = load_with_processors(path, config, rename_map)
-    file = resolve_checkpoint(path) / "train_config.json"
+    file = resolve_checkpoint(path, weights=False) / "train_config.json"
     training = json.loads(file.read_text()).get("dataset", {}) if file.is_file() else {}
     return TrainedPolicy(path, policy, preprocess, postprocess, training, cameras)
 
@@ -249,7 +249,8 @@ def load_with_processors(
     """
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # imports transformers
 
-    policy = VLA0Policy.from_pretrained(resolve_checkpoint(path), config=config)
+    folder = resolve_checkpoint(path, weights=config.engine is None)
+    policy = VLA0Policy.from_pretrained(folder, config=config)
     return policy, *load_processors(path, policy.config, rename_map)
 
 
@@ -261,7 +262,7 @@ def load_processors(
 
     pipelines: tuple[Any, Any] = make_pre_post_processors(
         policy_cfg=config,
-        pretrained_path=str(resolve_checkpoint(path)),
+        pretrained_path=str(resolve_checkpoint(path, weights=False)),
         preprocessor_overrides={
             "device_processor": {"device": str(config.device)},
             "rename_observations_processor": {"rename_map": rename_map or {}},

@@ -74,12 +74,39 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
             f"{source} has no {adapters.ADAPTER_CONFIG}: it is no adapter, so there is nothing to merge. It holds "
             f"{sorted(p.name for p in folder.iterdir())}."
         )
-    absent = [f"{name}.json" for name in _PIPELINES if not (folder / f"{name}.json").is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{source} lacks {absent}, which hold the statistics a policy acts by. Use a checkpoint that "
-            "lerobot-train saved."
-        )
+    require_processors(folder)
+    with ExitStack() as files:
+        written, skeleton, merged = open_merged(folder, files)
+        dtype = getattr(torch, save_dtype or "float32")
+        tensors = {name: converted(source, dtype) for name, source in merged.items()}
+        require_space(out, total_bytes(tensors))
+        with new_folder(out) as partial:
+            written._save_pretrained(partial)
+            skeleton.vlm.save_description(partial / VLM_FOLDER)
+            copy_processors(folder, partial)
+            build_model_card(
+                written, dataset=_dataset_of(folder), license=written.license, tags=written.tags
+            ).save(partial / "README.md")
+            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
+            check_written(VLA0Policy, partial, tensors, out=out, processors=True)
+    logger.info("merged %s into %s", source, out)
+    return out
+
+
+def open_merged(folder: Path, files: ExitStack) -> tuple[VLA0Config, VLA0Policy, dict[str, TensorSource]]:
+    """Open an adapter merged into its base; nothing is computed before a tensor is read.
+
+    Args:
+        folder: the adapter's.
+        files: keeps the files open.
+
+    Returns:
+        The config of the merged policy, the policy on the ``meta`` device, and its tensors: float32, and those that no
+        adapter changed as they are stored.
+
+    Raises:
+        CheckpointError: as `merge_adapter`.
+    """
     stored: Any = read_config(folder)
     config = replace(
         stored,
@@ -90,26 +117,9 @@ def merge_adapter(source: str | Path, out: Path, *, save_dtype: str | None = Non
         quantization=None,
         lora_vision=False,
     )
-    with ExitStack() as files:
-        description, merged = _open_merged(folder, config, files)
-        skeleton = build_skeleton(VLA0Policy, config, description)
-        dtype = getattr(torch, save_dtype or "float32")
-        tensors = {name: _converted(source, dtype) for name, source in merged.items()}
-        require_space(out, total_bytes(tensors))
-        written = replace(config, device=stored.device, param_dtype=stored.param_dtype)
-        with new_folder(out) as partial:
-            written._save_pretrained(partial)
-            skeleton.vlm.save_description(partial / VLM_FOLDER)
-            for name in _PIPELINES:
-                for file in folder.glob(f"{name}*"):
-                    shutil.copyfile(file, partial / file.name)
-            build_model_card(
-                written, dataset=_dataset_of(folder), license=written.license, tags=written.tags
-            ).save(partial / "README.md")
-            write_stream(partial / SAFETENSORS_SINGLE_FILE, tensors, left_out(skeleton))
-            check_written(VLA0Policy, partial, tensors, out=out, processors=True)
-    logger.info("merged %s into %s", source, out)
-    return out
+    description, tensors = _open_merged(folder, config, files)
+    skeleton = build_skeleton(VLA0Policy, config, description)
+    return replace(config, device=stored.device, param_dtype=stored.param_dtype), skeleton, tensors
 
 
 def _open_merged(
@@ -163,7 +173,7 @@ def _open_backbone(
     return model, plan_weights(skeleton, reader, model)
 
 
-def _converted(source: TensorSource, dtype: torch.dtype) -> TensorSource:
+def converted(source: TensorSource, dtype: torch.dtype) -> TensorSource:
     """Return a weight in another precision; what is no weight stays as it is."""
     if not source.dtype.is_floating_point:
         return source
@@ -172,6 +182,27 @@ def _converted(source: TensorSource, dtype: torch.dtype) -> TensorSource:
         return source.read().to(dtype)
 
     return TensorSource(source.shape, dtype, read)
+
+
+def require_processors(folder: Path) -> None:
+    """Refuse a checkpoint without its processors.
+
+    Raises:
+        CheckpointError: naming the files that are absent.
+    """
+    absent = [f"{name}.json" for name in _PIPELINES if not (folder / f"{name}.json").is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks {absent}, which hold the statistics a policy acts by. Use a checkpoint that "
+            "lerobot-train saved."
+        )
+
+
+def copy_processors(folder: Path, out: Path) -> None:
+    """Copy the files of a checkpoint's processors."""
+    for name in _PIPELINES:
+        for file in folder.glob(f"{name}*"):
+            shutil.copyfile(file, out / file.name)
 
 
 def _dataset_of(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from helpers.official_checkpoint import (
     LIBERO_MIN,
     SECOND,
     TRL_OPTIONS,
+    pretend_hub,
     refusal,
     write_paper_checkpoint,
     write_trl_checkpoint,
@@ -32,7 +33,6 @@ from lerobot_policy_vla0 import VLA0Config, VLA0Policy
 from lerobot_policy_vla0.errors import OutputError
 from lerobot_policy_vla0.observations.images import encode_images
 from lerobot_policy_vla0.tools.commands import main
-from lerobot_policy_vla0.tools.importing import layout as official_layout
 from lerobot_policy_vla0.tools.importing import load_official_checkpoint
 
 # ---------------------------------------------------------------------- what is imported
@@ -332,24 +332,13 @@ def test_a_chunk_shorter_than_the_ensemble_is_averaged_as_far_as_it_reaches(tmp_
 def test_the_optimizer_state_is_never_downloaded(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub.utils import filter_repo_objects
-
-    fetched: list[str] = []
-
-    def download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        assert (repo, revision) == ("ankgoyal/vla0-libero", "main")
-        files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
-        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
-            fetched.append(name)
-            (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, tmp_path / "cache" / name)
-        return str(tmp_path / "cache")
-
-    monkeypatch.setattr(official_layout, "snapshot_download", download)
+    fetched = pretend_hub(monkeypatch, source, tmp_path / "cache")
     out = tmp_path / "policy"
     assert main(["import", "ankgoyal/vla0-libero", "--revision=main", "--out", str(out)]) == 0
-    assert "model_last.pth" not in fetched
-    assert {"config.yaml", "dataset_stats.pkl", f"model_last/{FIRST}", f"model_last/{SECOND}"} < set(fetched)
+    assert {(repo, revision) for repo, revision, _ in fetched} == {("ankgoyal/vla0-libero", "main")}
+    names = {name for _, _, name in fetched}
+    assert "model_last.pth" not in names
+    assert {"config.yaml", "dataset_stats.pkl", f"model_last/{FIRST}", f"model_last/{SECOND}"} < names
     assert "`ankgoyal/vla0-libero`" in (out / "README.md").read_text()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.browser import open_page
+from helpers.engine_server import serving
 from helpers.made_up_data import REPO_ID, Page, write_dataset
 from helpers.tiny import CAMERA, make_config
 from numpy.typing import NDArray
@@ -132,6 +133,32 @@ def test_the_batch_size_and_the_decoder_change_nothing(
     other = run(checkpoint, data, capsys, "--episodes=0,3", "--batch-size=8", "--policy.decoder=reference")
     assert first["mae_bins"] == other["mae_bins"]
     assert first["inside_band_by_share"] == other["inside_band_by_share"]
+
+
+def test_an_engine_gives_the_same_errors_and_coarser_bands(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no bands, if it tells no log-probabilities."""
+    ours = run(checkpoint, data, capsys, "--episodes=0,3")
+    about_bands = ("band_width_by_dimension", "inside_band_by_dimension", "inside_band_by_share")
+    with serving(checkpoint) as (engine, address):
+        ask = ("--episodes=0,3", f"--policy.engine={address}")
+        theirs = run(checkpoint, data, capsys, *ask)
+        engine.fault = "no log-probabilities"
+        silent = run(checkpoint, data, capsys, *ask)
+        page = tmp_path / "report"
+        assert main(arguments(checkpoint, data, *ask, "--out", str(page))) == 0
+    out = capsys.readouterr().out
+    probability = "probability_by_dimension"
+    assert theirs.keys() == ours.keys()
+    for key in ours.keys() - {*about_bands, probability}:
+        assert theirs[key] == silent[key] == ours[key], key
+    np.testing.assert_allclose(theirs[probability], ours[probability], rtol=1e-3)
+    assert all(0 < share <= 1 for share in theirs["inside_band_by_share"]["0.99"])
+    assert silent[probability] == silent["band_width_by_dimension"] == [None, None]
+    assert set(map(tuple, silent["inside_band_by_share"].values())) == {(None, None)}
+    assert re.search(r"^lift .* - +- +-$", out, re.MULTILINE), out
+    assert (page / "index.html").is_file()
 
 
 def test_what_training_held_out_is_the_default(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.engine_server import serving
 from helpers.tiny import make_config, make_dataset, make_stats
 
 from lerobot_policy_vla0 import VLA0Policy, make_vla0_pre_post_processors
@@ -392,6 +393,23 @@ def test_the_command_measures_and_prints_json(
         # Ten seconds per step are plenty for the smallest model, on any machine.
         assert {mode["verdict"] for mode in said["modes"]} == {"keeps up"}
         assert by_name["rtc"]["delay_steps"] == 1
+
+
+def test_an_engine_is_measured_as_the_robot_sees_it(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole query, network included; how much of it is the prompt's, the engine does not tell."""
+    with serving(checkpoint) as (engine, address):
+        command = ["latency", f"--policy.path={checkpoint}", f"--policy.engine={address}", "--fps=0.1"]
+        assert main([*command, "--repeats=2", "--json"]) == 0
+        measured = json.loads(capsys.readouterr().out)["measured"]
+        assert (measured["decoder"], measured["device"]) == ("engine", "cpu")
+        assert measured["cold"]["prefill_ms"] == 0
+        assert 0 < measured["cold"]["fixed_ms"] < measured["cold"]["median_ms"]
+        assert measured["cold"]["passes"] >= 2 * 4 * 2  # a token a pass
+        assert len(engine.asked) == 1 + 2 + 2  # to warm up, and twice in each way
+        assert main([*command, "--repeats=2"]) == 0
+        assert "passes, prompt not told" in capsys.readouterr().out
 
 
 def test_the_command_refuses_what_would_not_move(

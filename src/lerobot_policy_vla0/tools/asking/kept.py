@@ -19,7 +19,7 @@ from torch import Tensor
 from lerobot_policy_vla0.checkpoints import adapters
 from lerobot_policy_vla0.checkpoints.files import resolve_checkpoint
 from lerobot_policy_vla0.configuration_vla0 import VLA0Config
-from lerobot_policy_vla0.decoding.free_text import refuse_tiny
+from lerobot_policy_vla0.decoding.free_text import refuse_unable
 from lerobot_policy_vla0.errors import CheckpointError, QuestionError, Vla0Error
 from lerobot_policy_vla0.text.question import VQA
 from lerobot_policy_vla0.tools.asking.pictures import assign_files, question_batch, read_files
@@ -156,7 +156,7 @@ def measure(
     """
     from lerobot_policy_vla0.modeling_vla0 import VLA0Policy  # imports transformers
 
-    refuse_tiny(config)
+    refuse_unable(config)
     # 1. All questions are read before a model is loaded.
     preprocess, _ = load_processors(path, config)
     questions = read_questions(file)

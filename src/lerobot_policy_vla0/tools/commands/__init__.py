@@ -15,7 +15,10 @@ from lerobot_policy_vla0.errors import Vla0Error
 
 #: Subcommand, the module in this package that does it, and its line in ``vla0 --help``.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "import": ("import_official", "turn the paper's or vla0-trl's checkpoint into a LeRobot policy folder"),
+    "import": (
+        "import_official",
+        "turn an export, or the paper's or vla0-trl's checkpoint, into a policy folder",
+    ),
     "emulate-so100": ("emulate_so100", "SO-100 arms and a camera that exist in software only"),
     "eval": ("eval", "run lerobot-eval in shards, in processes of their own; resumable"),
     "eval-report": ("eval_report", "success rates with intervals and paired tests, from evaluation folders"),
@@ -26,7 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "ask a policy about pictures in words, and measure how much language it kept"),
     "latency": ("latency", "which chunk, control rate and mode a policy's decoding time allows"),
     "merge": ("merge", "turn an adapter and its base into one ordinary policy"),
-    "serve": ("serve", "LeRobot's asynchronous policy server, for policies of this type too"),
+    "export": ("export", "write a policy for inference engines such as vLLM"),
+    "serve": ("serve", "a policy for one robot or many, over LeRobot's, openpi's and vla-eval's protocols"),
 }
 
 

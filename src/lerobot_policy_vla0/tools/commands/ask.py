@@ -66,13 +66,13 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: for arguments that contradict each other.
     """
-    from lerobot_policy_vla0.decoding.free_text import MAX_NEW_TOKENS, refuse_tiny
+    from lerobot_policy_vla0.decoding.free_text import MAX_NEW_TOKENS, refuse_unable
     from lerobot_policy_vla0.tools import loading
 
     _check(arguments)
     tokens = MAX_NEW_TOKENS if arguments.max_tokens is None else arguments.max_tokens
     config = loading.load_config(arguments.policy_path, shared.policy_overrides(arguments))
-    refuse_tiny(config)
+    refuse_unable(config)
     if arguments.kept is not None:
         from lerobot_policy_vla0.tools.asking import kept
 

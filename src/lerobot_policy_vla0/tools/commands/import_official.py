@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 _EXAMPLES = """\
 the paper's checkpoint (about 7.5 GB; its optimizer state is not fetched):
@@ -11,6 +12,9 @@ the paper's checkpoint (about 7.5 GB; its optimizer state is not fetched):
 a model trained with vla0-trl, which does not store how it was trained:
   vla0 import outputs/run/checkpoint-1000 --out my-policy --chunk-size 8 --n-bins 1000 --image-size 224 \\
     --crop-ratio 0.875 --tile --camera image=observation.images.image --camera image2=observation.images.image2
+
+a policy that vla0 export wrote, bit for bit:
+  vla0 import served --out my-policy
 
 The paper's weights are licensed CC BY-NC 4.0, Qwen2.5-VL-3B under the Qwen Research License: no commercial use.
 """
@@ -74,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = import_checkpoint(
         arguments.source, arguments.out, ImportOptions(**{**given, "cameras": dict(arguments.cameras)})
     )
+    card = f"; see {arguments.out}/README.md" if Path(arguments.out, "README.md").is_file() else ""
     print(
         f"imported {arguments.source} to {arguments.out}\n"
         f"  answer      {config.chunk_size} steps x {config.action_dim} integers in 0-{config.n_bins}\n"
@@ -81,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"  execution   {config.n_action_steps} step per query, mean of {config.ensemble_n_chunks} chunks "
         f"(older ones weigh {config.ensemble_old_weight})\n"
         f"  snapped     dimensions {config.binary_action_indices}\n"
-        f"  licence     {config.license}; see {arguments.out}/README.md\n"
+        f"  licence     {config.license}{card}\n"
         f"evaluate: lerobot-eval --policy.path={arguments.out} --policy.param_dtype=bfloat16 ...\n"
         f"train:    lerobot-train --policy.path={arguments.out} --policy.push_to_hub=false ..."
     )

@@ -1,4 +1,4 @@
-"""Imports VLA-0 checkpoints that LeRobot did not write: the paper's, and vla0-trl's."""
+"""Imports VLA-0 checkpoints that LeRobot did not write: the paper's, vla0-trl's, and what ``vla0 export`` wrote."""
 
 from __future__ import annotations
 

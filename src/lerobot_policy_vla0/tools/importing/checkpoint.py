@@ -1,4 +1,4 @@
-"""Imports VLA-0 checkpoints of the paper's and vla0-trl's layout to a policy folder.
+"""Imports VLA-0 checkpoints of the paper's and vla0-trl's layout, and exports, to a policy folder.
 
 The folder is what `VLA0Policy.save_pretrained` and the processors' ``save_pretrained`` write, so LeRobot's commands
 use it like any other checkpoint. The weights are copied as they are, one tensor at a time. The folder appears whole or
@@ -35,7 +35,9 @@ from lerobot_policy_vla0.observations.batches import CAMERA_PREFIX
 from lerobot_policy_vla0.output_files import new_folder, refuse_existing, require_space
 from lerobot_policy_vla0.processor_vla0 import make_vla0_pre_post_processors
 from lerobot_policy_vla0.tools.importing.card import LICENSE, write_card
+from lerobot_policy_vla0.tools.importing.exported import import_export
 from lerobot_policy_vla0.tools.importing.layout import (
+    Export,
     Layout,
     StatedProtocol,
     locate,
@@ -102,7 +104,7 @@ _NEEDED = (
 def import_checkpoint(
     source: str | Path, out: str | Path, options: ImportOptions | None = None
 ) -> VLA0Config:
-    """Turn a checkpoint of the paper's or vla0-trl's layout into a LeRobot policy folder.
+    """Turn a checkpoint of the paper's or vla0-trl's layout, or an export, into a LeRobot policy folder.
 
     Args:
         source: a folder or a Hub repo id.
@@ -122,6 +124,9 @@ def import_checkpoint(
     out = Path(out)
     refuse_existing(out)
     layout = locate(source, subfolder=options.subfolder, revision=options.revision)
+    if isinstance(layout, Export):
+        _refuse_options(options, layout)
+        return import_export(layout.folder, out)
     low, high = read_action_range(layout.stats)
     stated = StatedProtocol() if layout.config is None else read_paper_config(layout.config)
     config = build_config(layout, stated, options, action_dim=len(low))
@@ -130,6 +135,21 @@ def import_checkpoint(
         _write_policy(folder, layout, config, stats, out)
         write_card(folder / "README.md", str(source), layout, config, options.base_model)
     return config
+
+
+def _refuse_options(options: ImportOptions, export: Export) -> None:
+    """Refuse options that an export has no use for: it says everything itself."""
+    given = [
+        f"{item.name}={getattr(options, item.name)!r}"
+        for item in dataclasses.fields(options)
+        if item.name not in ("subfolder", "revision")
+        and getattr(options, item.name) != getattr(ImportOptions(), item.name)
+    ]
+    if given:
+        raise CheckpointError(
+            f"{export.folder} is an export, which says everything about its policy, and {', '.join(given)} would be "
+            "ignored. Leave these options out; an option of the policy can be changed in the config.json that is made."
+        )
 
 
 # ---------------------------------------------------------------------- settings

@@ -1,5 +1,6 @@
-"""The two layouts of VLA-0 checkpoints that LeRobot did not write: where their files are, and what they say.
+"""The layouts of VLA-0 checkpoints that LeRobot did not write: where their files are, and what they say.
 
+- An export's: ``vla0 export`` wrote it, and ``robot/`` in it says everything.
 - The paper's: ``config.yaml`` (a yacs dump), ``dataset_stats.pkl``, and a Hugging Face model in ``model_last/``.
 - vla0-trl's: a Hugging Face model, and ``dataset_stats.json`` in the folder above it. The prompt's numbers and the
   image settings are not stored.
@@ -20,6 +21,7 @@ import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from lerobot_policy_vla0.checkpoints.exported import ROBOT_FOLDER, is_export
 from lerobot_policy_vla0.errors import CheckpointError, StatsError
 from lerobot_policy_vla0.tools.importing.restricted_pickle import load_array_pickle
 
@@ -31,7 +33,14 @@ PAPER_MODEL = "model_last"
 TRL_STATS = "dataset_stats.json"
 
 # What is fetched from the Hub. `model_last.pth`, beside `model_last/`, is 15 GB of optimizer state.
-_DESCRIPTION_FILES = ["*.json", "*.txt", "*.jinja", PAPER_CONFIG, PAPER_STATS]
+_DESCRIPTION_FILES = ["*.json", "*.txt", "*.jinja", PAPER_CONFIG, PAPER_STATS, f"{ROBOT_FOLDER}/README.md"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A folder that ``vla0 export`` wrote."""
+
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,9 @@ class Layout:
         return "vla0-trl's" if self.config is None else "the paper's"
 
 
-def locate(source: str | Path, *, subfolder: str | None = None, revision: str | None = None) -> Layout:
+def locate(
+    source: str | Path, *, subfolder: str | None = None, revision: str | None = None
+) -> Layout | Export:
     """Find the parts of a checkpoint, and download it if ``source`` is a Hub repo id.
 
     The download takes descriptions, and the safetensors files of one model folder.
@@ -71,7 +82,8 @@ def locate(source: str | Path, *, subfolder: str | None = None, revision: str | 
     try:
         root = Path(snapshot_download(str(source), revision=revision, allow_patterns=_DESCRIPTION_FILES))
         layout = find_layout(root, subfolder)
-        inside = layout.model.relative_to(root).as_posix()
+        model = layout.folder if isinstance(layout, Export) else layout.model
+        inside = model.relative_to(root).as_posix()
         weights = "*.safetensors" if inside == "." else f"{inside}/*.safetensors"
         snapshot_download(str(source), revision=revision, allow_patterns=[weights])
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
@@ -88,8 +100,11 @@ def locate(source: str | Path, *, subfolder: str | None = None, revision: str | 
     return layout
 
 
-def find_layout(folder: Path, subfolder: str | None = None) -> Layout:
+def find_layout(folder: Path, subfolder: str | None = None) -> Layout | Export:
     """Recognise the layout of a local folder; see `locate`."""
+    inside = folder if subfolder is None else folder / subfolder
+    if is_export(inside):
+        return Export(inside)
     if (folder / "config.json").is_file() and subfolder is None:  # the model folder itself
         beside = any((folder / name).is_file() for name in (PAPER_CONFIG, PAPER_STATS, TRL_STATS))
         root, model = (folder if beside else folder.parent), folder

@@ -40,12 +40,16 @@ class EpisodeResult:
     valid: NDArray[Any]  # (F, T) bool, false for steps past the episode's end
     demonstrated: NDArray[Any]  # (F, T, D) float32
     predicted: NDArray[Any]  # (F, T, D) float32
-    low: NDArray[Any]  # (F, T, D) float32, the ends of the band that holds BAND of the model's probability
+    # (F, T, D) float32, the ends of the band that holds BAND of the model's probability; NaN where an engine does not
+    # tell, as in inside and probability
+    low: NDArray[Any]
     high: NDArray[Any]
     demonstrated_bins: NDArray[Any]  # (F, T, D) int64
     predicted_bins: NDArray[Any]  # (F, T, D) int64
     clipped: NDArray[Any]  # (F, T, D) bool, whether the policy cannot express the demonstrated value
-    inside: NDArray[Any]  # (S, F, T, D) bool, whether the demonstrated bin lies in the band of each of SHARES
+    inside: NDArray[
+        Any
+    ]  # (S, F, T, D) 1 where the demonstrated bin lies in the band of each of SHARES, else 0
     probability: NDArray[Any]  # (F, T, D) float64, the model's, of the numbers it wrote
 
     @property
@@ -230,16 +234,18 @@ def _query(trained: TrainedPolicy, items: list[dict[str, Any]], episode: int) ->
     ]
     demonstrated_bins = bins.numpy()
     low, high = bands[SHARES.index(BAND)]
+    unknown = np.isnan(np.stack(beliefs)).any(-1).reshape(chunk.shape)
+    inside = np.stack([(a <= demonstrated_bins) & (demonstrated_bins <= b) for a, b in bands])
     return {
         "valid": ~batch[ACTION_IS_PAD].numpy(),
         "demonstrated": demonstrated.numpy(),
         "predicted": _numpy(trained.postprocess(chunk)),
-        "low": in_units(low),
-        "high": in_units(high),
+        "low": np.where(unknown, np.nan, in_units(low)),
+        "high": np.where(unknown, np.nan, in_units(high)),
         "demonstrated_bins": demonstrated_bins,
         "predicted_bins": predicted_bins.numpy(),
         "clipped": clipped.numpy(),
-        "inside": np.stack([(a <= demonstrated_bins) & (demonstrated_bins <= b) for a, b in bands]),
+        "inside": np.where(unknown, np.nan, inside),
         "probability": report.number_probability,
     }
 

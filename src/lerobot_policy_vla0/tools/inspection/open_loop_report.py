@@ -100,7 +100,8 @@ def _dimension_table(numbers: dict[str, Any]) -> Table:
 
     def add(header: str, key: str, write: Callable[[float], str], *, mean: bool = True) -> None:
         values = numbers[f"{key}_by_dimension"]
-        columns.append((header, [write(v) for v in values], write(float(np.mean(values))) if mean else ""))
+        every = "-" if None in values else write(float(np.mean(values)))
+        columns.append((header, ["-" if v is None else write(v) for v in values], every if mean else ""))
 
     add("error", "mae", number)
     add("in bins", "mae_bins", number)
@@ -175,7 +176,8 @@ def _draw_horizon(numbers: dict[str, Any]) -> bytes:
         left.locator_params(axis="x", integer=True)
         left.legend(ncols=2 if len(numbers["dimensions"]) > 4 else 1, fontsize=8)
         left.set_title("error by step")
-        inside = np.array([numbers["inside_band_by_share"][str(share)] for share in SHARES])  # (S, D)
+        shares = [numbers["inside_band_by_share"][str(share)] for share in SHARES]
+        inside = np.array(shares, dtype=np.float64)  # (S, D), NaN for None
         right.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
         for place in range(inside.shape[1]):
             right.plot(SHARES, inside[:, place], color=COLORS[place % len(COLORS)], lw=1.1, alpha=0.8)

@@ -43,7 +43,7 @@ class Timing:
     p95_ms: float
     slowest_ms: float
     fixed_ms: float  # median of what does not grow with the chunk: all but the passes after the prompt's
-    prefill_ms: float  # median time until the first symbol was settled
+    prefill_ms: float  # median time until the first symbol was settled; 0 with an engine, which does not tell
     passes: float  # median number of runs of the language model, the prompt's included
 
 
@@ -81,7 +81,7 @@ def measure(
     if repeats < 2:
         raise ConfigError(f"repeats={repeats} must be at least 2, for a median and a 95th percentile.")
     policy, *processors = load_with_processors(path, config)
-    device = next(policy.parameters()).device
+    device = policy.device
     frames = made_up_observations(config) if dataset is None else recorded_observations(config, dataset)
     policy.reset()  # warms up
     cold = []

@@ -53,9 +53,10 @@ def as_table(time: QueryTime, loop: Loop, lines: Sequence[Line], measurement: Me
             f"each on {measurement.frames}:"
         )
         for name, timing in (("no previous chunk", measurement.cold), ("after a chunk", measurement.drafted)):
+            prompt = f"{timing.prefill_ms:.1f} ms" if timing.prefill_ms else "not told"  # by an engine
             said.append(
                 f"  {name:17s} median {timing.median_ms:7.1f} ms, p95 {timing.p95_ms:7.1f}, slowest "
-                f"{timing.slowest_ms:7.1f}; {timing.passes:g} passes, prompt {timing.prefill_ms:.1f} ms"
+                f"{timing.slowest_ms:7.1f}; {timing.passes:g} passes, prompt {prompt}"
             )
         said.append("planned with the slower p95.")
         if measurement.frames.startswith("made-up"):

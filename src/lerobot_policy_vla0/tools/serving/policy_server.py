@@ -9,12 +9,13 @@ Importing this module needs grpcio, and LeRobot then creates a folder ``logs``.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from lerobot_policy_vla0.errors import CameraError, ConfigError
 from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
 from lerobot_policy_vla0.observations.batches import check_robot
+from lerobot_policy_vla0.tools.serving.address import is_loopback
 
 try:
     import grpc
@@ -149,16 +151,6 @@ def check_features(config: Any, features: dict[str, Any]) -> None:
         check_robot({OBS_STATE: torch.empty(state["shape"])}, config)
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a server bound to ``host``: ``localhost``, 127.x.x.x or ``::1``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # what a name resolves to can change
-
-
 def exposure_warning(host: str, port: int) -> str | None:
     """Return the warning that the user must see before binding to ``host``, or None on the loopback."""
     if is_loopback(host):
@@ -184,9 +176,26 @@ def make_settings(**options: Any) -> PolicyServerConfig:
 
 def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
     """Serve until ``done`` is set, then end calls in progress and stop."""
-    servicer = VLA0PolicyServer(settings)
+    with listening(VLA0PolicyServer(settings), settings, threads=4):
+        print(f"serving on {settings.host}:{settings.port}; Ctrl-C ends this", flush=True)
+        while not done.wait(0.2):  # a wait without a limit would not notice the signal
+            pass
+
+
+@contextmanager
+def listening(servicer: Any, settings: PolicyServerConfig, *, threads: int) -> Iterator[None]:
+    """Answer LeRobot's clients while the context lasts, then end calls in progress.
+
+    Args:
+        servicer: LeRobot's servicer, with a method ``stop``.
+        settings: host and port.
+        threads: calls at a time; a client can have two, of which one waits for an observation.
+
+    Raises:
+        ConfigError: if the address cannot be listened on.
+    """
     # Without so_reuseport=0 a second server can take the same port, and each then gets some of the calls.
-    calls = futures.ThreadPoolExecutor(max_workers=4)
+    calls = futures.ThreadPoolExecutor(max_workers=threads)
     server = grpc.server(calls, options=[("grpc.so_reuseport", 0)])
     services_pb2_grpc.add_AsyncInferenceServicer_to_server(servicer, server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -199,9 +208,7 @@ def serve(settings: PolicyServerConfig, done: threading.Event) -> None:
         ) from error
     server.start()
     try:
-        print(f"serving on {host}:{settings.port}; Ctrl-C ends this", flush=True)
-        while not done.wait(0.2):  # a wait without a limit would not notice the signal
-            pass
+        yield
     finally:
         servicer.stop()
         server.stop(_GRACE_SECONDS).wait()
