@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -218,17 +217,17 @@ def load_only(path: Path, name: str) -> None:
     """Print the memory that loading a policy adds to this process, in megabytes: at its peak, and afterwards."""
     if PRECISIONS[name][1]:
         import torchao.quantization  # noqa: F401 - its code is no part of the policy
-    before = resident()
+    before = memory("VmRSS")
     policy = load(path, name)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    figures = {"peak_mb": round(peak - before), "resident_mb": round(resident() - before)}
+    # `getrusage` would give the peak of the process that started this one, if that was higher.
+    figures = {"peak_mb": round(memory("VmHWM") - before), "resident_mb": round(memory("VmRSS") - before)}
     print(FIGURES + json.dumps(figures | {"weights_mb": megabytes(policy)}))
 
 
-def resident() -> float:
-    """Return this process's resident memory in megabytes."""
+def memory(what: str) -> float:
+    """Return this process's resident memory (``VmRSS``) or its peak (``VmHWM``), in megabytes."""
     status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1e3
+    return next(1.024 * int(line.split()[1]) for line in status if line.startswith(what)) / 1e3
 
 
 # ------------------------------------------------------------------
