@@ -300,7 +300,7 @@ def reference(place: Place) -> None:
 
     policy = load_policy(place, param_dtype="bfloat16")
     preprocess, _ = make_pre_post_processors(policy.config, str(place.merged))
-    request = policy._request(preprocess(made_up_observation(torch.Generator().manual_seed(0))))
+    request = policy.make_request(preprocess(made_up_observation(torch.Generator().manual_seed(0))))
 
     def decode(decoder: Any, request: Any) -> Any:
         with torch.no_grad(), policy._autocast():

@@ -183,6 +183,7 @@ def test_the_page_has_every_option_once_with_its_default() -> None:
         "Training augmentation",
         "Execution",
         "Decoding",
+        "Engine",
         "Precision and memory",
         "Optimizer",
         "Sizes of the tiny backbone",
