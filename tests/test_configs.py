@@ -15,6 +15,8 @@ from helpers.paths import REPO
 from lerobot.configs.train import TrainPipelineConfig
 
 from lerobot_policy_vla0 import VLA0Config
+from lerobot_policy_vla0.tools.ablation.plan import read_plan
+from lerobot_policy_vla0.tools.evaluation.plan import parse_arguments, plan_shards
 from lerobot_policy_vla0.tools.latency.budget import Loop, QueryTime, plan_rtc
 from lerobot_policy_vla0.tools.so100_emulator import JOINTS
 
@@ -136,3 +138,18 @@ def test_it_trains(name: str, cameras: list[str], tmp_path: Path, monkeypatch: p
         *(f"observation.images.{camera}" for camera in cameras),
     }
     assert (saved / "adapter_model.safetensors").exists() == (name == "so100_lora")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "configs/ablations").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_evaluation_of_an_ablation_can_be_planned(path: Path) -> None:
+    """LIBERO's task was once named as a text, which the sweep refused when it was started."""
+    plan = read_plan(path)
+    for seed in plan.seeds:
+        for evaluation in plan.evaluations(seed):
+            given = [f"--{name}={value}" for name, value in evaluation.arguments.items()]
+            shards = plan_shards(
+                parse_arguments([*given, "--policy.path=somewhere"]), plan.episodes_per_shard
+            )
+            assert shards, evaluation.name
