@@ -1,4 +1,4 @@
-"""The calls of LeRobot's robot client, one by one, for the policy of `helpers.served`. Importing it needs grpcio."""
+"""The calls of LeRobot's robot client, one by one; by default for `helpers.served`'s policy. It needs grpcio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 from lerobot.transport import services_pb2, services_pb2_grpc
 from lerobot.transport.utils import send_bytes_in_chunks
 
-from helpers.served import openpi_message
 from helpers.waiting import LONG
 
 NAMES = ["x", "y"]
@@ -26,7 +25,15 @@ FEATURES = {
 
 
 class LeRobotClient:
-    """One robot's client."""
+    """One robot's client.
+
+    Attributes:
+        features: of the robot.
+        chunk: actions that it asks for.
+    """
+
+    features = FEATURES
+    chunk = 4
 
     def __init__(self, port: int) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -34,24 +41,29 @@ class LeRobotClient:
         grpc.channel_ready_future(self.channel).result(timeout=LONG)
         self.stub = services_pb2_grpc.AsyncInferenceStub(self.channel)
 
-    def begin(self, checkpoint: Path) -> None:
+    def begin(
+        self, checkpoint: Path, features: dict[str, Any] | None = None, policy_type: str = "vla0"
+    ) -> None:
         self.stub.Ready(services_pb2.Empty())
-        specs = RemotePolicyConfig("vla0", str(checkpoint), FEATURES, 4)
+        specs = RemotePolicyConfig(policy_type, str(checkpoint), features or self.features, self.chunk)
         self.stub.SendPolicyInstructions(services_pb2.PolicySetup(data=pickle.dumps(specs)))
 
     def observe(self, seed: int) -> None:
         """Send the observation of a seed."""
+        from helpers.served import openpi_message  # needs more extras than the client
+
         message = openpi_message(seed)
-        observation = TimedObservation(
-            timestamp=time.time(),
-            timestep=0,
-            observation={
+        self.send(
+            {
                 **dict.fromkeys(NAMES, 0.1),
                 "image": message["observation/image"],
                 "image2": message["observation/wrist_image"],
                 "task": message["prompt"],
-            },
+            }
         )
+
+    def send(self, values: dict[str, Any]) -> None:
+        observation = TimedObservation(timestamp=time.time(), timestep=0, observation=values)
         observation.must_go = True
         data = pickle.dumps(observation)
         self.stub.SendObservations(send_bytes_in_chunks(data, services_pb2.Observation, silent=True))

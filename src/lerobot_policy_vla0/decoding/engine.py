@@ -211,7 +211,7 @@ class EngineDecoder:
     def _scores(
         self, reply: Reply, symbols: list[int], number: int, begun: bool
     ) -> list[NDArray[Any] | None]:
-        """Return, for each symbol, the scores ``(12,)`` it was chosen from: log-probabilities, before the grammar.
+        """Return, for each symbol, the scores ``(12,)`` it was chosen from: log-probabilities.
 
         They are the server's; whether the grammar, the temperature and the penalty are in them already depends on the
         server (vLLM 0.32: the grammar is). Minus infinity where the grammar forbids a symbol or the server did not list

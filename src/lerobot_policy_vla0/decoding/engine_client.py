@@ -166,9 +166,8 @@ class EngineClient:
                 f"{self.address} serves {names}, and engine_model is not set. Choose one with --policy.engine_model."
             )
         chosen = [one for one in models if self.model in (None, one["id"])]
-        if (
-            not models
-        ):  # transformers lists the models of its cache, and not the folder that it was started with
+        # transformers lists the models of its cache, and not the folder that it was started with.
+        if not models:
             logger.warning(
                 "engine: %s lists no models; it is asked for %r all the same", self.address, self.model
             )

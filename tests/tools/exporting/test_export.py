@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.backbones import FAMILIES, save_random_backbone
-from helpers.exports import messages, save_policy, save_trained, sent_pictures, two_cameras, write_png
+from helpers.exports import messages, save_policy, sent_pictures, two_cameras, write_png
 from helpers.tiny import make_batch, make_config
 from lerobot.policies.act.configuration_act import ACTConfig
 from safetensors import safe_open
@@ -22,21 +22,6 @@ from lerobot_policy_vla0.tools.commands import main
 from lerobot_policy_vla0.tools.exporting.export import export_policy
 from lerobot_policy_vla0.tools.exporting.weights import model_name
 from lerobot_policy_vla0.tools.importing.tensors import policy_name
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy that writes the answers to one batch without a grammar."""
-    return save_trained(tmp_path_factory.mktemp("trained") / "policy")
-
-
-@pytest.fixture(scope="module")
-def exported(trained: Path) -> Path:
-    """Its export."""
-    out = trained.with_name("export")
-    assert main(["export", str(trained), "--out", str(out)]) == 0
-    return out
-
 
 # ------------------------------------------------------------------ as transformers writes it
 

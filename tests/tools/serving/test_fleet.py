@@ -1,4 +1,4 @@
-"""`vla0 serve POLICY`: unmodified clients of openpi and vla-eval, LeRobot's protocol, and clients that misbehave."""
+"""`vla0 serve --policy.path=...`: unmodified openpi and vla-eval clients, LeRobot's protocol, misbehaving clients."""
 
 from __future__ import annotations
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +30,8 @@ grpc = pytest.importorskip("grpc", reason="pip install 'lerobot_policy_vla0[serv
 
 # LeRobot's modules make a folder for logs where they are imported.
 with contextlib.chdir(tempfile.mkdtemp()):
-    from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
-    from lerobot.transport import services_pb2, services_pb2_grpc
-    from lerobot.transport.utils import send_bytes_in_chunks
+    from helpers.lerobot_client import LeRobotClient
+    from lerobot.transport import services_pb2
 
     from lerobot_policy_vla0.tools.serving.policy_server import (
         check_features,
@@ -68,36 +65,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Client:
-    """A robot client's calls, one by one."""
+class Client(LeRobotClient):
+    """A client of the emulated arm."""
 
-    def __init__(self, port: int) -> None:
-        self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
-        )
-        grpc.channel_ready_future(self.channel).result(timeout=LONG)
-        self.stub = services_pb2_grpc.AsyncInferenceStub(self.channel)
+    features = FEATURES
+    chunk = 8
 
-    def begin(self, checkpoint: Path, features: dict[str, Any] = FEATURES, policy_type: str = "vla0") -> None:
-        self.stub.Ready(services_pb2.Empty())
-        specs = RemotePolicyConfig(policy_type, str(checkpoint), features, 8)
-        self.stub.SendPolicyInstructions(services_pb2.PolicySetup(data=pickle.dumps(specs)))
-
-    def observe(self, seed: int, label: int = 0) -> None:
+    def observe(self, seed: int) -> None:
         """Send a picture made of `seed`, with the arm at rest."""
         picture = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        joints = dict.fromkeys(STATE["names"], 0.0)
-        observation = TimedObservation(
-            timestamp=time.time(), timestep=label, observation={**joints, "top": picture, "task": "wave"}
-        )
-        observation.must_go = True
-        data = pickle.dumps(observation)
-        self.stub.SendObservations(send_bytes_in_chunks(data, services_pb2.Observation, silent=True))
-
-    def actions(self) -> np.ndarray[Any, Any] | None:
-        """Return the next chunk (8, 6), or None if the server has none."""
-        data = self.stub.GetActions(services_pb2.Empty()).data
-        return np.stack([a.get_action().numpy() for a in pickle.loads(data)]) if data else None
+        self.send({**dict.fromkeys(STATE["names"], 0.0), "top": picture, "task": "wave"})
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lerobot_policy_vla0.tools.commands import shared
+
 _EXAMPLES = """\
 the paper's checkpoint (about 7.5 GB; its optimizer state is not fetched):
   vla0 import ankgoyal/vla0-libero --out vla0-libero
@@ -32,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--camera",
         action="append",
         default=[],
-        type=_camera,
+        type=shared.camera_pair,
         metavar="NAME=KEY",
         dest="cameras",
         help="image key in LeRobot of a camera of the checkpoint, named as there (3p1) or as in LIBERO (image, "
@@ -90,13 +92,6 @@ def run(arguments: argparse.Namespace) -> None:
         f"evaluate: lerobot-eval --policy.path={arguments.out} --policy.param_dtype=bfloat16 ...\n"
         f"train:    lerobot-train --policy.path={arguments.out} --policy.push_to_hub=false ..."
     )
-
-
-def _camera(text: str) -> tuple[str, str]:
-    name, equals, key = text.partition("=")
-    if not (name and equals and key):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=KEY, e.g. 3p1=observation.images.image")
-    return name, key
 
 
 def _size(text: str) -> tuple[int, int]:

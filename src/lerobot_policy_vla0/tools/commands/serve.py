@@ -40,12 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="TCP port for openpi's and vla-eval's clients (8000)",
     )
     add("--max-batch", type=int, metavar="N", help="robots answered in one decode (16)")
-    add("--max-robots", type=int, metavar="N", help="robots at a time (64)")
+    add("--max-robots", type=int, metavar="N", help="websockets at a time, and as many LeRobot clients (64)")
     add("--query-timeout", type=float, metavar="S", help="seconds a robot waits for an answer at most (10)")
     add(
         "--camera",
         action="append",
-        type=_camera,
+        type=shared.camera_pair,
         metavar="NAME=KEY",
         dest="cameras",
         help="the policy's image key of a camera that clients call NAME; repeat it",
@@ -136,10 +136,3 @@ def _at_least_one(robots: int) -> int:
     if robots < 1:
         raise ConfigError(f"--max-robots={robots} must be at least 1.")
     return robots
-
-
-def _camera(text: str) -> tuple[str, str]:
-    name, equals, key = text.partition("=")
-    if not (name and equals and key):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=KEY, such as front=observation.images.top")
-    return name, key

@@ -70,6 +70,14 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
+def camera_pair(text: str) -> tuple[str, str]:
+    """Return the two names of ``--camera NAME=KEY``."""
+    name, equals, key = text.partition("=")
+    if not (name and equals and key):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=KEY, e.g. front=observation.images.image")
+    return name, key
+
+
 def _mapping(text: str) -> dict[str, str]:
     try:
         mapping = json.loads(text)

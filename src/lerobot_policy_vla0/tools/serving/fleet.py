@@ -1,4 +1,4 @@
-"""`vla0 serve POLICY`: one process and one model for many robots, over LeRobot's gRPC and over websockets.
+"""`vla0 serve --policy.path=...`: one process and one model for many robots, over LeRobot's gRPC and over websockets.
 
 ::
 
@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,15 +28,13 @@ from lerobot_policy_vla0.tools.serving.websocket_server import Limits, Websocket
 if TYPE_CHECKING:
     from lerobot.async_inference.configs import PolicyServerConfig
 
-logger = logging.getLogger(__name__)
-
 #: The environment variable that holds the token; on a command line other users could read it.
 TOKEN_VARIABLE = "VLA0_SERVE_TOKEN"
 
 
 @dataclass(frozen=True)
 class FleetOptions:
-    """What ``vla0 serve POLICY`` is asked for.
+    """What ``vla0 serve --policy.path=...`` is asked for.
 
     Attributes:
         policy: folder or Hub repo.
@@ -47,7 +44,7 @@ class FleetOptions:
         cameras: the policy's image key by a client's name of a camera.
         max_batch: robots answered in one decode.
         query_timeout_s: seconds a robot waits for an answer at most.
-        limits: of connections.
+        limits: of websockets; LeRobot's protocol takes as many robots again.
         grpc: settings of LeRobot's protocol; None does not serve it.
     """
 

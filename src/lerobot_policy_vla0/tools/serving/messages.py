@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -44,31 +44,26 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 def pack_for_openpi(message: Mapping[str, Any]) -> bytes:
     """Return a message with arrays as openpi's client reads it."""
-
-    def write(value: Any) -> Any:
-        array = np.asarray(value)
-        return {
-            b"__ndarray__": True,
-            b"data": array.tobytes(),
-            b"dtype": array.dtype.str,
-            b"shape": array.shape,
-        }
-
-    packed: bytes = msgpack.packb(message, default=write)
-    return packed
+    return _pack(message, str.encode)
 
 
 def pack_for_vla_eval(message: Mapping[str, Any]) -> bytes:
     """Return a message with arrays as vla-eval's client reads it."""
+    return _pack(message, str)
+
+
+def _pack(message: Mapping[str, Any], key: Callable[[str], Any]) -> bytes:
+    """Pack a message whose arrays become mappings; ``key`` writes the names in them as the client does."""
 
     def write(value: Any) -> Any:
         array = np.asarray(value)
-        return {
+        fields = {
             "__ndarray__": True,
             "data": array.tobytes(),
             "dtype": array.dtype.str,
             "shape": list(array.shape),
         }
+        return {key(name): field for name, field in fields.items()}
 
     packed: bytes = msgpack.packb(message, default=write)
     return packed

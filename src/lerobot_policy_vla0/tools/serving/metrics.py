@@ -41,9 +41,8 @@ class Metrics:
             registry=registry,
         )
 
-    def observe_decode(self, robots: int, rows: int, seconds: float, waits: Sequence[float]) -> None:
+    def observe_decode(self, robots: int, seconds: float, waits: Sequence[float]) -> None:
         """Count a decode; see `shared_model.Observer`."""
-        del rows
         self.chunks.inc(robots)
         self.batch.observe(robots)
         self.decode.observe(seconds)

@@ -41,8 +41,8 @@ class _Waiting:
     since: float = field(default_factory=time.perf_counter)
 
 
-#: Called after every decode: robots in the batch, rows computed, seconds of the decode, seconds each robot had waited.
-Observer = Callable[[int, int, float, Sequence[float]], None]
+#: Called after every decode: robots in the batch, seconds of the decode, seconds each robot had waited.
+Observer = Callable[[int, float, Sequence[float]], None]
 
 
 class SharedModel:
@@ -159,7 +159,7 @@ class SharedModel:
         """Answer a batch. If it fails, each robot alone, so that one robot's bad request is not another's error."""
         began = time.perf_counter()
         try:
-            rows, answers = self._decode(batch)
+            answers = self._decode(batch)
         except Exception as error:  # the robot has to be told of any error
             if len(batch) == 1:
                 batch[0].answer.set_exception(error)
@@ -169,12 +169,12 @@ class SharedModel:
             return
         now = time.perf_counter()
         if self._observe is not None:
-            self._observe(len(batch), rows, now - began, [began - one.since for one in batch])
+            self._observe(len(batch), now - began, [began - one.since for one in batch])
         for one, answer in zip(batch, answers, strict=True):
             one.answer.set_result(answer)
 
-    def _decode(self, batch: list[_Waiting]) -> tuple[int, list[tuple[Tensor, DecodeReport]]]:
-        """Return how many rows were computed, and each robot's answer and report."""
+    def _decode(self, batch: list[_Waiting]) -> list[tuple[Tensor, DecodeReport]]:
+        """Return each robot's answer and report."""
         rows = len(batch) if self._engine else next(size for size in SIZES if size >= len(batch))
         # The last request fills the batch up: it costs no further pass.
         requests = [one.request for one in batch] + [batch[-1].request] * (rows - len(batch))
@@ -183,7 +183,7 @@ class SharedModel:
             ids = decoder.decode(join_requests(requests, self.policy.vlm.tokens.pad))
         report = decoder.last
         assert report is not None
-        return rows, [(ids[k : k + 1], _of_row(report, k)) for k in range(len(batch))]
+        return [(ids[k : k + 1], _of_row(report, k)) for k in range(len(batch))]
 
     def _decoder(self, rows: int) -> Decoder:
         """Return the decoder of a batch size; all share the weights. An engine has one for all sizes."""

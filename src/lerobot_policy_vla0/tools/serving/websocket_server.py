@@ -50,7 +50,7 @@ class Limits:
     """What one server takes.
 
     Attributes:
-        robots: connections at a time, over all protocols.
+        robots: connections at a time, over both protocols.
         message_bytes: of one message.
         idle_s: a connection without a message for so long is closed.
     """
