@@ -356,6 +356,61 @@ def test_an_answer_does_not_depend_on_what_was_decoded_before_or_beside_it(polic
             assert decoder.decode(both)[0].tolist()[: len(expected)] == expected, (seed, decoder.name)
 
 
+def _guesses_of_some_rows(report: DecodeReport, known: list[int]) -> NDArray[Any]:
+    """Return drafts ``(B, N)`` that are right for the known rows, which need few passes, and wrong for the others."""
+    right = np.array([report.bins(row) for row in range(len(report.traces))])
+    guesses: NDArray[Any] = np.where(right == 0, 1, 0)
+    guesses[known] = right[known]
+    return guesses
+
+
+@pytest.mark.parametrize("same_task", [False, True])
+@pytest.mark.parametrize("penalty", [1.0, 1.05])
+def test_finished_rows_are_left_out_and_the_others_write_what_they_would(
+    policy: VLA0Policy, same_task: bool, penalty: float
+) -> None:
+    problems = [
+        Problem(make_request(policy, seed, 7, same_task=same_task), (4, 3), 100, penalty) for seed in (40, 41)
+    ]
+    oracles = [reference(policy, problem) for problem in problems]
+    decoder = scripted(policy, problems[0], np.zeros((7, 12), dtype=np.int64), width=8)
+    drafter: Any = decoder.drafter
+    seen: list[int] = []  # rows of every pass after the prefill
+    score = decoder.runner.score
+
+    def noted(feed: Feed) -> NDArray[Any]:
+        seen.append(len(feed.symbols))
+        return score(feed)
+
+    decoder.runner.score = noted  # type: ignore[method-assign]
+    # The rows that are known end first. After that the cache's rows stand in another order.
+    for query, (turn, known) in enumerate([(0, [0, 1, 4]), (1, [6, 2]), (0, [3]), (0, [])]):
+        seen.clear()
+        drafter.script = _guesses_of_some_rows(oracles[turn][1], known)
+        assert check_equal(decoder, problems[turn], oracles[turn]) == 0
+        assert decoder.last is not None
+        passes = [len(stops) for stops in decoder.last.stops]
+        assert {row for row in range(7) if passes[row] < max(passes)} >= set(known)
+        assert seen == [sum(of_row > k for of_row in passes) for k in range(1, max(passes))]
+        assert (decoder.last.reused > 10) == (query > 0 and same_task)
+
+
+def test_damaged_scores_are_reported_by_the_row_of_the_request(policy: VLA0Policy) -> None:
+    """Also when the rows before it are finished, and it stands in the place of one of them."""
+    problem = Problem(make_request(policy, 40, 7), (4, 3), 100, 1.0)
+    guesses = _guesses_of_some_rows(reference(policy, problem)[1], [0, 1, 2, 3, 4, 6])
+    decoder = scripted(policy, problem, guesses, width=8)
+    score = decoder.runner.score
+
+    def damaged(feed: Feed) -> NDArray[Any]:
+        scores = score(feed)
+        return np.full_like(scores, np.nan) if len(scores) == 1 else scores
+
+    decoder.runner.score = damaged  # type: ignore[method-assign]
+    with pytest.raises(DecodeError, match=r"rows \[5\]"):
+        decoder.decode(problem.request)
+
+
 def _padded(rows: Tensor, length: int, policy: VLA0Policy | None) -> Tensor:
     fill = 0 if policy is None else policy.vlm.tokens.pad
     return torch.nn.functional.pad(rows, (length - rows.shape[1], 0), value=fill)

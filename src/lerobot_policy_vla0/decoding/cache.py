@@ -47,18 +47,19 @@ class AnswerCache:
         self._flat_keys, self._flat_values = [x[0] for x in flat], [x[1] for x in flat]
         self._places = torch.empty(0)
         self._start: int | None = 0
+        self._rows = batch
 
     def place(self, columns: Tensor, *, start: int | None) -> None:
         """Say where the next pass writes, once for all layers.
 
         Args:
-            columns: ``(B, W)`` int64, the columns of the pass's tokens.
+            columns: ``(B, W)`` int64, the columns of the pass's tokens, of all rows or of the first ones.
             start: the first column if all rows write the same consecutive ones (a slice is faster than an index),
                 else None.
         """
-        self._start = start
+        self._start, self._rows = start, len(columns)
         if start is None:
-            rows = torch.arange(self.batch, device=columns.device).unsqueeze(1)
+            rows = torch.arange(len(columns), device=columns.device).unsqueeze(1)
             self._places = (rows * self.length + columns).flatten()
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -67,11 +68,17 @@ class AnswerCache:
             self._flat_keys[layer].index_copy_(1, self._places, keys.transpose(0, 1).to(self.dtype))
             self._flat_values[layer].index_copy_(1, self._places, values.transpose(0, 1).to(self.dtype))
             return
-        width, shape = len(keys) // self.batch, (self.batch, -1, *keys.shape[1:])
-        self.keys[layer].narrow(2, self._start, width).copy_(keys.view(shape).transpose(1, 2))
-        self.values[layer].narrow(2, self._start, width).copy_(values.view(shape).transpose(1, 2))
+        width, shape = len(keys) // self._rows, (self._rows, -1, *keys.shape[1:])
+        columns = slice(self._start, self._start + width)
+        self.keys[layer][: self._rows, :, columns].copy_(keys.view(shape).transpose(1, 2))
+        self.values[layer][: self._rows, :, columns].copy_(values.view(shape).transpose(1, 2))
 
     def move(self, rows: Tensor, sources: Tensor, targets: Tensor) -> None:
         """Copy columns to others of the same rows, in all layers; each ``(n,)`` int64."""
         # The right side is a copy: overlap is safe.
         self.store[:, :, :, rows, targets] = self.store[:, :, :, rows, sources]
+
+    def exchange(self, rows: Tensor, others: Tensor) -> None:
+        """Exchange rows with others, in all layers; each ``(n,)`` int64, and no row twice."""
+        places, contents = torch.cat([rows, others]), torch.cat([others, rows])
+        self.store[:, :, :, places] = self.store[:, :, :, contents]

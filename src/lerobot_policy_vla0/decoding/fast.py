@@ -39,6 +39,7 @@ class Row:
     """One answer while it is written.
 
     Attributes:
+        number: of its prompt in the request.
         text: the settled symbols.
         scores: for each, the scores ``(12,)`` it was chosen from, None if it was no choice.
         state: the grammar state after them.
@@ -50,12 +51,13 @@ class Row:
         stops: per pass, how many integers were finished after it.
     """
 
-    def __init__(self, tables: HostGrammar, written: NDArray[Any] | None) -> None:
+    def __init__(self, tables: HostGrammar, number: int) -> None:
         self.tables = tables
+        self.number = number
         self.text = bytearray()
         self.scores: list[NDArray[Any] | None] = []
         self.state = 0
-        self.written = written
+        self.written: NDArray[Any] | None = None
         self.fed = 0
         self.numbers: list[int] = []
         self.partial = ""
@@ -140,7 +142,7 @@ class FastDecoder:
         """Answer a batch; see `decoding.request.Decoder`."""
         began = prefilled = time.perf_counter()
         # 1. The committed steps are the beginning of the answer.
-        rows = [Row(self.tables, None) for _ in request.ids]
+        rows = [Row(self.tables, number) for number in range(len(request.ids))]
         if self.repetition_penalty != 1.0:
             for row, line in zip(rows, self.grammar.occurring(request.ids), strict=True):
                 row.written = line
@@ -150,11 +152,16 @@ class FastDecoder:
         passes = drafted = accepted = 0
         if self.drafter:
             self.drafter.begin(request, rows)
+        active = rows  # in the order in which they stand in a pass
         while not all(row.done for row in rows):
-            # 2. A pass feeds settled symbols that the model has not seen, and a draft of what follows them.
-            drafts = self.drafter.draft(self.runner) if self.drafter else [Chain() for _ in rows]
-            pending = [row.pending for row in rows]
-            feed = Feed.lay_out(pending, drafts, np.array([row.fed for row in rows]))
+            # 2. A pass feeds settled symbols that the model has not seen, and a draft of what follows them. Finished
+            # rows are left out.
+            guesses = self.drafter.draft(self.runner) if self.drafter else [Chain() for _ in rows]
+            if passes:
+                active = [active[place] for place in self.runner.leave_out([row.done for row in active])]
+            drafts = [guesses[row.number] for row in active]
+            pending = [row.pending for row in active]
+            feed = Feed.lay_out(pending, drafts, np.array([row.fed for row in active]))
             # 3. The scores begin with those after the first token fed, in a prefill with those after the prompt.
             scores = self.runner.score(feed) if passes else self.runner.prefill(request, feed)
             last = np.array([max(len(settled) - (passes > 0), 0) for settled in pending])
@@ -163,7 +170,7 @@ class FastDecoder:
             drafted += sum(map(len, drafts))
             # 4. Of these, the scores after the settled text and after each guess say what the model would write there.
             places = np.minimum(last[:, None] + np.arange(1 + longest), scores.shape[1] - 1)
-            scores = self._masked(scores[np.arange(len(rows))[:, None], places], rows, drafts)
+            scores = self._masked(scores[np.arange(len(active))[:, None], places], active, drafts)
             best = self._choose(scores)  # (B, 1 + n)
             # 5. Each row gets one symbol, and one more for every guess that was right.
             wrong = np.ones(best.shape, dtype=bool)
@@ -172,27 +179,27 @@ class FastDecoder:
             )
             right = wrong.argmax(1).tolist()
             moves: list[tuple[int, int, int]] = []
-            for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            for place, (row, draft) in enumerate(zip(active, drafts, strict=True)):
                 if row.done:
                     continue
-                row.fed += len(pending[index])
-                line = best[index].tobytes()
+                row.fed += len(pending[place])
+                line = best[place].tobytes()
                 if isinstance(draft, Chain):
-                    count = right[index]
-                    row.settle(line[: count + 1], scores[index, : count + 1])
+                    count = right[place]
+                    row.settle(line[: count + 1], scores[place, : count + 1])
                 else:
                     path = draft.path(line)
                     count = len(path)
                     # Accepted guesses that stand behind rejected ones.
-                    moves += [(index, row.fed + node, row.fed + k) for k, node in enumerate(path) if node > k]
+                    moves += [(place, row.fed + node, row.fed + k) for k, node in enumerate(path) if node > k]
                     steps = [0, *(node + 1 for node in path)]
-                    row.settle(bytes(line[step] for step in steps), scores[index, steps])
+                    row.settle(bytes(line[step] for step in steps), scores[place, steps])
                 row.fed += count
                 row.stops.append(len(row.numbers))
                 accepted += count
                 row.settle_forced()
                 if self.drafter and len(draft):
-                    self.drafter.learn(index, draft, count, line)
+                    self.drafter.learn(row.number, draft, count, line)
             if moves:
                 self.runner.keep(*np.array(moves).T)
             if passes == 1:
@@ -221,7 +228,7 @@ class FastDecoder:
 
         Args:
             scores: at 0 what follows a row's settled symbols, at ``1 + k`` what follows its draft's symbol ``k``.
-            rows: the answers.
+            rows: the answers of the pass.
             drafts: the guesses.
 
         Raises:
@@ -230,7 +237,11 @@ class FastDecoder:
         finite = np.isfinite(scores).all(-1)
         if not finite.all():
             ends = np.array([0 if row.done else 1 + len(d) for row, d in zip(rows, drafts, strict=True)])
-            check_finite((finite | (np.arange(scores.shape[1]) >= ends[:, None])).all(1))
+            in_request = np.ones(1 + max(row.number for row in rows), dtype=bool)
+            in_request[[row.number for row in rows]] = (
+                finite | (np.arange(scores.shape[1]) >= ends[:, None])
+            ).all(1)
+            check_finite(in_request)
         if self.repetition_penalty != 1.0:
             written = np.zeros(scores.shape, dtype=bool)
             for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):

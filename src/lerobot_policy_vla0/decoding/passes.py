@@ -412,8 +412,39 @@ class PassRunner:
 
     # ------------------------------------------------------------------ answer tokens
 
+    def leave_out(self, finished: Sequence[bool]) -> list[int]:
+        """Move unfinished rows to the front, so that the passes from now on are as small as they can be.
+
+        Args:
+            finished: for each row of the last pass, whether it needs no more passes.
+
+        Returns:
+            The rows of the next pass: for each, which row of the last pass it is.
+        """
+        rows = list(range(len(finished)))
+        count = finished.count(False)
+        if self.static or count == len(rows):  # a captured pass always has all rows
+            return rows
+        gaps = [row for row in rows[:count] if finished[row]]
+        late = [row for row in rows[count:] if not finished[row]]
+        if gaps:
+            assert self._cache is not None
+            self._cache.exchange(*torch.tensor([gaps, late], device=self._device))
+            for gap, row in zip(gaps, late, strict=True):
+                rows[gap], rows[row] = row, gap
+            # What is known of the prompts follows its row: the next prefill compares prompts with these.
+            all_rows = torch.tensor([*rows, *range(len(rows), self._cache.batch)], device=self._device)
+            self._following, self._valid = self._following[all_rows], self._valid[all_rows]
+            self._ids, self._mask = self._ids[all_rows], self._mask[all_rows]
+            self._image_mask, self._positions = self._image_mask[all_rows], self._positions[:, all_rows]
+        return rows[:count]
+
     def score(self, feed: Feed) -> NDArray[Any]:
-        """Feed answer symbols and score what follows each of them: ``(B, W, 12)`` float32 logits."""
+        """Feed answer symbols and score what follows each of them: ``(B, W, 12)`` float32 logits.
+
+        Args:
+            feed: of all rows, or of those that `leave_out` left, in its order.
+        """
         width = feed.symbols.shape[1]
         if self.static:
             run = self._static_passes[captured_width(width)]
@@ -454,10 +485,11 @@ class PassRunner:
             attended: columns to attend to, from the first on; None is all of them.
         """
         assert self._cache is not None
-        width = ids.shape[1]
+        batch, width = ids.shape
         columns = (self._base + starts).unsqueeze(1) + self._all_columns[:width]  # (B, W)
-        positions = (self._following + starts).unsqueeze(1) + depths
-        before = (self._all_columns[:attended] < columns[:, :1]) & self._valid[:, :attended]  # (B, attended)
+        positions = (self._following[:batch] + starts).unsqueeze(1) + depths
+        before = self._all_columns[:attended] < columns[:, :1]  # (B, attended)
+        before &= self._valid[:batch, :attended]
         visible = before.unsqueeze(1).repeat(1, width, 1)
         visible.scatter_(2, columns.unsqueeze(1).expand(-1, width, -1), tree)
         self._cache.place(columns, start=start)
@@ -467,7 +499,7 @@ class PassRunner:
         """Move accepted guesses of the last pass together in the cache, over the rejected ones between them.
 
         Args:
-            rows: ``(n,)`` of the batch.
+            rows: ``(n,)`` of the pass.
             sources: ``(n,)`` places in the answer where accepted guesses are.
             targets: ``(n,)`` places in the answer where they belong.
         """

@@ -87,7 +87,7 @@ class Transformer:
             states: ``(B, W, hidden)`` token embeddings.
             positions: ``(3, B, W)`` int64 rotary positions, or ``(B, W)`` where the three axes agree (text).
             visible: ``(B, W, attended)`` bool, which columns of the cache each token attends to; at least one.
-            cache: of the batch.
+            cache: of the batch, or of a larger one whose first rows these are.
             keep: last tokens to return the states of; None is all. The last layer computes no others.
 
         Returns:
@@ -115,8 +115,8 @@ class Transformer:
                 width = keep
             h = self._attend(
                 q.view(batch, width, queries, self.head_dim),
-                cache.keys[index].narrow(2, 0, attended),
-                cache.values[index].narrow(2, 0, attended),
+                cache.keys[index][:batch, :, :attended],
+                cache.values[index][:batch, :, :attended],
                 mask,
             )
             layer.output.add_to(x, h)

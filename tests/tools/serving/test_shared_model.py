@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lerobot_policy_vla0.errors import ConfigError, DecodeError, ServingError
 from lerobot_policy_vla0.tools.loading import load_config, load_with_processors
 from lerobot_policy_vla0.tools.serving.observations import ObservationReader
 from lerobot_policy_vla0.tools.serving.robot import Robot
-from lerobot_policy_vla0.tools.serving.shared_model import SharedModel, join_requests
+from lerobot_policy_vla0.tools.serving.shared_model import SharedModel, _Waiting, join_requests
 
 ROBOTS, STEPS = 6, 7
 
@@ -161,6 +162,41 @@ def test_a_bad_request_is_nobody_elses_error(
         assert torch.equal(beside.result(LONG), expected)
 
 
+def test_every_batch_holds_the_request_that_has_waited_longest(policy: VLA0Policy) -> None:
+    """Robots that ask again at once, more than fit into a batch, some with a beginning that others cannot join."""
+    model = SharedModel(policy, max_batch=3, timeout_s=LONG)
+    waiting: list[int] = []  # who asked and is not answered, in the order of asking
+    oldest_answered: list[bool] = []
+    decode, lock = model._decode, threading.Lock()
+
+    def noted(batch: Any) -> Any:
+        with lock:
+            robots = [request.request.steps_since for request in batch]
+            oldest_answered.append(waiting[0] in robots)
+            waiting[:] = [robot for robot in waiting if robot not in robots]
+        return decode(batch)
+
+    model._decode = noted  # type: ignore[method-assign]
+    committed = torch.zeros(1, 1, policy.config.action_dim, dtype=torch.long)
+    with policy.inference():
+        requests = [policy.make_request(one(policy.config, 1), given) for given in (None, committed)]
+
+    def drive(robot: int) -> None:
+        for _ in range(10):
+            # The number of executed steps changes no answer: here it says who asks.
+            asked = _Waiting(replace(requests[robot % 3 == 0], steps_since=robot))
+            with lock:
+                waiting.append(robot)
+                model._queue.put(asked)
+            asked.answer.result(LONG)
+
+    with ThreadPoolExecutor(ROBOTS) as threads:
+        list(threads.map(drive, range(1, ROBOTS + 1)))
+    model.close()
+    assert len(oldest_answered) > 20
+    assert all(oldest_answered)
+
+
 def test_who_waits_too_long_is_told_and_the_others_go_on(policy: VLA0Policy) -> None:
     model = SharedModel(policy, max_batch=1, timeout_s=0.05)
     go = threading.Event()
@@ -197,6 +233,14 @@ def test_warming_up_decodes_every_size(policy: VLA0Policy, shared: SharedModel) 
     assert sorted(shared._decoders) == [1, 2, 3, 4]
     models = {id(decoder.runner.model) for decoder in shared._decoders.values()}  # type: ignore[attr-defined]
     assert len(models) == 1  # the weights are fused and cast once
+
+
+def test_a_batch_is_filled_up_where_its_size_was_captured_and_nowhere_else(
+    shared: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [shared._rows(robots) for robots in (1, 5, 7, 16)] == [1, 5, 7, 16]
+    monkeypatch.setattr(VLA0Policy, "device", torch.device("cuda"))
+    assert [shared._rows(robots) for robots in (1, 5, 7, 16)] == [1, 6, 8, 16]
 
 
 def test_an_engine_answers_every_robot_with_its_own_picture(checkpoint: Path) -> None:

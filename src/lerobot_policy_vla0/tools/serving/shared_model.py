@@ -1,8 +1,8 @@
 """One model for many robots: a thread answers the requests that wait, several in one decode.
 
 Each robot's policy (`VLA0Policy.for_another_robot`) has a `RobotDecoder`, which hands its requests to the one
-`SharedModel`. A robot has at most one request at a time, and requests are answered in the order in which they came, so
-none waits for more than one answer of every other robot.
+`SharedModel`. A robot has at most one request at a time, and every decode answers the request that has waited longest:
+none waits for ever behind robots that ask faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lerobot_policy_vla0.observations.batches import grey_batch
 
 logger = logging.getLogger(__name__)
 
-#: A batch is filled up to one of these sizes. Each has a cache and, on CUDA, captured graphs.
+#: On CUDA a batch is filled up to one of these sizes, because each has captured graphs.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -113,10 +113,9 @@ class SharedModel:
         began = time.perf_counter()
         with self.policy.inference():
             request = self.policy.make_request(grey_batch(self.policy.config, self.policy.vlm, 1))
-        sizes = [size for size in SIZES if size <= self.max_batch]
-        if self._engine:  # which makes its own batches
-            sizes = [1]
-        for size in sizes:
+        # An engine makes its own batches.
+        sizes = {1} if self._engine else {self._rows(count) for count in range(1, self.max_batch + 1)}
+        for size in sorted(sizes):
             self._decode([_Waiting(request)] * size)
         logger.info("warmed up for 1 to %d robots in %.1f s", self.max_batch, time.perf_counter() - began)
 
@@ -175,7 +174,7 @@ class SharedModel:
 
     def _decode(self, batch: list[_Waiting]) -> list[tuple[Tensor, DecodeReport]]:
         """Return each robot's answer and report."""
-        rows = len(batch) if self._engine else next(size for size in SIZES if size >= len(batch))
+        rows = self._rows(len(batch))
         # The last request fills the batch up: it costs no further pass.
         requests = [one.request for one in batch] + [batch[-1].request] * (rows - len(batch))
         with self.policy.inference():
@@ -184,6 +183,11 @@ class SharedModel:
         report = decoder.last
         assert report is not None
         return [(ids[k : k + 1], _of_row(report, k)) for k in range(len(batch))]
+
+    def _rows(self, robots: int) -> int:
+        """Return how many rows the batch of some robots has. On a CPU every row costs time."""
+        captured = self.policy.device.type == "cuda" and not self._engine
+        return next(size for size in SIZES if size >= robots) if captured else robots
 
     def _decoder(self, rows: int) -> Decoder:
         """Return the decoder of a batch size; all share the weights. An engine has one for all sizes."""
