@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     arguments, options = parser.parse_known_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     result: dict[str, Any] = {"benchmark": "serving", **hardware(), "options": options}
     count = MAX_BATCH if arguments.soak else max(arguments.robots)
     packed, lasts = messages(arguments.policy, arguments.dataset, count)

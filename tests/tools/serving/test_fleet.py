@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -285,13 +286,15 @@ def test_lerobots_clients_share_the_model_and_nothing_else(
     from lerobot_policy_vla0.tools.serving.policy_server import make_settings
 
     settings = make_settings(host="127.0.0.1", port=free_port(), obs_queue_timeout=0.3, inference_latency=0.0)
-    with serving(checkpoint, grpc=settings, limits=Limits(robots=2)):
+    with serving(checkpoint, grpc=settings, limits=Limits(robots=2)) as port:
         first, second = LeRobotClient(settings.port), LeRobotClient(settings.port)
         with pytest.raises(grpc.RpcError) as unknown:
             first.observe(1)
         assert unknown.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         for client in (first, second):
             client.begin(checkpoint)
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=LONG) as figures:
+            assert 'vla0_robots{protocol="lerobot"} 2.0' in figures.read().decode().splitlines()
         first.observe(1)
         second.observe(2)
         chunks = {1: first.actions(), 2: second.actions()}  # the first is not forgotten for the second

@@ -99,6 +99,7 @@ def serve_fleet(options: FleetOptions, done: Callable[[], bool], say: Callable[[
 
             most = options.limits.robots
             servicer = FleetServicer(options.grpc, options.policy, model.new_policy, most)
+            metrics.robots.labels("lerobot").set_function(servicer.connected)
             stack.enter_context(listening(servicer, options.grpc, threads=2 * most + 2))
         websockets = WebsocketServer(
             lambda: Robot(model.new_policy(), (processors[0], processors[1]), reader),

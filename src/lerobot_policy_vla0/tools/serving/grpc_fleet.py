@@ -100,6 +100,11 @@ class FleetServicer(services_pb2_grpc.AsyncInferenceServicer):
         """See `VLA0PolicyServer`."""
         return self._client(context).GetActions(request, context)
 
+    def connected(self) -> int:
+        """Return how many clients asked for something lately; the protocol has no farewell."""
+        with self._lock:
+            return sum(not _is_idle(client) for client in self._clients.values())
+
     def stop(self) -> None:
         """End all clients' calls."""
         with self._lock:
@@ -123,10 +128,14 @@ class FleetServicer(services_pb2_grpc.AsyncInferenceServicer):
         if len(self._clients) < self._most:
             return
         peer, oldest = min(self._clients.items(), key=lambda item: item[1].last_call)
-        if time.monotonic() - oldest.last_call < _IDLE_S:
+        if not _is_idle(oldest):
             context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{len(self._clients)} robots are connected, as many as --max-robots allows. Try again later.",
             )
         oldest.stop()
         del self._clients[peer]
+
+
+def _is_idle(client: _OneClient) -> bool:
+    return time.monotonic() - client.last_call >= _IDLE_S
