@@ -21,7 +21,8 @@ from transformers import AutoModelForImageTextToText, DynamicCache, GenerationCo
 from lerobot_policy_vla0.backbone.tiny import build_tiny_tokenizer, tiny_vlm_config
 from lerobot_policy_vla0.backbone.vlm import VLM
 from lerobot_policy_vla0.configuration_vla0 import TinyVLMConfig
-from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.decoding.feed import Feed
+from lerobot_policy_vla0.decoding.passes import PassRunner
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.grammar import AnswerGrammar
 from lerobot_policy_vla0.text.prompt import IMAGE_TOKEN, rope_positions

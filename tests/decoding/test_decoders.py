@@ -46,7 +46,8 @@ from lerobot_policy_vla0.decoding.autotune import (
     measure_widths,
 )
 from lerobot_policy_vla0.decoding.fast import FastDecoder
-from lerobot_policy_vla0.decoding.passes import KEPT, PADDED, Feed
+from lerobot_policy_vla0.decoding.feed import Feed
+from lerobot_policy_vla0.decoding.passes import KEPT, PADDED
 from lerobot_policy_vla0.decoding.report import DecodeReport
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.decoding.speculative import PreviousChunkDrafter, nearest_with_prefix

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.drafts import ROOT, Draft
 from lerobot_policy_vla0.decoding.fast import penalise
+from lerobot_policy_vla0.decoding.feed import Feed
 from lerobot_policy_vla0.decoding.lean import LeanModel
-from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.decoding.passes import PassRunner
 from lerobot_policy_vla0.decoding.report import RowTrace
 from lerobot_policy_vla0.text.grammar import SEPARATOR, check_finite
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lerobot_policy_vla0.backbone.grad_mode import without_gradients
 from lerobot_policy_vla0.decoding.drafts import NONE, Chain, Draft, Drafter, side_by_side
-from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.decoding.feed import Feed
+from lerobot_policy_vla0.decoding.passes import PassRunner
 from lerobot_policy_vla0.decoding.report import DecodeReport, RowTrace
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.grammar import N_SYMBOLS, AnswerGrammar, HostGrammar, check_finite

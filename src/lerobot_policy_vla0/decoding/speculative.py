@@ -28,7 +28,8 @@ from lerobot_policy_vla0.decoding.autotune import (
 )
 from lerobot_policy_vla0.decoding.drafts import ROOT, Chain, Draft
 from lerobot_policy_vla0.decoding.fast import Row
-from lerobot_policy_vla0.decoding.passes import Feed, PassRunner
+from lerobot_policy_vla0.decoding.feed import Feed
+from lerobot_policy_vla0.decoding.passes import PassRunner
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.text.grammar import END, N_SYMBOLS, SEPARATOR, AnswerGrammar, HostGrammar
 

@@ -79,6 +79,17 @@ def test_variants_share_what_they_have_in_common(tmp_path: Path) -> None:
     ]
 
 
+def test_a_seed_alone_has_the_trainings_and_starts_that_it_has_among_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", PLAN)
+    everything, one = read_plan(path), read_plan(path, only_seeds=[7])
+    assert one.seeds == (7,)
+    assert one.trainings(7) == everything.trainings(7)
+    assert one.evaluations(7) == everything.evaluations(7)
+    assert {evaluation.arguments["seed"] for evaluation in one.evaluations(7)} == {"10500"}
+    with pytest.raises(EvaluationError, match=r"has no seed \[5\]; it has \[4, 7\]"):
+        read_plan(path, only_seeds=[5])
+
+
 def test_an_edited_file_names_other_folders(tmp_path: Path) -> None:
     before = read_plan(write(tmp_path / "a.yaml", PLAN)).evaluations(4)
     after = read_plan(write(tmp_path / "a.yaml", {**PLAN, "train": {"steps": 11, "policy.n_bins": 100}}))

@@ -17,16 +17,17 @@ for extra in ("aiohttp", "msgpack", "prometheus_client"):
     pytest.importorskip(extra, reason="pip install 'lerobot_policy_vla0[serve]'")
 
 from helpers.engine_server import serving as serving_engine
-from helpers.served import Alone, openpi_message, save_policy
+from helpers.served import IMAGE, Alone, openpi_message, save_policy
 from helpers.tiny import make_batch, make_config
 from helpers.waiting import LONG
 
 from lerobot_policy_vla0 import VLA0Policy
 from lerobot_policy_vla0.decoding.request import DecodeRequest
 from lerobot_policy_vla0.errors import ConfigError, DecodeError, ServingError
+from lerobot_policy_vla0.processor_vla0 import VLA0PromptProcessorStep
 from lerobot_policy_vla0.tools.loading import load_config, load_with_processors
 from lerobot_policy_vla0.tools.serving.observations import ObservationReader
-from lerobot_policy_vla0.tools.serving.robot import Robot
+from lerobot_policy_vla0.tools.serving.robot import Robot, own_processors
 from lerobot_policy_vla0.tools.serving.shared_model import SharedModel, _Waiting, join_requests
 
 ROBOTS, STEPS = 6, 7
@@ -81,6 +82,26 @@ def test_robots_in_threads_get_what_their_policy_alone_would_do(checkpoint: Path
         alone.policy.reset()
         for step, action in enumerate(driven[number]):
             np.testing.assert_array_equal(action, alone.action(100 * number + step), f"{number} {step}")
+
+
+def test_a_robots_processors_share_the_tokenizer_and_rename_its_own_cameras(checkpoint: Path) -> None:
+    policy, *loaded = load_with_processors(checkpoint, load_config(checkpoint, []))
+    plain, renaming = (
+        own_processors((loaded[0], loaded[1]), names)[0]
+        for names in (None, {"observation.images.mine": IMAGE, IMAGE: "observation.images.other"})
+    )
+    observation = ObservationReader(policy.config).read(openpi_message(1))
+    expected = plain(dict(observation))
+    observation["observation.images.mine"] = observation.pop(IMAGE)
+    assert torch.equal(renaming(observation)[IMAGE], expected[IMAGE])
+    encoders = [
+        step.encoder
+        for pipeline in (plain, renaming)
+        for step in pipeline.steps
+        if isinstance(step, VLA0PromptProcessorStep)
+    ]
+    assert len(encoders) == 2
+    assert encoders[0] is encoders[1]
 
 
 def test_a_robot_drafts_from_its_own_last_chunk(policy: VLA0Policy, shared: SharedModel) -> None:

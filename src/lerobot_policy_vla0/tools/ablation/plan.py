@@ -88,12 +88,13 @@ class Plan:
         return list({e.training.name: e.training for e in self.evaluations(seed)}.values())
 
 
-def read_plan(path: Path, only: list[str] | None = None) -> Plan:
+def read_plan(path: Path, only: list[str] | None = None, only_seeds: list[int] | None = None) -> Plan:
     """Read an ablation.
 
     Args:
         path: the YAML file, see ``docs/ablations.md``.
         only: names of factors; None takes all.
+        only_seeds: some of the file's seeds; None takes all. Each keeps the starts that it has in the whole plan.
 
     Raises:
         EvaluationError: the file cannot be read, or something in it is missing, unknown or contradictory.
@@ -115,6 +116,10 @@ def read_plan(path: Path, only: list[str] | None = None) -> Plan:
     unknown = sorted(set(only or ()) - content["factors"].keys())
     if unknown:
         raise EvaluationError(f"{path} has no factor {unknown}; it has {list(content['factors'])}")
+    strange = sorted(set(only_seeds or ()) - set(seeds))
+    if strange:
+        raise EvaluationError(f"{path} has no seed {strange}; it has {seeds}")
+    chosen = [(i, seed) for i, seed in enumerate(seeds) if only_seeds is None or seed in only_seeds]
     common_train = _arguments(content.get("train"), "train", str(path))
     common_eval = _arguments(content["eval"], "eval", str(path))
 
@@ -141,14 +146,14 @@ def read_plan(path: Path, only: list[str] | None = None) -> Plan:
             trained = name_of(train, f"{factor}-{label}")
             played = name_of({"trained": trained, **play}, f"{factor}-{label}")
             evaluations = []
-            for i, seed in enumerate(seeds):
+            for i, seed in chosen:
                 training = Training(f"{trained}/seed{seed}", seed, train)
                 first_seed = content.get("first_eval_seed", 0) + i * SEED_SPACING
                 arguments = play | {"seed": str(first_seed)}
                 evaluations.append(Evaluation(f"{played}/seed{seed}", training, arguments))
             variants.append(Variant(str(label), tuple(evaluations)))
         factors.append(Factor(factor, tuple(variants)))
-    return Plan(tuple(seeds), tuple(factors), content.get("episodes_per_shard"))
+    return Plan(tuple(seed for _, seed in chosen), tuple(factors), content.get("episodes_per_shard"))
 
 
 def _arguments(values: Any, kind: str, where: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ _EXAMPLES = """\
   vla0 ablate configs/ablations/metaworld_tiny.yaml --only masking --jobs 2
   vla0 ablate configs/ablations/libero.yaml --jobs 8 --devices cuda:0,cuda:1,cuda:2,cuda:3
 
+Several commands at once can share a folder if each has its own --seed; --report-only without --seed then compares all.
 Stop it at any time and give the same command again: what is finished is kept, a training goes on from its last
 checkpoint. Exit status: 0 all finished, 1 something failed or is missing, 2 the arguments or the file are wrong.
 """
@@ -26,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("plan", type=Path, metavar="FILE.yaml", help="what to vary, see docs/ablations.md")
     add("--out", type=Path, metavar="DIR", help="default: outputs/ablations/ and the file's name")
     add("--only", action="append", metavar="FACTOR", help="this question only; repeat it")
+    add("--seed", action="append", type=int, metavar="S", help="this training seed only; repeat it")
     add("--jobs", type=int, default=1, metavar="K", help="processes at a time (default: %(default)s)")
     devices = "devices to spread them over, e.g. cuda:0,cuda:1 (default: as the file says)"
     add("--devices", type=comma_separated, default=[], metavar="D,D", help=devices)
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lerobot_policy_vla0.tools.ablation.sweep import sweep, training_folder
     from lerobot_policy_vla0.tools.ablation.training import finished_policy
 
-    plan = read_plan(arguments.plan, arguments.only)
+    plan = read_plan(arguments.plan, arguments.only, arguments.seed)
     out = arguments.out or Path("outputs/ablations") / arguments.plan.stem
     if arguments.dry_run:
         for seed in plan.seeds:

@@ -81,7 +81,8 @@ def serve_fleet(options: FleetOptions, done: Callable[[], bool], say: Callable[[
         )
     config = load_config(options.policy, options.overrides)
     reader = ObservationReader(config, options.cameras)
-    policy, *processors = load_with_processors(options.policy, config)
+    policy, preprocess, postprocess = load_with_processors(options.policy, config)
+    processors = preprocess, postprocess
     metrics = Metrics()
     with ExitStack() as stack:
         model = SharedModel(
@@ -98,11 +99,11 @@ def serve_fleet(options: FleetOptions, done: Callable[[], bool], say: Callable[[
             from lerobot_policy_vla0.tools.serving.policy_server import listening
 
             most = options.limits.robots
-            servicer = FleetServicer(options.grpc, options.policy, model.new_policy, most)
+            servicer = FleetServicer(options.grpc, options.policy, model.new_policy, processors, most)
             metrics.robots.labels("lerobot").set_function(servicer.connected)
             stack.enter_context(listening(servicer, options.grpc, threads=2 * most + 2))
         websockets = WebsocketServer(
-            lambda: Robot(model.new_policy(), (processors[0], processors[1]), reader),
+            lambda: Robot(model.new_policy(), processors, reader),
             metadata_of(options.policy, policy.config),
             metrics,
             limits=options.limits,

@@ -16,8 +16,8 @@ import grpc
 from lerobot.transport import services_pb2_grpc
 
 from lerobot_policy_vla0.errors import ConfigError
-from lerobot_policy_vla0.tools.loading import load_processors
 from lerobot_policy_vla0.tools.serving.policy_server import VLA0PolicyServer
+from lerobot_policy_vla0.tools.serving.robot import own_processors
 
 if TYPE_CHECKING:
     from lerobot.async_inference.configs import PolicyServerConfig
@@ -34,11 +34,18 @@ _IDLE_S = 60.0
 class _OneClient(VLA0PolicyServer):
     """LeRobot's server for one client of a fleet: it takes the shared policy instead of loading one."""
 
-    def __init__(self, config: PolicyServerConfig, served: str, new_policy: Callable[[], VLA0Policy]) -> None:
+    def __init__(
+        self,
+        config: PolicyServerConfig,
+        served: str,
+        new_policy: Callable[[], VLA0Policy],
+        processors: tuple[Any, Any],
+    ) -> None:
         super().__init__(config)
         self.last_call = time.monotonic()
         self._served = served
         self._new_policy = new_policy
+        self._processors = processors
 
     def _load(self, asked: RemotePolicyConfig) -> None:
         """Take the shared policy, if the client asks for it."""
@@ -51,7 +58,7 @@ class _OneClient(VLA0PolicyServer):
         policy = self._new_policy()
         self.device, self.policy_type = str(policy.config.device), asked.policy_type
         self.lerobot_features, self.actions_per_chunk = asked.lerobot_features, asked.actions_per_chunk
-        self.preprocessor, self.postprocessor = load_processors(self._served, policy.config, asked.rename_map)
+        self.preprocessor, self.postprocessor = own_processors(self._processors, asked.rename_map)
         self.policy: Any = policy
 
 
@@ -62,15 +69,22 @@ class FleetServicer(services_pb2_grpc.AsyncInferenceServicer):
         config: LeRobot's, for every client.
         served: the policy's name, which clients have to ask for.
         new_policy: makes the policy of a client.
+        processors: the policy's pre- and post-processor, which every client gets copies of.
         most: clients at a time.
     """
 
     def __init__(
-        self, config: PolicyServerConfig, served: str, new_policy: Callable[[], VLA0Policy], most: int
+        self,
+        config: PolicyServerConfig,
+        served: str,
+        new_policy: Callable[[], VLA0Policy],
+        processors: tuple[Any, Any],
+        most: int,
     ) -> None:
         self._config = config
         self._served = served
         self._new_policy = new_policy
+        self._processors = processors
         self._most = most
         self._clients: dict[str, _OneClient] = {}  # by address
         self._lock = threading.Lock()
@@ -82,7 +96,7 @@ class FleetServicer(services_pb2_grpc.AsyncInferenceServicer):
             client = self._clients.get(peer)
             if client is None:
                 self._make_room(context)
-                client = _OneClient(self._config, self._served, self._new_policy)
+                client = _OneClient(self._config, self._served, self._new_policy, self._processors)
                 self._clients[peer] = client
                 logger.info("%s connected; %d LeRobot clients", peer, len(self._clients))
         client.last_call = time.monotonic()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from lerobot.processor import RenameObservationsProcessorStep
 from numpy.typing import NDArray
 
 from lerobot_policy_vla0.modeling_vla0 import VLA0Policy
@@ -61,11 +62,22 @@ class Robot:
         return action
 
 
-def own_processors(processors: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Return copies of a pre- and a post-processor that share the tokenizer, which is large and never changes."""
+def own_processors(
+    processors: tuple[Any, Any], rename_map: Mapping[str, str] | None = None
+) -> tuple[Any, Any]:
+    """Return copies of a pre- and a post-processor that share the tokenizer, which is large and never changes.
+
+    Args:
+        processors: as loaded.
+        rename_map: the policy's key by the robot's, where they differ.
+    """
     shared = {
         id(step): copy.copy(step)
         for step in processors[0].steps
         if isinstance(step, VLA0PromptProcessorStep) and step.encoder  # built here, once for all robots
     }
-    return copy.deepcopy(processors, shared)
+    own: tuple[Any, Any] = copy.deepcopy(processors, shared)
+    for step in own[0].steps:
+        if isinstance(step, RenameObservationsProcessorStep):
+            step.rename_map = dict(rename_map or {})
+    return own
