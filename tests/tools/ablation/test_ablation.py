@@ -22,6 +22,7 @@ from helpers.waiting import LONG, has_ended, wait_until
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools import workers
+from lerobot_policy_vla0.tools.ablation import sweep as sweep_module
 from lerobot_policy_vla0.tools.ablation import training
 from lerobot_policy_vla0.tools.ablation.plan import Training, read_plan
 from lerobot_policy_vla0.tools.ablation.report import read_factor
@@ -88,6 +89,31 @@ def test_a_seed_alone_has_the_trainings_and_starts_that_it_has_among_all(tmp_pat
     assert {evaluation.arguments["seed"] for evaluation in one.evaluations(7)} == {"10500"}
     with pytest.raises(EvaluationError, match=r"has no seed \[5\]; it has \[4, 7\]"):
         read_plan(path, only_seeds=[5])
+
+
+def test_a_training_is_needed_until_all_its_evaluations_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan(write(tmp_path / "a.yaml", PLAN), only_seeds=[4])
+    begun: list[Training] = []
+
+    def note(trainings: Any, *_: Any) -> list[str]:
+        begun.extend(trainings)
+        return []
+
+    monkeypatch.setattr(sweep_module, "_train_all", note)
+    fine, coarse = plan.trainings(4)
+    of_fine = [one for one in plan.evaluations(4) if one.training == fine]
+    of_coarse = [one for one in plan.evaluations(4) if one.training == coarse]
+    assert (len(of_fine), len(of_coarse)) == (2, 1)
+    for finished, expected in (([], [fine, coarse]), ([*of_coarse, of_fine[1]], [fine]), ([of_fine[0]], [])):
+        for evaluation in finished:
+            folder = sweep_module.evaluation_folder(tmp_path / "out", evaluation)
+            folder.mkdir(parents=True)
+            (folder / "eval_info.json").touch()
+        begun.clear()
+        sweep_module.sweep(plan, tmp_path / "out", say=lambda _: None)
+        assert begun == expected
 
 
 def test_an_edited_file_names_other_folders(tmp_path: Path) -> None:

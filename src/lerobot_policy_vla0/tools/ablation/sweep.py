@@ -47,6 +47,8 @@ def sweep(
 ) -> list[str]:
     """Run what is missing. Trained policies are evaluated before the next training, and one seed before the next.
 
+    A training whose evaluations are all finished is not needed, so their folders are enough to go on elsewhere.
+
     Args:
         plan: what to run.
         out: folder of trainings and evaluations.
@@ -69,7 +71,7 @@ def sweep(
         _check_simulators(plan, seed, out)
     failed: list[str] = []
     for seed in plan.seeds:
-        trainings = plan.trainings(seed)
+        trainings = _needed(plan, seed, out)
         for first in range(0, len(trainings), jobs):
             batch = trainings[first : first + jobs]
             failed += _train_all(batch, out, places, say)
@@ -95,14 +97,24 @@ def sweep(
 
 def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
     """Check now that simulators can start; an evaluation would fail only after its training."""
-    for training in plan.trainings(seed):
+    for training in _needed(plan, seed, out):
         # LeRobot starts the simulator in training only to evaluate on the way.
         evaluates = training.arguments.get("env_eval_freq") != "0"
         if evaluates and finished_policy(training_folder(out, training)) is None:
             check_before_start(training.arguments)
     for evaluation in plan.evaluations(seed):
-        if not (evaluation_folder(out, evaluation) / FILE_NAME).exists():
+        if not _is_finished(evaluation, out):
             check_before_start(evaluation.arguments)
+
+
+def _is_finished(evaluation: Evaluation, out: Path) -> bool:
+    return (evaluation_folder(out, evaluation) / FILE_NAME).exists()
+
+
+def _needed(plan: Plan, seed: int, out: Path) -> list[Training]:
+    """Return a seed's trainings that have an evaluation to come."""
+    unfinished = [one.training for one in plan.evaluations(seed) if not _is_finished(one, out)]
+    return [training for training in plan.trainings(seed) if training in unfinished]
 
 
 def _train_all(
