@@ -7,7 +7,7 @@ in every layer; its windows are attended to one by one. transformers' tower stay
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -126,29 +126,37 @@ class VisionTower:
         return tokens.view(pictures, len(grid.back), -1)[:, grid.back].flatten(0, 1)
 
     def _lay_out(self, size: tuple[int, int, int], device: torch.device) -> Grid:
-        """Compute what follows from a picture's size; transformers' own functions give places and frequencies."""
-        grid_thw = torch.tensor([size])
+        """Compute what follows from a picture's size."""
         frames, height, width = size
-        tokens = torch.arange(frames * height * width // self.merge**2)
-        windows = [(0, 1, len(tokens))]
+        rows, columns, merge = height // self.merge, width // self.merge, self.merge
+        # 1. Image tokens, window by window; at the right and lower edge windows are smaller.
+        tokens = torch.arange(frames * rows * columns).view(frames, rows, columns)
+        windows = [tokens.flatten()]
         if self.window is not None:
-            tokens, ends = self._model.get_window_index(grid_thw)
-            borders = [end // self.merge**2 for end in sorted(set(ends))]
-            lengths = [end - begin for begin, end in pairwise(borders)]
-            pieces = tokens.split(lengths)
-            windows, begin = [], 0
-            for n in sorted(set(lengths)):
-                windows.append((begin, lengths.count(n), n))
-                begin += lengths.count(n) * n
-            tokens = torch.cat([piece for _, _, n in windows for piece in pieces if len(piece) == n])
-        per_token = self.merge**2
-        order = (tokens.unsqueeze(1) * per_token + torch.arange(per_token)).flatten()
-        angles = self._model.rot_pos_emb(grid_thw.to(device)).float()[order]  # (P, head_dim / 2)
-        angles = torch.cat([-angles, angles], 1).unsqueeze(1)
+            bands = [band for frame in tokens for band in frame.split(self.window)]
+            windows = [window.flatten() for band in bands for window in band.split(self.window, dim=1)]
+        windows.sort(key=len)
+        in_order = torch.cat(windows)
+        # 2. A token is a square of patches, which follow one another.
+        per_token = merge**2
+        order = (in_order.unsqueeze(1) * per_token + torch.arange(per_token)).flatten()
+        runs, first = [], 0
+        for length, alike in groupby(windows, key=len):
+            count = len(list(alike))
+            runs.append((first * per_token, count, length * per_token))
+            first += count * length
+        # 3. One half of a head's angles says a patch's row, the other its column.
+        squares = (rows, columns, merge, merge)
+        row = torch.arange(height).view(rows, 1, merge, 1).expand(squares)
+        column = torch.arange(width).view(1, columns, 1, merge).expand(squares)
+        places = torch.stack([row.flatten(), column.flatten()], 1).repeat(frames, 1)[order].to(device)
+        frequencies = self._model.rotary_pos_emb.inv_freq  # (head_dim / 4,)
+        angles = (places.unsqueeze(-1).to(frequencies.dtype) * frequencies).flatten(1).float()
+        angles = torch.cat([-angles, angles], 1).unsqueeze(1)  # (P, 1, head_dim)
         return Grid(
             order=order.to(device),
-            windows=tuple((first * per_token, count, long * per_token) for first, count, long in windows),
-            back=tokens.argsort().to(device),
+            windows=tuple(runs),
+            back=in_order.argsort().to(device),
             cos=angles.cos(),
             sin=angles.sin(),
         )

@@ -95,11 +95,11 @@ def serve_fleet(options: FleetOptions, done: Callable[[], bool], say: Callable[[
         model.warm_up()
         if options.grpc is not None:
             # The import needs grpcio and makes a folder for LeRobot's logs.
-            from lerobot_policy_vla0.tools.serving.grpc_fleet import FleetServicer
+            from lerobot_policy_vla0.tools.serving.grpc_fleet import FleetServicer, Served
             from lerobot_policy_vla0.tools.serving.policy_server import listening
 
             most = options.limits.robots
-            servicer = FleetServicer(options.grpc, options.policy, model.new_policy, processors, most)
+            servicer = FleetServicer(options.grpc, Served(options.policy, model.new_policy, processors), most)
             metrics.robots.labels("lerobot").set_function(servicer.connected)
             stack.enter_context(listening(servicer, options.grpc, threads=2 * most + 2))
         websockets = WebsocketServer(

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -31,34 +32,42 @@ logger = logging.getLogger(__name__)
 _IDLE_S = 60.0
 
 
+@dataclass(frozen=True)
+class Served:
+    """The policy that all clients share.
+
+    Attributes:
+        name: clients have to ask for it.
+        new_policy: makes the policy of a client.
+        processors: pre- and post-processor, which every client gets copies of.
+    """
+
+    name: str
+    new_policy: Callable[[], VLA0Policy]
+    processors: tuple[Any, Any]
+
+
 class _OneClient(VLA0PolicyServer):
     """LeRobot's server for one client of a fleet: it takes the shared policy instead of loading one."""
 
-    def __init__(
-        self,
-        config: PolicyServerConfig,
-        served: str,
-        new_policy: Callable[[], VLA0Policy],
-        processors: tuple[Any, Any],
-    ) -> None:
+    def __init__(self, config: PolicyServerConfig, served: Served) -> None:
         super().__init__(config)
         self.last_call = time.monotonic()
         self._served = served
-        self._new_policy = new_policy
-        self._processors = processors
 
     def _load(self, asked: RemotePolicyConfig) -> None:
         """Take the shared policy, if the client asks for it."""
-        if asked.pretrained_name_or_path != self._served:
+        name = self._served.name
+        if asked.pretrained_name_or_path != name:
             raise ConfigError(
-                f"this server serves {self._served!r} and the client asks for {asked.pretrained_name_or_path!r}. Give "
-                f"--pretrained_name_or_path={self._served}, or start a server without a policy, which loads what its "
+                f"this server serves {name!r} and the client asks for {asked.pretrained_name_or_path!r}. Give "
+                f"--pretrained_name_or_path={name}, or start a server without a policy, which loads what its "
                 "client asks for."
             )
-        policy = self._new_policy()
+        policy = self._served.new_policy()
         self.device, self.policy_type = str(policy.config.device), asked.policy_type
         self.lerobot_features, self.actions_per_chunk = asked.lerobot_features, asked.actions_per_chunk
-        self.preprocessor, self.postprocessor = own_processors(self._processors, asked.rename_map)
+        self.preprocessor, self.postprocessor = own_processors(self._served.processors, asked.rename_map)
         self.policy: Any = policy
 
 
@@ -67,24 +76,13 @@ class FleetServicer(services_pb2_grpc.AsyncInferenceServicer):
 
     Args:
         config: LeRobot's, for every client.
-        served: the policy's name, which clients have to ask for.
-        new_policy: makes the policy of a client.
-        processors: the policy's pre- and post-processor, which every client gets copies of.
+        served: the policy.
         most: clients at a time.
     """
 
-    def __init__(
-        self,
-        config: PolicyServerConfig,
-        served: str,
-        new_policy: Callable[[], VLA0Policy],
-        processors: tuple[Any, Any],
-        most: int,
-    ) -> None:
+    def __init__(self, config: PolicyServerConfig, served: Served, most: int) -> None:
         self._config = config
         self._served = served
-        self._new_policy = new_policy
-        self._processors = processors
         self._most = most
         self._clients: dict[str, _OneClient] = {}  # by address
         self._lock = threading.Lock()
@@ -96,7 +94,7 @@ class FleetServicer(services_pb2_grpc.AsyncInferenceServicer):
             client = self._clients.get(peer)
             if client is None:
                 self._make_room(context)
-                client = _OneClient(self._config, self._served, self._new_policy, self._processors)
+                client = _OneClient(self._config, self._served)
                 self._clients[peer] = client
                 logger.info("%s connected; %d LeRobot clients", peer, len(self._clients))
         client.last_call = time.monotonic()
