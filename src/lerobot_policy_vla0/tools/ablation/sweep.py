@@ -71,7 +71,7 @@ def sweep(
         _check_simulators(plan, seed, out)
     failed: list[str] = []
     for seed in plan.seeds:
-        trainings = _needed(plan, seed, out)
+        trainings = needed_trainings(plan, seed, out)
         for first in range(0, len(trainings), jobs):
             batch = trainings[first : first + jobs]
             failed += _train_all(batch, out, places, say)
@@ -97,23 +97,24 @@ def sweep(
 
 def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
     """Check now that simulators can start; an evaluation would fail only after its training."""
-    for training in _needed(plan, seed, out):
+    for training in needed_trainings(plan, seed, out):
         # LeRobot starts the simulator in training only to evaluate on the way.
         evaluates = training.arguments.get("env_eval_freq") != "0"
         if evaluates and finished_policy(training_folder(out, training)) is None:
             check_before_start(training.arguments)
     for evaluation in plan.evaluations(seed):
-        if not _is_finished(evaluation, out):
+        if not is_finished(evaluation, out):
             check_before_start(evaluation.arguments)
 
 
-def _is_finished(evaluation: Evaluation, out: Path) -> bool:
+def is_finished(evaluation: Evaluation, out: Path) -> bool:
+    """Return whether all of an evaluation's episodes were played."""
     return (evaluation_folder(out, evaluation) / FILE_NAME).exists()
 
 
-def _needed(plan: Plan, seed: int, out: Path) -> list[Training]:
+def needed_trainings(plan: Plan, seed: int, out: Path) -> list[Training]:
     """Return a seed's trainings that have an evaluation to come."""
-    unfinished = [one.training for one in plan.evaluations(seed) if not _is_finished(one, out)]
+    unfinished = [one.training for one in plan.evaluations(seed) if not is_finished(one, out)]
     return [training for training in plan.trainings(seed) if training in unfinished]
 
 

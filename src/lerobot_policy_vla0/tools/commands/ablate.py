@@ -39,18 +39,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, and print the report."""
     from lerobot_policy_vla0.tools.ablation.plan import read_plan
     from lerobot_policy_vla0.tools.ablation.report import write_ablation_report
-    from lerobot_policy_vla0.tools.ablation.sweep import sweep, training_folder
+    from lerobot_policy_vla0.tools.ablation.sweep import is_finished, needed_trainings, sweep, training_folder
     from lerobot_policy_vla0.tools.ablation.training import finished_policy
 
     plan = read_plan(arguments.plan, arguments.only, arguments.seed)
     out = arguments.out or Path("outputs/ablations") / arguments.plan.stem
     if arguments.dry_run:
         for seed in plan.seeds:
+            needed = needed_trainings(plan, seed, out)
             for training in plan.trainings(seed):
-                done = finished_policy(training_folder(out, training)) is not None
+                done = training not in needed or finished_policy(training_folder(out, training)) is not None
                 print(f"train {training.name}{' (finished)' if done else ''}")
             for evaluation in plan.evaluations(seed):
-                print(f"eval  {evaluation.name} with {evaluation.training.name}")
+                done = is_finished(evaluation, out)
+                print(f"eval  {evaluation.name} with {evaluation.training.name}{' (finished)' if done else ''}")
         return 0
     failed: list[str] = []
     if not arguments.report_only:
