@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"train {training.name}{' (finished)' if done else ''}")
             for evaluation in plan.evaluations(seed):
                 done = is_finished(evaluation, out)
-                print(f"eval  {evaluation.name} with {evaluation.training.name}{' (finished)' if done else ''}")
+                print(
+                    f"eval  {evaluation.name} with {evaluation.training.name}{' (finished)' if done else ''}"
+                )
         return 0
     failed: list[str] = []
     if not arguments.report_only:
