@@ -156,7 +156,7 @@ def write_ablation_report(plan: Plan, out: Path, title: str) -> tuple[str, list[
         if runs:
             pairs = [(row.name, rows[0].name) for row in rows if row.comparison is not None]
             page = write_report(build_report(runs, pairs), out / "report" / factor.name)
-            parts.append(f"[Episodes, plots and videos]({page.relative_to(out)})")
+            parts.append(f"[Episodes, plots and videos](<{page.relative_to(out)}>)")
             pages += 1
     if not pages:
         raise EvaluationError(f"nothing below {out} is finished yet: there is nothing to report")

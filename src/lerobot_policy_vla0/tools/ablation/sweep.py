@@ -18,7 +18,7 @@ from threading import Event
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.ablation.plan import Evaluation, Plan, Training
 from lerobot_policy_vla0.tools.ablation.training import finished_policy, train
-from lerobot_policy_vla0.tools.evaluation.eval_info import FILE_NAME
+from lerobot_policy_vla0.tools.evaluation.runs import read_run
 from lerobot_policy_vla0.tools.evaluation.shards import device_settings, evaluate
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
 from lerobot_policy_vla0.tools.workers import run_in_places
@@ -72,6 +72,9 @@ def sweep(
     failed: list[str] = []
     for seed in plan.seeds:
         trainings = needed_trainings(plan, seed, out)
+        for training in plan.trainings(seed):
+            if training not in trainings:
+                say(f"train {training.name} is not needed: all its evaluations are finished")
         for first in range(0, len(trainings), jobs):
             batch = trainings[first : first + jobs]
             failed += _train_all(batch, out, places, say)
@@ -108,8 +111,11 @@ def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
 
 
 def is_finished(evaluation: Evaluation, out: Path) -> bool:
-    """Return whether all of an evaluation's episodes were played."""
-    return (evaluation_folder(out, evaluation) / FILE_NAME).exists()
+    """Return whether all of an evaluation's episodes can be read."""
+    try:
+        return not read_run(evaluation.name, [evaluation_folder(out, evaluation)]).skipped
+    except EvaluationError:  # there is nothing, or nothing whole
+        return False
 
 
 def needed_trainings(plan: Plan, seed: int, out: Path) -> list[Training]:
