@@ -31,9 +31,11 @@ class ScriptedRunner:
         #: Seconds spent on the script since the last time this was set.
         self.seconds = 0.0
         self.reused_columns = 0
+        self._rows: list[int] = []  # of the script, in the order in which they stand in a pass
 
     def prefill(self, request: Any, feed: Any) -> NDArray[Any]:
         """Run the prompt; score by the script."""
+        self._rows = list(range(len(self.script)))
         if self._runner is not None:
             self._runner.prefill(request, feed)
             self.reused_columns = self._runner.reused_columns
@@ -45,6 +47,12 @@ class ScriptedRunner:
             self._runner.score(feed)
         return self._scores(feed, after_prompt=False)
 
+    def leave_out(self, finished: list[bool]) -> list[int]:
+        """See `PassRunner.leave_out`; without a real runner all rows stay."""
+        places = list(range(len(finished))) if self._runner is None else self._runner.leave_out(finished)
+        self._rows = [self._rows[place] for place in places]
+        return places
+
     def keep(self, *moves: NDArray[Any]) -> None:
         """See `PassRunner.keep`."""
         if self._runner is not None:
@@ -55,7 +63,7 @@ class ScriptedRunner:
         batch, width = feed.symbols.shape
         scores = np.zeros((batch, width + after_prompt, N_SYMBOLS), dtype=np.float32)
         for row in range(batch):
-            text = self.script[row]
+            text = self.script[self._rows[row]]
             if after_prompt:
                 scores[row, 0, text[0]] = 1.0
             for column in range(width):
