@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.commands import preloaded
+from helpers.evaluations import write_evaluation
 from helpers.paths import REPO
 from helpers.tiny import SMALL, make_dataset
 from helpers.waiting import LONG, has_ended, wait_until
@@ -110,14 +111,7 @@ def test_a_training_is_needed_until_all_its_evaluations_are_finished(
         for evaluation in finished:
             folder = sweep_module.evaluation_folder(tmp_path / "out", evaluation)
             folder.mkdir(parents=True)
-            task = {
-                "task_group": "toy",
-                "task_id": 0,
-                "metrics": {"sum_rewards": [1.0], "max_rewards": [1.0]},
-            }
-            task["metrics"] |= {"successes": [True], "video_paths": []}
-            overall = {"n_episodes": 1, "pc_success": 100.0, "eval_s": 1.0}
-            (folder / "eval_info.json").write_text(json.dumps({"per_task": [task], "overall": overall}))
+            write_evaluation(folder, {("toy", 0): [True]})
         begun.clear()
         sweep_module.sweep(plan, tmp_path / "out", say=lambda _: None)
         assert begun == expected

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.ablation.plan import Factor, Plan
-from lerobot_policy_vla0.tools.ablation.sweep import evaluation_folder
+from lerobot_policy_vla0.tools.ablation.sweep import evaluation_folder, finished_run
 from lerobot_policy_vla0.tools.ablation.trainings import setting_effect, spread, spread_of_episodes
 from lerobot_policy_vla0.tools.evaluation.compare import Comparison, Rate, compare, rate_of
 from lerobot_policy_vla0.tools.evaluation.report import build_report, write_report
@@ -58,16 +58,12 @@ def read_factor(factor: Factor, out: Path) -> list[Row]:
         folders, missing, by_seed = [], [], []
         trained: dict[str, Rate] = {}
         for evaluation in variant.evaluations:
-            folder = evaluation_folder(out, evaluation)
-            try:
-                run = read_run(variant.name, [folder])
-            except EvaluationError:
-                run = None
-            if run is None or run.skipped:  # a part of an evaluation is not counted
+            run = finished_run(evaluation, out)
+            if run is None:  # a part of an evaluation is not counted
                 missing.append(evaluation.name)
                 by_seed.append("-")
             else:
-                folders.append(folder)
+                folders.append(evaluation_folder(out, evaluation))
                 rate = Rate(sum(e.success for e in run.episodes), len(run.episodes))
                 by_seed.append(f"{rate.n_success}/{rate.n_episodes}")
                 trained[evaluation.training.name] = rate

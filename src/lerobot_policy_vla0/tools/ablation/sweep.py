@@ -18,7 +18,7 @@ from threading import Event
 from lerobot_policy_vla0.errors import EvaluationError
 from lerobot_policy_vla0.tools.ablation.plan import Evaluation, Plan, Training
 from lerobot_policy_vla0.tools.ablation.training import finished_policy, train
-from lerobot_policy_vla0.tools.evaluation.runs import read_run
+from lerobot_policy_vla0.tools.evaluation.runs import Run, read_run
 from lerobot_policy_vla0.tools.evaluation.shards import device_settings, evaluate
 from lerobot_policy_vla0.tools.libero.setup import check_before_start
 from lerobot_policy_vla0.tools.workers import run_in_places
@@ -106,21 +106,22 @@ def _check_simulators(plan: Plan, seed: int, out: Path) -> None:
         if evaluates and finished_policy(training_folder(out, training)) is None:
             check_before_start(training.arguments)
     for evaluation in plan.evaluations(seed):
-        if not is_finished(evaluation, out):
+        if finished_run(evaluation, out) is None:
             check_before_start(evaluation.arguments)
 
 
-def is_finished(evaluation: Evaluation, out: Path) -> bool:
-    """Return whether all of an evaluation's episodes can be read."""
+def finished_run(evaluation: Evaluation, out: Path) -> Run | None:
+    """Return what an evaluation found; None unless all of its episodes can be read."""
     try:
-        return not read_run(evaluation.name, [evaluation_folder(out, evaluation)]).skipped
+        run = read_run(evaluation.name, [evaluation_folder(out, evaluation)])
     except EvaluationError:  # there is nothing, or nothing whole
-        return False
+        return None
+    return None if run.skipped else run
 
 
 def needed_trainings(plan: Plan, seed: int, out: Path) -> list[Training]:
     """Return a seed's trainings that have an evaluation to come."""
-    unfinished = [one.training for one in plan.evaluations(seed) if not is_finished(one, out)]
+    unfinished = [one.training for one in plan.evaluations(seed) if finished_run(one, out) is None]
     return [training for training in plan.trainings(seed) if training in unfinished]
 
 

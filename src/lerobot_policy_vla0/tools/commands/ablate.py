@@ -39,7 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what is missing, and print the report."""
     from lerobot_policy_vla0.tools.ablation.plan import read_plan
     from lerobot_policy_vla0.tools.ablation.report import write_ablation_report
-    from lerobot_policy_vla0.tools.ablation.sweep import is_finished, needed_trainings, sweep, training_folder
+    from lerobot_policy_vla0.tools.ablation.sweep import (
+        finished_run,
+        needed_trainings,
+        sweep,
+        training_folder,
+    )
     from lerobot_policy_vla0.tools.ablation.training import finished_policy
 
     plan = read_plan(arguments.plan, arguments.only, arguments.seed)
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 done = training not in needed or finished_policy(training_folder(out, training)) is not None
                 print(f"train {training.name}{' (finished)' if done else ''}")
             for evaluation in plan.evaluations(seed):
-                done = is_finished(evaluation, out)
+                done = finished_run(evaluation, out) is not None
                 print(
                     f"eval  {evaluation.name} with {evaluation.training.name}{' (finished)' if done else ''}"
                 )
