@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     constant = play(env, [mean], options.max_steps, seeds)
     replays = []
     for index, (_, seed) in enumerate(tqdm(recorded, unit="replay")):
-        actions = list(run_expert(env.arm, seed, look=False).frames["action"])
+        actions = list(run_expert(env.arm, seed).frames["action"])
         limit = min(options.max_steps, len(actions) + FPS)
         replays.append({"episode_index": index, "seed": seed, **play(env, actions, limit, seeds)})
     env.close()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 from expert import Expert
 
 from lerobot_policy_vla0.tools.recorder import Episode, Result, disturbance
 from lerobot_policy_vla0.tools.so101.arm import SimulatedArm
-from lerobot_policy_vla0.tools.so101.scene import CAMERAS
 
 TASK = "pick_lift"
 MAX_STEPS = 150  # the expert needs about 30
 
 
-def run_expert(arm: SimulatedArm, seed: int, noise: float = 0.0, look: bool = True) -> Episode[Result]:
+def run_expert(arm: SimulatedArm, seed: int, noise: float = 0.0) -> Episode[Result]:
     """Play the expert until the cube is lifted, or `MAX_STEPS`.
 
     Args:
@@ -23,7 +24,6 @@ def run_expert(arm: SimulatedArm, seed: int, noise: float = 0.0, look: bool = Tr
             degrees. It drifts (`disturbance`), so that the arm really leaves its path. What is
             kept is the goal that the expert asked for, so demonstrations show how to come back (DART, Laskey et al.
             2017).
-        look: Whether pictures are kept.
 
     Returns:
         The episode; its frames are `observation.images.wrist` and `.side`, uint8 (T, H, W, 3); `observation.state`
@@ -32,13 +32,12 @@ def run_expert(arm: SimulatedArm, seed: int, noise: float = 0.0, look: bool = Tr
     disturbed = disturbance(seed, noise, size=5)
     arm.reset(seed)
     expert = Expert(arm.scene)
-    rows: dict[str, list[np.ndarray]] = {"observation.state": [], "action": []}
-    rows |= {f"observation.images.{name}": [] for name in CAMERAS if look}
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
     lifted, steps = False, 0
     while not lifted and steps < MAX_STEPS:
         state, pictures = arm.observe()
         goal = arm.positions(expert.act(grasped=arm.info.get("is_grasped", 0.0) > 0.5))
-        seen = {f"observation.images.{name}": picture for name, picture in pictures.items() if look}
+        seen = {f"observation.images.{name}": picture for name, picture in pictures.items()}
         for key, value in {**seen, "observation.state": state, "action": goal}.items():
             rows[key].append(value)
         arm.send(goal + np.append(next(disturbed), 0.0))

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     seeds = range(options.seed, options.seed + options.episodes)
     played = play_all(
-        [(seed, None) for seed in seeds], image_size=8, noise=options.noise, workers=options.workers
+        [(seed, None) for seed in seeds], image_size=None, noise=options.noise, workers=options.workers
     )
     results = list(tqdm(played, total=len(seeds), unit="episode"))
     lifted = [result.steps for result in results if result.success]

@@ -46,21 +46,21 @@ def features(image_size: int, video: bool) -> dict[str, dict[str, Any]]:
     return {**pictures, "observation.state": joints, "action": joints}
 
 
-def play(seed: int, image_size: int, noise: float, path: Path | None) -> Result:
-    """Play one episode and write it, if it has a path."""
+def play(seed: int, image_size: int | None, noise: float, path: Path | None) -> Result:
+    """Play one episode, without cameras if their size is None, and write it, if it has a path."""
     global _arm
     if _arm is None:
         _arm = SimulatedArm(image_size, FPS)
         _arm.observe()
         atexit.register(_arm.close)  # after the first picture: MuJoCo registers the end of EGL with it
-    episode = run_expert(_arm, seed, noise, look=path is not None)
+    episode = run_expert(_arm, seed, noise)
     if path is not None:
         recorder.write_episode(path, episode)
     return episode.result
 
 
 def play_all(
-    todo: list[tuple[int, Path | None]], image_size: int, noise: float, workers: int
+    todo: list[tuple[int, Path | None]], image_size: int | None, noise: float, workers: int
 ) -> Iterator[Result]:
     """Play the episodes in processes and yield each result as soon as it is there."""
     with spawned_pool(workers) as pool:

@@ -42,12 +42,21 @@ def fresh(*program: str | Path) -> list[str]:
 
 def preloaded_scripts(folder: Path, *names: str) -> Path:
     """Put stand-ins for console scripts into a folder, for programs that look for them on their PATH; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        script = folder / name
-        script.write_text(f'#!/bin/sh\nexec {shlex.join(preloaded(BIN / name))} "$@"\n')
-        script.chmod(0o755)
+        _stand_in(folder / name, preloaded(BIN / name))
     return folder
+
+
+def preloaded_python(folder: Path) -> Path:
+    """Put a stand-in for `python` into a folder: it runs files, ``-m`` and ``-c`` as above; returns it."""
+    return _stand_in(folder / "python", preloaded())
+
+
+def _stand_in(script: Path, command: list[str]) -> Path:
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 @functools.cache

@@ -30,7 +30,7 @@ ENCODER = 0.1  # degrees: more than a step of it
 
 @pytest.fixture(scope="module")
 def arm() -> Iterator[SimulatedArm]:
-    arm = SimulatedArm(image_size=16, fps=30)
+    arm = SimulatedArm(image_size=None, fps=30)
     yield arm
     arm.close()
 
@@ -50,19 +50,22 @@ class Violations:
 
 def drive(arm: SimulatedArm, steps: int, **options: Any) -> Violations:
     """Let a policy of random weights that samples hot drive the arm; count what breaks the limits."""
-    torch.manual_seed(0)
+    torch.manual_seed(
+        2
+    )  # 0 begins with a goal that the table keeps the arm from: it would stay below the floor
     config = make_config(
         action_dim=6,
         image=16,
         image_size=(28, 28),
         chunk_size=8,
         n_action_steps=8,
+        n_bins=9,  # one digit each: a random answer takes as many passes as it has digits
         temperature=5.0,
         **options,
     )
     policy = VLA0Policy(config, stats()).eval()
     before, after = make_vla0_pre_post_processors(config, stats())
-    key, grey = config.camera_keys[0], torch.full((3, 16, 16), 0.5)  # rendering is half of the time
+    key, grey = config.camera_keys[0], torch.full((3, 16, 16), 0.5)
     arm.reset(seed=1)
     scene, found, last = arm.scene, Violations(), None
     low, high = scene.action_space.low, scene.action_space.high

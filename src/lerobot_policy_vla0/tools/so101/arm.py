@@ -28,12 +28,13 @@ class SimulatedArm:
     Positions are LeRobot's: degrees for five joints, percent open for the gripper, float32 ``(6,)``.
 
     Args:
-        image_size: edge of both cameras' pictures, pixels.
+        image_size: edge of both cameras' pictures, pixels; None for an arm without cameras.
         fps: control steps per second.
     """
 
-    def __init__(self, image_size: int = 128, fps: int = 30) -> None:
+    def __init__(self, image_size: int | None = 128, fps: int = 30) -> None:
         register()
+        described = {} if image_size is None else cameras(image_size, fps)
         with TemporaryDirectory() as folder:  # LeRobot reads a calibration file there; ours is in memory
             self._robot = SimSOFollower(
                 SimSOFollowerConfig(
@@ -43,7 +44,7 @@ class SimulatedArm:
                     env_kwargs={"image_size": image_size, "fps": fps, "made": self._keep},
                     cameras={
                         name: SimCameraConfig(**{key: camera[key] for key in camera if key != "type"})
-                        for name, camera in cameras(image_size, fps).items()
+                        for name, camera in described.items()
                     },
                 )
             )
@@ -68,7 +69,7 @@ class SimulatedArm:
         """Return the positions and each camera's picture, uint8 ``(H, W, 3)`` RGB."""
         seen = self._robot.get_observation()
         state = np.array([seen[key] for key in self.keys], dtype=np.float32)
-        return state, {name: seen[name] for name in CAMERAS}
+        return state, {name: seen[name] for name in CAMERAS if name in seen}
 
     def send(self, goal: Array) -> Array:
         """Go towards ``goal`` for one control step; return it as the arm was given it, within the joints' limits."""

@@ -54,7 +54,7 @@ class PickLift(PickLiftEnv):
     Args:
         render_mode: gymnasium's; only ``rgb_array`` and None.
         control_mode: so101-nexus's name of joint positions; no other, because goals are limited to a servo's speed.
-        image_size: edge of both cameras' pictures, pixels.
+        image_size: edge of both cameras' pictures, pixels; None for an arm without cameras.
         fps: control steps per second.
         meshes: draw the arm as it was constructed (348,000 triangles), not by its collision shapes, which takes a CPU
             nine times as long.
@@ -70,30 +70,18 @@ class PickLift(PickLiftEnv):
         self,
         render_mode: str | None = None,
         control_mode: ControlMode = "pd_joint_pos",
-        image_size: int = 128,
+        image_size: int | None = 128,
         fps: int = 30,
         meshes: bool = False,
         log: str | None = None,
         made: Callable[[PickLift], None] | None = None,
     ) -> None:
-        if image_size < 1 or fps < 1:
+        if (image_size is not None and image_size < 1) or fps < 1:
             raise ConfigError(f"image_size={image_size} and fps={fps} have to be 1 or more")
         if control_mode != "pd_joint_pos":
             raise ConfigError(f"control_mode={control_mode} is not for this scene: give pd_joint_pos")
-        overhead = OverheadCamera(width=image_size, height=image_size)
-        wrist = WristCamera(
-            width=image_size,
-            height=image_size,
-            fov_deg_range=(FIELD_OF_VIEW, FIELD_OF_VIEW),
-            pitch_deg_range=(PITCH, PITCH),
-            pos_x_noise=0.0,
-            pos_y_center=MOUNT[1],
-            pos_y_noise=0.0,
-            pos_z_center=MOUNT[2],
-            pos_z_noise=0.0,
-        )
         super().__init__(
-            config=settings(fps, obs_mode="visual", observations=[JointPositions(), wrist, overhead]),
+            config=settings(fps, **observed(image_size)),
             render_mode=render_mode,
             control_mode=control_mode,
         )
@@ -137,6 +125,25 @@ def within_speed(
     return nearer
 
 
+def observed(image_size: int | None) -> dict[str, Any]:
+    """Return so101-nexus's options of what is observed: joints, and two cameras unless the size is None."""
+    if image_size is None:
+        return {"observations": [JointPositions()]}
+    overhead = OverheadCamera(width=image_size, height=image_size)
+    wrist = WristCamera(
+        width=image_size,
+        height=image_size,
+        fov_deg_range=(FIELD_OF_VIEW, FIELD_OF_VIEW),
+        pitch_deg_range=(PITCH, PITCH),
+        pos_x_noise=0.0,
+        pos_y_center=MOUNT[1],
+        pos_y_noise=0.0,
+        pos_z_center=MOUNT[2],
+        pos_z_noise=0.0,
+    )
+    return {"obs_mode": "visual", "observations": [JointPositions(), wrist, overhead]}
+
+
 def settings(fps: int, **options: Any) -> PickConfig:
     """Return the settings of the scene, and ``options`` of so101-nexus's."""
     return PickConfig(
@@ -162,7 +169,7 @@ def side_camera() -> mujoco.MjvCamera:
 
 def blind_scene() -> PickLiftEnv:
     """Return the scene without renderers, in steps of `TIMESTEP`, and as `PickLift` draws it."""
-    scene = PickLiftEnv(config=settings(round(1 / TIMESTEP), observations=[JointPositions()]))
+    scene = PickLiftEnv(config=settings(round(1 / TIMESTEP), **observed(None)))
     draw_collision_shapes(scene.model)
     wrist = scene.model.camera("wrist_cam")
     wrist.fovy, wrist.pos = FIELD_OF_VIEW, MOUNT
