@@ -11,7 +11,6 @@ with seed S + i, as in `lerobot-eval --seed=S`. Nothing is rendered.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from lerobot_policy_vla0.tools.blind_baselines import play_actions, write_baselines
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
-from lerobot_policy_vla0.tools.workers import spawned_pool
+from lerobot_policy_vla0.tools.workers import in_processes
 
 AFTER = 20  # steps that a replay's last action is repeated: one second, for what still falls or slides
 
@@ -92,11 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     mean = tuple(np.concatenate([actions[index] for index, _ in mine]).mean(axis=0).tolist())
     players = [None, *(seed for _, seed in chosen)]
     policies = [Blind(options.task, seed, mean, options.seed, options.episodes) for seed in players]
-    results = {}
-    with spawned_pool(options.workers) as pool:
-        futures = {pool.submit(play, policy): policy.demonstration for policy in policies}
-        for done in tqdm(as_completed(futures), total=len(futures), unit="policy"):
-            results[futures[done]] = done.result()
+    played = in_processes(play, [(policy,) for policy in policies], options.workers)
+    results = {players[number]: result for number, result in tqdm(played, total=len(policies), unit="policy")}
     replays = [{"episode_index": index, "seed": seed, **results[seed]} for index, seed in chosen]
     seeds = range(options.seed, options.seed + options.episodes)
     write_baselines(options.output, options.task, seeds, mean, results[None], replays)

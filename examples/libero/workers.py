@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from simulation import make_env
 from tasks import TASKS
 
 from lerobot_policy_vla0.tools.recorder import write_episode
-from lerobot_policy_vla0.tools.workers import spawned_pool
+from lerobot_policy_vla0.tools.workers import in_processes
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,4 @@ def close() -> None:
 
 def play_all(jobs: list[Job], workers: int) -> Iterator[Placed]:
     """Play the jobs in `workers` processes and yield each result as soon as it is there."""
-    with spawned_pool(workers) as pool:  # what is finished is on disk whenever this ends
-        for done in as_completed([pool.submit(play, job) for job in jobs]):
-            yield done.result()
+    return (placed for _, placed in in_processes(play, [(job,) for job in jobs], workers))

@@ -86,7 +86,7 @@ def executed_actions(
         return recorded
     name, seed = recording["episodes"][index]
     assert name == task, (name, task)
-    return experts.run_expert(env, seed, image_size=None).actions
+    return experts.run_expert(env, seed, image_size=None).frames["action"]
 
 
 def play(

@@ -1,4 +1,4 @@
-"""Scripted Meta-World experts run through LeRobot's own environment, and the file one episode is staged in.
+"""Scripted Meta-World experts run through LeRobot's own environment.
 
 Knows MuJoCo and LeRobot's `MetaworldEnv`; nothing about datasets. Physics, rendering, camera, rewards
 and the experts are those of the installed packages: the subclasses below only keep or drop observations.
@@ -6,18 +6,14 @@ and the experts are those of the installed packages: the subclasses below only k
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
 
 import cv2
 import numpy as np
 from lerobot.envs.metaworld import MetaworldEnv
 
-from lerobot_policy_vla0.tools.recorder import disturbance
+from lerobot_policy_vla0.tools.recorder import Episode, Result, disturbance
 
 MAX_EPISODE_STEPS = 500  # Meta-World's own limit; LeRobot's --env.episode_length does not change it
 FPS = 80  # `MetaworldEnv.metadata["render_fps"]`
@@ -55,31 +51,7 @@ class RawEnv(MetaworldEnv):
         return np.asarray(raw_obs, dtype=np.float64).copy()
 
 
-@dataclass
-class Episode:
-    """One finished expert episode.
-
-    Attributes:
-        task: Task name, such as `reach-v3`.
-        description: The instruction in English (`MetaworldEnv.task_description`).
-        seed: The number given to `env.reset(seed=...)`.
-        success: Whether the task was solved within `MAX_EPISODE_STEPS`.
-        images: T PNG files (RGB, image_size x image_size), each taken BEFORE the action of its row; empty for
-            a failure.
-        states: float32 (T, 4), gripper position in metres and opening, before the action.
-        actions: float32 (T, 4) in [-1, 1], as the expert asked for (and as executed, without noise).
-    """
-
-    task: str
-    description: str
-    seed: int
-    success: bool
-    images: list[bytes]
-    states: np.ndarray
-    actions: np.ndarray
-
-
-def run_expert(env: RawEnv, seed: int, image_size: int | None, noise: float = 0.0) -> Episode:
+def run_expert(env: RawEnv, seed: int, image_size: int | None, noise: float = 0.0) -> Episode[Result]:
     """Play the scripted expert from `env.reset(seed=seed)` until success or the step limit.
 
     Args:
@@ -93,36 +65,41 @@ def run_expert(env: RawEnv, seed: int, image_size: int | None, noise: float = 0.
             demonstrations show how to come back (DART, Laskey et al. 2017).
 
     Returns:
-        The episode. Frames are only drawn up to the last action: the frame after success is never stored.
+        The episode; its frames are `observation.image`, uint8 (T, image_size, image_size, 3) RGB,
+        `observation.state`, float32 (T, 4), gripper position in metres and opening, and `action`, float32 (T, 4) in
+        [-1, 1], as the expert asked for. Frames are only drawn up to the last action: the one after success is
+        never stored.
     """
     disturbed = disturbance(seed, noise, size=4)
-    images: list[bytes] = []
-    states: list[np.ndarray] = []
-    actions: list[np.ndarray] = []
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
     raw, _ = env.reset(seed=seed)
     success = False
     for _ in range(MAX_EPISODE_STEPS):
         if image_size is not None:
-            images.append(encode_frame(env.render(), image_size))
-        states.append(raw[:4].astype(np.float32))
+            rows["observation.image"].append(shrunk(env.render(), image_size))
+        rows["observation.state"].append(raw[:4].astype(np.float32))
         # The environment clips to [-1, 1] before moving; store that, not the larger number asked for.
         action = np.clip(env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
-        actions.append(action)
+        rows["action"].append(action)
         drift = next(disturbed) * [1, 1, 1, 0]  # the gripper is left alone
         executed = np.clip(action + drift, -1.0, 1.0).astype(np.float32)
         raw, _, terminated, truncated, info = env.step(executed)
         success = bool(info["is_success"])
         if terminated or truncated:  # `step` has already reset the simulation after a success
             break
-    if not success:
-        images = []
-    return Episode(
-        plain_task(env.task), env.task_description, seed, success, images, np.stack(states), np.stack(actions)
+    result = Result(
+        task=plain_task(env.task),
+        instruction=env.task_description,
+        seed=seed,
+        success=success,
+        steps=len(rows["action"]),
+        failure="" if success else "the expert failed",
     )
+    return Episode(result, {key: np.stack(values) for key, values in rows.items()})
 
 
-def encode_frame(frame: np.ndarray, image_size: int) -> bytes:
-    """Return `frame`, uint8 (480, 480, 3) RGB, as a PNG of `image_size` x `image_size` pixels.
+def shrunk(frame: np.ndarray, image_size: int) -> np.ndarray:
+    """Return `frame`, uint8 (480, 480, 3) RGB, with edges of `image_size` pixels.
 
     INTER_AREA averages all source pixels under a target pixel: 480 to 240 is an exact 2x2 mean without
     aliasing.
@@ -135,52 +112,4 @@ def encode_frame(frame: np.ndarray, image_size: int) -> bytes:
             f"the renderer returned a frame with the single value {frame.min()}: "
             "its OpenGL context is not current. Open one environment per process at a time."
         )
-    if frame.shape[0] != image_size:
-        frame = cv2.resize(
-            np.ascontiguousarray(frame), (image_size, image_size), interpolation=cv2.INTER_AREA
-        )
-    ok, png = cv2.imencode(".png", frame[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])
-    if not ok:
-        raise RuntimeError(f"OpenCV could not encode a {frame.shape} frame as PNG")
-    return png.tobytes()
-
-
-def decode_frame(png: bytes) -> np.ndarray:
-    """Return the frame in a PNG file as uint8 (H, W, 3) RGB."""
-    frame = cv2.imdecode(np.frombuffer(png, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if frame is None:
-        raise ValueError(f"{len(png)} bytes are not a readable PNG file")
-    return np.ascontiguousarray(frame[..., ::-1])
-
-
-def write_episode(path: Path, episode: Episode) -> None:
-    """Write `episode` to `path` in one atomic step: the file is complete or not there."""
-    sizes = np.array([len(png) for png in episode.images], dtype=np.int64)
-    meta: dict[str, Any] = {
-        "task": episode.task,
-        "description": episode.description,
-        "seed": episode.seed,
-        "success": episode.success,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            meta=np.array(json.dumps(meta)),
-            png=np.frombuffer(b"".join(episode.images), dtype=np.uint8),
-            png_sizes=sizes,
-            states=episode.states,
-            actions=episode.actions,
-        )
-    temporary.replace(path)
-
-
-def read_episode(path: Path) -> Episode:
-    """Read back what `write_episode` wrote."""
-    with np.load(path) as data:
-        meta = json.loads(str(data["meta"]))
-        blob, ends = data["png"].tobytes(), np.cumsum(data["png_sizes"])
-        starts = ends - data["png_sizes"]
-        images = [blob[start:end] for start, end in zip(starts, ends, strict=True)]
-        return Episode(images=images, states=data["states"], actions=data["actions"], **meta)
+    return cv2.resize(np.ascontiguousarray(frame), (image_size, image_size), interpolation=cv2.INTER_AREA)

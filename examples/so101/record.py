@@ -11,7 +11,6 @@ import argparse
 import atexit
 import sys
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from lerobot_policy_vla0.tools.demonstrations import (
 from lerobot_policy_vla0.tools.recorder import Result
 from lerobot_policy_vla0.tools.so101.arm import SimulatedArm
 from lerobot_policy_vla0.tools.so101.scene import CAMERAS
-from lerobot_policy_vla0.tools.workers import spawned_pool
+from lerobot_policy_vla0.tools.workers import in_processes
 
 FPS = 30
 
@@ -63,9 +62,8 @@ def play_all(
     todo: list[tuple[int, Path | None]], image_size: int | None, noise: float, workers: int
 ) -> Iterator[Result]:
     """Play the episodes in processes and yield each result as soon as it is there."""
-    with spawned_pool(workers) as pool:
-        for done in as_completed([pool.submit(play, seed, image_size, noise, path) for seed, path in todo]):
-            yield done.result()
+    calls = [(seed, image_size, noise, path) for seed, path in todo]
+    return (result for _, result in in_processes(play, calls, workers))
 
 
 def record(settings: dict[str, Any], root: Path, repo_id: str, workers: int) -> Path:

@@ -83,39 +83,16 @@ def test_an_episode_depends_on_its_seed_alone() -> None:
     assert not np.array_equal(used, other)
 
 
-def test_failures_are_replaced_by_the_next_seeds() -> None:
-    plan = record.Plan({"tasks": ["a"], "episodes": 3, "seed": 10})
-    assert plan.missing() == [("a", 10), ("a", 11), ("a", 12)]
-    plan.results = {("a", 11): False, ("a", 12): True}
-    assert plan.missing() == [("a", 10), ("a", 13)]
-    assert plan.settled() == []  # nothing may be written before seed 10 is known
-    plan.results[("a", 10)] = True
-    assert plan.settled() == [("a", 10), ("a", 12)]
-    plan.results[("a", 13)] = True
-    assert plan.missing() == []
-    assert plan.settled() == [("a", 10), ("a", 12), ("a", 13)]
-    assert plan.failures() == [("a", 11)]
-
-
-def test_a_staged_episode_reads_back_unchanged(tmp_path: Path) -> None:
-    frame = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
-    images = [experts.encode_frame(frame, 480), experts.encode_frame(frame, 240)]
-    states, actions = np.arange(8, dtype=np.float32).reshape(2, 4), np.ones((2, 4), np.float32)
-    written = experts.Episode(TASK, "go there", 5, True, images, states, actions)
-    experts.write_episode(tmp_path / "a" / "seed_5.npz", written)
-    read = experts.read_episode(tmp_path / "a" / "seed_5.npz")
-    assert (read.task, read.description, read.seed, read.success) == (TASK, "go there", 5, True)
-    assert np.array_equal(experts.decode_frame(read.images[0]), frame)
-    # 480 to 240 is the mean of 2 x 2 pixels.
-    mean = frame.reshape(240, 2, 240, 2, 3).mean(axis=(1, 3))
-    assert np.abs(experts.decode_frame(read.images[1]) - mean).max() <= 0.5
-    assert np.array_equal(read.states, states) and np.array_equal(read.actions, actions)
-    assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "seed_5.npz"]
-
-
 def test_a_black_frame_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="single value 0: its OpenGL context is not current"):
-        experts.encode_frame(np.zeros((480, 480, 3), np.uint8), 240)
+        experts.shrunk(np.zeros((480, 480, 3), np.uint8), 240)
+
+
+def test_a_frame_is_shrunk_to_means() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (480, 480, 3), dtype=np.uint8)
+    assert np.array_equal(experts.shrunk(frame, 480), frame)
+    mean = frame.reshape(240, 2, 240, 2, 3).mean(axis=(1, 3))  # of 2 x 2 pixels
+    assert np.abs(experts.shrunk(frame, 240) - mean).max() <= 0.5
 
 
 def test_a_folder_recorded_elsewhere_is_not_touched(
@@ -151,16 +128,6 @@ def test_tasks_with_one_instruction_are_refused(tmp_path: Path, capsys: pytest.C
     message = capsys.readouterr().err
     assert "push-v3 and push-back-v3 have the same instruction, 'Push the puck to a goal'" in message
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_kept_episodes_of_every_task_are_in_the_order_of_tasks_and_seeds() -> None:
-    plan = record.Plan({"tasks": ["a", "b"], "episodes": 2, "seed": 0})
-    # The second task was faster, and seed 0 of the first failed.
-    plan.results = {("b", 0): True, ("b", 1): True, ("a", 1): True, ("a", 0): False}
-    assert plan.settled() == [("a", 1)]
-    assert plan.missing() == [("a", 2)]
-    plan.results["a", 2] = True
-    assert plan.settled() == [("a", 1), ("a", 2), ("b", 0), ("b", 1)]
 
 
 # ---- with rendering ------------------------------------------------------------------------------------------
@@ -219,7 +186,7 @@ def test_a_killed_recording_goes_on_and_equals_an_uninterrupted_one(
     command += ["--episodes", "1", "--seed", str(SEED), "--image-size", "64", "--workers", "1"]
     command += ["--root", root, "--repo-id", "local/two"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first = tmp_path / "dataset.staging" / TASK / f"seed_{SEED}.npz"
+    first = tmp_path / "dataset.staging" / TASK / f"{SEED}.npz"
     wait_until(lambda: first.is_file() or process.poll() is not None)
     assert process.poll() is None
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -233,7 +200,7 @@ def test_a_killed_recording_goes_on_and_equals_an_uninterrupted_one(
     options = [str(argument) for argument in command[2:]]
     assert record.main(options) == 0
     printed = capsys.readouterr().out
-    assert f"going on: {len(staged)} of 2 episodes are staged" in printed
+    assert f"going on: {len(staged)} episodes are in {first.parents[1]}" in printed
 
     ours, theirs = content(root), content(recorded)
     for key, value in theirs.items():

@@ -1,8 +1,8 @@
 """Records scripted experts into one LeRobotDataset; for the recorders in ``examples/``.
 
 Every finished episode is one file in ``<root>.staging``, so a killed recording goes on where it stopped. The data set
-is then written in order of task and seed and moved into place in one step: neither the number of processes nor an
-interruption can be seen in it.
+is written in order of task and seed while the others play, and moved into place in one step: neither the number of
+processes nor an interruption can be seen in it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE, open_recording
+
+if TYPE_CHECKING:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 #: Of a disturbance from step to step: its memory is about ten steps.
 NOISE_CORRELATION = 0.9
@@ -127,11 +131,26 @@ def record(
     def staged(key: Key) -> Path:
         return staging / key[0] / f"{key[1]}.npz"
 
-    # 1. Play until every task has its successes; a failure is replaced by the task's next seed.
     successes = {
         (path.parent.name, int(path.stem)): read_result(path, kind).success
         for path in staging.glob("*/*.npz")
     }
+    if successes:
+        print(f"going on: {len(successes)} episodes are in {staging}")
+    partial = root.with_name(root.name + ".partial")
+    if partial.exists():  # left by a killed recording; everything in it comes from the staged files
+        shutil.rmtree(partial)
+    written = _create_dataset(partial, repo_id, dataset)
+    kept: list[Key] = []  # written so far
+
+    def write_settled() -> None:
+        """Write the episodes before the first one that is still to be played."""
+        settled = takewhile(successes.__contains__, wanted(settings, successes))
+        for key in [key for key in settled if successes[key]][len(kept) :]:
+            _add_episode(written, read_episode(staged(key), kind))
+            kept.append(key)
+
+    # Play until every task has its successes; a failure is replaced by the task's next seed.
     with tqdm(total=len(settings["tasks"]) * settings["episodes"], unit="episode", desc="recording") as bar:
         while missing := [key for key in wanted(settings, successes) if key not in successes]:
             bar.update(sum(successes.get(key, False) for key in wanted(settings, successes)) - bar.n)
@@ -140,14 +159,10 @@ def record(
                 bar.update(result.success)
                 if not result.success:
                     bar.write(f"{result.failure}: {result.task}, seed {result.seed}; taking the next seed")
+                write_settled()
+        write_settled()  # everything may have been there before
 
-    # 2. Write them in order.
-    keys = wanted(settings, successes)
-    kept = [key for key in keys if successes[key]]
-    partial = root.with_name(root.name + ".partial")
-    if partial.exists():  # left by a killed recording; everything in it comes from the staged files
-        shutil.rmtree(partial)
-    _write_dataset([staged(key) for key in kept], partial, repo_id, kind, dataset)
+    written.finalize()
     (partial / SETTINGS_FILE).write_text(
         json.dumps({"settings": dict(settings), "episodes": kept}, indent=1) + "\n"
     )
@@ -155,7 +170,7 @@ def record(
     shutil.rmtree(staging)
     print(
         f"recorded {len(kept)} episodes in {root} in {time.perf_counter() - began:.0f} s; "
-        f"failed ones left out: {len(keys) - len(kept)}"
+        f"failed ones left out: {len(wanted(settings, successes)) - len(kept)}"
     )
     return root
 
@@ -176,9 +191,7 @@ def wanted(settings: Mapping[str, Any], successes: Mapping[Key, bool]) -> list[K
     return keys
 
 
-def _write_dataset(
-    paths: list[Path], root: Path, repo_id: str, kind: type[Result], options: Mapping[str, Any]
-) -> None:
+def _create_dataset(root: Path, repo_id: str, options: Mapping[str, Any]) -> LeRobotDataset:
     import av
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -187,14 +200,14 @@ def _write_dataset(
     datasets.disable_progress_bars()
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder: errors only
     av.logging.set_libav_level(av.logging.ERROR)
-    dataset = LeRobotDataset.create(repo_id, root=root, **options)
-    for path in tqdm(paths, unit="episode", desc="writing"):
-        episode = read_episode(path, kind)
-        for row in range(len(episode.frames["action"])):
-            frame = {key: values[row] for key, values in episode.frames.items()}
-            dataset.add_frame({**frame, "task": episode.result.instruction})
-        dataset.save_episode()
-    dataset.finalize()
+    return LeRobotDataset.create(repo_id, root=root, **options)
+
+
+def _add_episode(dataset: LeRobotDataset, episode: Episode[Any]) -> None:
+    for row in range(len(episode.frames["action"])):
+        frame = {key: values[row] for key, values in episode.frames.items()}
+        dataset.add_frame({**frame, "task": episode.result.instruction})
+    dataset.save_episode()
 
 
 def recorded_episodes(root: Path) -> list[Key]:

@@ -11,11 +11,12 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 POLL = 0.1  # seconds between two looks at a worker
 
@@ -109,17 +110,21 @@ def end_with_parent(descriptor: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-@contextmanager
-def spawned_pool(n_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool of spawned processes, which end when this process is killed; what waits at the end is cancelled.
+def in_processes[Result](
+    function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], n_processes: int
+) -> Iterator[tuple[int, Result]]:
+    """Call ``function(*call)`` for every call in processes; yield each one's number and result when it is there.
 
-    Spawned, not forked: an OpenGL context does not survive a fork. The end does not wait for running calls, so that
-    Ctrl-C does not either.
+    The processes end when this one is killed. An exception, Ctrl-C included, does not wait for running calls, and the
+    others never begin.
     """
+    # Spawned, not forked: an OpenGL context does not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_follow_parent)
     try:
-        yield pool
+        numbers = {pool.submit(function, *call): number for number, call in enumerate(calls)}
+        for done in as_completed(numbers):
+            yield numbers[done], done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
