@@ -52,10 +52,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder for all processes of this run."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
 @pytest.fixture(autouse=True, scope="session")
-def own_compiler_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_compiler_cache(shared_folder: Path) -> None:
     """Compile into a folder of this run: a run that was killed may have left half a file in the user's cache."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(shared_folder / "inductor")
 
 
 @pytest.fixture(autouse=True)
@@ -117,13 +124,12 @@ def qwen_tokenizer(qwen_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="session")
-def speaking_backbone(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def speaking_backbone(shared_folder: Path) -> Path:
     """A small base model that answers a few questions, taught once for all processes; see `helpers.speaking`."""
     from filelock import FileLock
     from helpers.speaking import save_speaking_backbone
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "speaking"
+    folder = shared_folder / "speaking"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             save_speaking_backbone(folder.with_name("taught")).rename(folder)

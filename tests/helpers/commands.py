@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from helpers.paths import REPO
 
@@ -61,26 +60,23 @@ def _stand_in(script: Path, command: list[str]) -> Path:
 
 @functools.cache
 def _server() -> str:
-    """Start the server of this process; returns where it listens."""
-    folder = tempfile.mkdtemp(prefix="vla0-fork-")
-    address = os.path.join(folder, "socket")
-    server = subprocess.Popen(
-        [sys.executable, str(_HERE / "fork_server.py"), address],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the tests
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-
-    def end() -> None:
-        server.stdin.close()  # type: ignore[union-attr]
-        server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
-    assert server.stdout.readline() == b"ready\n", "the fork server did not start"
-    return address
+    """Start the server that all processes of this run share, unless one of them has; returns where it listens."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    owner = os.getppid() if run else os.getpid()  # it ends with this process
+    folder = Path(tempfile.gettempdir(), f"vla0-fork-{run or owner}")
+    folder.mkdir(exist_ok=True)
+    address = folder / "socket"
+    with FileLock(folder / "lock"):
+        if not address.exists():
+            server = subprocess.Popen(
+                [sys.executable, str(_HERE / "fork_server.py"), str(address), str(owner)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the tests
+            )
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n", "the fork server did not start"
+    return str(address)
 
 
 def train_arguments(root: Path, output: Path, *, steps: int, save: int) -> list[str]:

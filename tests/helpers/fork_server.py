@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -45,7 +46,8 @@ UNUSED = 500  # no file of this process has this number, or one above
 
 
 def main() -> None:
-    """Serve until standard input closes."""
+    """Serve at ``fork_server.py SOCKET OWNER`` until the process OWNER has ended; then remove the socket's folder."""
+    owner = os.pidfd_open(int(sys.argv[2]))
     started_with = dict(os.environ)
     for name in MODULES:
         with contextlib.suppress(ImportError):  # an extra that is not installed
@@ -60,15 +62,13 @@ def main() -> None:
     listener.listen()
     print("ready", flush=True)
     while True:
-        ready, _, _ = select.select([0, listener], [], [])
-        if 0 in ready:
-            with contextlib.suppress(ChildProcessError):
-                while True:
-                    os.wait()
-            return
+        ready, _, _ = select.select([owner, listener], [], [])
+        if owner in ready:
+            return shutil.rmtree(os.path.dirname(sys.argv[1]))
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
+            os.close(owner)
             request = watch(connection)
             if request is None:
                 os._exit(0)
