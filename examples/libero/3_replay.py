@@ -17,17 +17,22 @@ import numpy as np
 from simulation import make_env
 from tasks import TASKS
 
-from lerobot_policy_vla0.tools.blind_baselines import play_actions
+from lerobot_policy_vla0.tools.blind_baselines import play_blindly
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
 
 
 def replay(task: str, seed: int, actions: np.ndarray, image_size: int | None = None) -> bool:
     """Return whether the actions solve the task from the placements of `seed`."""
     env = make_env(TASKS[task].suite, task, image_size)
-    env.reset(seed=seed)
-    solved, _ = play_actions(env, list(actions), limit=len(actions))
+    played = play_blindly(
+        [seed],
+        lambda seed: env.reset(seed=seed),
+        lambda action: env.step(action)[2],
+        list(actions),
+        len(actions),
+    )
     env.close()
-    return solved
+    return bool(played["n_success"])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from simulation import make_env
 from tasks import TASKS
 from tqdm import tqdm
 
-from lerobot_policy_vla0.tools.blind_baselines import play_actions, write_baselines
+from lerobot_policy_vla0.tools.blind_baselines import play_blindly, write_baselines
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
 from lerobot_policy_vla0.tools.workers import in_processes
 
@@ -59,15 +59,15 @@ def play(policy: Blind) -> dict[str, Any]:
         actions = list(episode.frames["action"])
     env = make_env(suite, policy.task, None, fixed_starts=True)
     limit = env._max_episode_steps if policy.demonstration is None else len(actions) + AFTER
-    successes, lengths = [], []
-    for index in range(policy.episodes):
-        env.init_state_id = index
-        env.reset(seed=policy.seed + index)
-        solved, steps = play_actions(env, actions, limit)
-        successes.append(solved)
-        lengths.append(steps)
+
+    def reset(seed: int) -> None:
+        env.init_state_id = seed - policy.seed
+        env.reset(seed=seed)
+
+    seeds = range(policy.seed, policy.seed + policy.episodes)
+    played = play_blindly(seeds, reset, lambda action: env.step(action)[2], actions, limit)
     env.close()
-    return {"n_success": sum(successes), "success": successes, "steps": lengths}
+    return played
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import experts  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from lerobot_policy_vla0.tools.blind_baselines import write_baselines  # noqa: E402
+from lerobot_policy_vla0.tools.blind_baselines import play_blindly, write_baselines  # noqa: E402
 from lerobot_policy_vla0.tools.demonstrations import SETTINGS_FILE  # noqa: E402
 
 
@@ -89,34 +88,13 @@ def executed_actions(
     return experts.run_expert(env, seed, image_size=None).frames["action"]
 
 
-def play(
-    env: experts.RawEnv, seeds: range, action_at: Callable[[int], np.ndarray], bar: Any
-) -> dict[str, Any]:
-    """Play open loop on every seed.
+def play(env: experts.RawEnv, seeds: range, actions: list[np.ndarray]) -> dict[str, Any]:
+    """Play the same actions, float32 (4,) in [-1, 1], from every seed; see `play_blindly`."""
 
-    Args:
-        env: Environment of the task.
-        seeds: Reset seeds, one episode each.
-        action_at: Step number (from 0) to action, float32 (4,) in [-1, 1].
-        bar: Progress bar, advanced by one per episode.
+    def step(action: np.ndarray) -> bool:
+        return bool(env.step(action)[4]["is_success"])
 
-    Returns:
-        `success` (bool) and `steps` (int), one per seed, and `n_success`.
-    """
-    successes, lengths = [], []
-    for seed in seeds:
-        env.reset(seed=seed)
-        success, steps = False, 0
-        while steps < experts.MAX_EPISODE_STEPS:
-            _, _, terminated, truncated, info = env.step(action_at(steps))
-            steps += 1
-            if terminated or truncated:
-                success = bool(info["is_success"])
-                break
-        successes.append(success)
-        lengths.append(steps)
-        bar.update()
-    return {"n_success": sum(successes), "success": successes, "steps": lengths}
+    return play_blindly(seeds, lambda seed: env.reset(seed=seed), step, actions, experts.MAX_EPISODE_STEPS)
 
 
 def run(task: str, root: Path, seeds: range, n_replays: int, output: Path) -> None:
@@ -135,13 +113,13 @@ def run(task: str, root: Path, seeds: range, n_replays: int, output: Path) -> No
     indices = list(episodes)
     chosen = [indices[round(i)] for i in np.linspace(0, len(indices) - 1, min(n_replays, len(indices)))]
     env = experts.RawEnv(task)
-    with tqdm(total=len(seeds) * (1 + len(chosen)), unit="episode", desc="baselines") as bar:
-        constant = play(env, seeds, lambda step: mean, bar)
-        replays = []
-        for index in chosen:
-            actions = executed_actions(env, root, task, index, episodes[index])
-            result = play(env, seeds, lambda step, actions=actions: actions[min(step, len(actions) - 1)], bar)
-            replays.append({"episode_index": index, "demonstration_steps": len(actions), **result})
+    constant = play(env, seeds, [mean])
+    replays = []
+    for index in tqdm(chosen, unit="replay", desc="baselines"):
+        actions = executed_actions(env, root, task, index, episodes[index])
+        replays.append(
+            {"episode_index": index, "demonstration_steps": len(actions), **play(env, seeds, list(actions))}
+        )
     about = {"dataset": str(root), "max_steps": experts.MAX_EPISODE_STEPS}
     write_baselines(output, task, seeds, mean, constant, replays, **about)
 

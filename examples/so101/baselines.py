@@ -4,33 +4,22 @@
 
 Two kinds: the mean action of the demonstrations at every step, and the goals of single demonstrations, played again
 undisturbed from their own start and replayed here, the last one repeated for a second. Start i is that of seed S + i,
-as in `lerobot-eval --seed=S`.
+as in `lerobot-eval --seed=S`. No pictures are drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from episodes import TASK, run_expert
 from record import FPS
 from tqdm import tqdm
 
-from lerobot_policy_vla0.tools.blind_baselines import play_actions, write_baselines
+from lerobot_policy_vla0.tools.blind_baselines import play_blindly, write_baselines
 from lerobot_policy_vla0.tools.recorder import episode_actions, recorded_episodes
-from lerobot_policy_vla0.tools.so101.environment import PickLiftEnv
-
-
-def play(env: PickLiftEnv, actions: list[np.ndarray], limit: int, seeds: range) -> dict[str, Any]:
-    """Play the same goals from every start; returns success and steps of every episode."""
-    played = []
-    for seed in seeds:
-        env.reset(seed=seed)
-        played.append(play_actions(env, actions, limit))
-    successes, steps = [lifted for lifted, _ in played], [steps for _, steps in played]
-    return {"n_success": sum(successes), "success": successes, "steps": steps}
+from lerobot_policy_vla0.tools.so101.arm import SimulatedArm
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,14 +36,20 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = range(options.seed, options.seed + options.episodes)
     recorded = recorded_episodes(options.root)[: options.replays]
     mean = np.concatenate(episode_actions(options.root)).mean(axis=0)
-    env = PickLiftEnv(image_size=8, fps=FPS, max_steps=options.max_steps)
-    constant = play(env, [mean], options.max_steps, seeds)
+    arm = SimulatedArm(image_size=None, fps=FPS)
+
+    def step(goal: np.ndarray) -> bool:
+        arm.send(goal)
+        return bool(arm.info["success"])
+
+    constant = play_blindly(seeds, arm.reset, step, [mean], options.max_steps)
     replays = []
     for index, (_, seed) in enumerate(tqdm(recorded, unit="replay")):
-        actions = list(run_expert(env.arm, seed).frames["action"])
+        actions = list(run_expert(arm, seed).frames["action"])
         limit = min(options.max_steps, len(actions) + FPS)
-        replays.append({"episode_index": index, "seed": seed, **play(env, actions, limit, seeds)})
-    env.close()
+        played = play_blindly(seeds, arm.reset, step, actions, limit)
+        replays.append({"episode_index": index, "seed": seed, **played})
+    arm.close()
     write_baselines(options.output, TASK, seeds, mean, constant, replays)
 
 

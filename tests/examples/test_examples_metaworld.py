@@ -311,13 +311,10 @@ def test_baselines_are_deterministic_and_know_their_own_seeds(recorded: Path, tm
 
 @pytest.mark.sim
 def test_replaying_a_demonstration_on_its_own_seed_succeeds(recorded: Path) -> None:
-    class NoBar:
-        def update(self) -> None: ...
-
     actions = baselines.demonstrations(recorded, SECOND)
     assert list(actions) == [1]
     seeds = range(SEED, SEED + 1)
-    result = baselines.play(RawEnv(SECOND), seeds, lambda step: actions[1][step], NoBar())
+    result = baselines.play(RawEnv(SECOND), seeds, list(actions[1]))
     assert result == {"n_success": 1, "success": [True], "steps": [LENGTHS[SECOND]]}
 
 

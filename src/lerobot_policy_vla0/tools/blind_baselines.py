@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from lerobot_policy_vla0.output_files import write_json
+
+Array = np.ndarray[Any, Any]
 
 #: ``n_success``, and ``success`` and ``steps`` of every episode.
 Played = dict[str, Any]
 
 
-def play_actions(
-    env: gymnasium.Env[Any, Any], actions: Sequence[np.ndarray[Any, Any]], limit: int
-) -> tuple[bool, int]:
-    """Play actions, ``(D,)`` each, after a reset, and repeat the last one, until success or ``limit`` steps.
+def play_blindly(
+    seeds: Iterable[int],
+    reset: Callable[[int], object],
+    step: Callable[[Array], bool],
+    actions: Sequence[Array],
+    limit: int,
+) -> Played:
+    """Play the same actions from every start, and repeat the last one, until success or ``limit`` steps.
 
-    Returns:
-        Whether the environment ended in success, which it calls terminated, and the steps executed.
+    Args:
+        seeds: of the starts, in order.
+        reset: goes to the start of a seed.
+        step: executes an action, ``(D,)``, and says whether the task is solved.
+        actions: one per step.
+        limit: steps of an episode.
     """
-    solved, steps = False, 0
-    while not solved and steps < limit:
-        _, _, solved, _, _ = env.step(actions[min(steps, len(actions) - 1)])
-        steps += 1
-    return bool(solved), steps
+    successes, lengths = [], []
+    for seed in seeds:
+        reset(seed)
+        solved, steps = False, 0
+        while not solved and steps < limit:
+            solved = bool(step(actions[min(steps, len(actions) - 1)]))
+            steps += 1
+        successes.append(solved)
+        lengths.append(steps)
+    return {"n_success": sum(successes), "success": successes, "steps": lengths}
 
 
 def write_baselines(
