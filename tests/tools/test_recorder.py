@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from lerobot_policy_vla0.tools import recorder
@@ -43,8 +44,17 @@ def test_a_staged_episode_reads_back_unchanged(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["5.npz", "6.npz"]
 
 
-def test_episodes_are_written_in_order_and_failures_are_replaced(tmp_path: Path) -> None:
-    root, asked = tmp_path / "dataset", []
+def test_episodes_are_written_in_order_and_failures_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, asked, written = tmp_path / "dataset", [], []
+    add = recorder._add_episode
+
+    def watched(dataset: LeRobotDataset, episode: Episode[Result]) -> None:
+        written.append((episode.result.task, episode.result.seed, len(asked)))
+        add(dataset, episode)
+
+    monkeypatch.setattr(recorder, "_add_episode", watched)
 
     def play(todo: list[tuple[Key, Path]]) -> Iterator[Result]:
         asked.append([key for key, _ in todo])
@@ -58,6 +68,8 @@ def test_episodes_are_written_in_order_and_failures_are_replaced(tmp_path: Path)
     recorder.record(SETTINGS, root, "local/two", Result, play, fps=10, features=features, use_videos=False)
 
     assert asked == [[("a", 10), ("a", 11), ("b", 10), ("b", 11)], [("a", 12)]]
+    # As soon as it was known what the first episode is, although the next one was still to be played.
+    assert written == [("a", 11, 1), ("a", 12, 2), ("b", 10, 2), ("b", 11, 2)]
     kept = [["a", 11], ["a", 12], ["b", 10], ["b", 11]]
     assert json.loads((root / "recording.json").read_text()) == {"settings": SETTINGS, "episodes": kept}
     dataset = LeRobotDataset("local/two", root=root)
