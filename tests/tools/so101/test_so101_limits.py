@@ -50,9 +50,8 @@ class Violations:
 
 def drive(arm: SimulatedArm, steps: int, **options: Any) -> Violations:
     """Let a policy of random weights that samples hot drive the arm; count what breaks the limits."""
-    torch.manual_seed(
-        2
-    )  # 0 begins with a goal that the table keeps the arm from: it would stay below the floor
+    # 0 begins with a goal that the table keeps the arm from, and the arm would stay below the floor.
+    torch.manual_seed(2)
     config = make_config(
         action_dim=6,
         image=16,
